@@ -212,18 +212,18 @@ _STUDY = """## A study
 | file | content |
 | --- | --- |
 | `labels.sqlite` | texts, all decisions of all coders, codebook, settings |
-| `labels.csv` | the table for `bertsmith train`: one row for each labelled text |
+| `labels.csv` | the table for `bertsmith train`: a row for each labelled text, and each random text without a label |
 | `embeddings.f16`, `embeddings.hashes`, `embeddings.json` | embeddings of the pool, hashes of its texts, checkpoint |
 | `runs/` | the runs that the page trained |
 
-The columns of `labels.csv`, before those of the pool:
+The columns of `labels.csv`, before those of the pool. A column of the pool with one of these names becomes `pool NAME`:
 
 | column | content |
 | --- | --- |
 | `Text`, `Pair` | the text; the second text of a pair |
 | `Label Text`, `Label` | label text, several joined by `;`; number of an ordinal label |
 | `split` | `test` for random texts, otherwise `train` |
-| `random` | whether the text was drawn at random |
+| `random` | whether the text was drawn at random, and has an inclusion probability |
 | `inclusion_probability` | for a random text, the probability that the random sample contains it; otherwise empty |
 | `reason` | why the text was chosen: `uncertain`, `diverse`, `rare` or `random` |
 | `decided_by`, `share_of_coders` | origin of the label; share of coders who gave it |
@@ -469,6 +469,7 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "long": "how the model read texts above the maximum length",
             "left_out": "dropped rows by reason",
             "seen_in_training": "number of texts of the table that the model was trained or validated on",
+            "notes": "labels that no text has, and texts with different labels",
         },
     ),
 }

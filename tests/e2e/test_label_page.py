@@ -103,8 +103,8 @@ def test_two_coders_label_100_texts_with_the_keyboard(project, tmp_path):
             assert tab.js("document.documentElement.scrollWidth <= innerWidth")
         assert tab.js("document.getElementById('error').textContent") == ""
         table = pd.read_csv(io.StringIO(tab.js("fetch('labels.csv').then(answer => answer.text())")))
-    assert len(table) == 98  # one text was unsure and one skipped
-    assert table["Label Text"].isna().sum() == 9  # of ten disagreements one was settled
+    assert len(table) == 99  # one text was unsure and one skipped; one of them is random, and stays without a label
+    assert table["Label Text"].isna().sum() == 1 + 9  # of ten disagreements one was settled
     decisions = project.decisions
     assert len(decisions) == 2 * TEXTS + 1
     assert [d.note for d in decisions if d.note] == ["no 1 or 2"] * 2

@@ -199,6 +199,12 @@ def test_a_run_is_scored_on_another_table(own_run, tmp_path):
     assert metrics["metrics"]["macro_f1"]["value"] > 0.8
     kept = json.loads((own_run / "evaluations" / "new-data" / "metrics.json").read_text())
     assert kept["left_out"] == {"empty text": 1}
+    assert kept["notes"] == []
+    some = table[table["Label"] != 30].drop(index=3)
+    twice = some.assign(Label=30 - some["Label"]).drop(columns="Label Text").head(2)
+    absent, contradictory = bs.evaluate(own_run, pd.concat([some, twice]), name="two", device="cpu")["notes"]
+    assert "'fruits'" in absent
+    assert contradictory.startswith("2 texts")
     with pytest.raises(DataError, match="'dragons'"):
         bs.evaluate(own_run, table.assign(**{"Label Text": "dragons"}).drop(columns="Label"))
     with pytest.raises(DataError, match="10 = 'colours'"):

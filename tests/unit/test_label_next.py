@@ -16,6 +16,7 @@ from bertsmith.labelling.choose import (
     RESERVED,
     Candidates,
     Choice,
+    inclusion_probabilities,
     priorities,
     random_rows,
     without_near_duplicates,
@@ -53,6 +54,29 @@ def test_later_rounds_continue_the_random_sample(n_rows, n, seed):
 def test_rows_added_at_the_end_do_not_change_the_others():
     assert (priorities(50, 3) == priorities(80, 3)[:50]).all()
     assert (priorities(50, 3) != priorities(50, 4)).any()
+
+
+def test_parts_of_a_pool_that_grew_have_their_own_chances():
+    sizes = [(300, 300), (900, 899)]
+    found = inclusion_probabilities([*range(1, 61), *range(301, 361)], sizes)
+    assert {found[row] for row in range(1, 61)} == {60 / 300}
+    assert {found[row] for row in range(301, 361)} == {60 / 599}
+    assert inclusion_probabilities(range(1, 61), sizes) == {}  # it does not represent the new rows
+    assert set(inclusion_probabilities(range(1, 61), [(300, 300), (310, 310)]).values()) == {60 / 310}
+
+
+def test_the_sample_of_a_pool_that_grew_has_the_mean_of_the_pool():
+    values, weighted, plain = np.repeat([0.0, 1.0], [300, 600]), [], []
+    for seed in range(300):
+        first, _ = random_rows(priorities(300, seed), np.ones(300, dtype=bool), 40)
+        free = ~np.isin(np.arange(900), first)
+        later, _ = random_rows(priorities(900, seed), free, 40)
+        rows = np.concatenate([first, later])
+        chances = inclusion_probabilities((rows + 1).tolist(), [(300, 300), (900, 900)])
+        weighted.append(np.average(values[rows], weights=[1 / chances[row + 1] for row in rows]))
+        plain.append(values[rows].mean())
+    assert weighted == pytest.approx([2 / 3] * 300)
+    assert np.mean(plain) < 0.6
 
 
 # -- the other texts ---------------------------------------------------------------------------------------------------
@@ -139,6 +163,10 @@ def test_each_text_is_embedded_once_also_after_an_interruption(tmp_path):
         again.update(["one", "", "changed"], 0, embed, "pool")
     with pytest.raises(RunFolderError):
         PoolFile(tmp_path, "other", 2)
+    for damage in ("{", "[]", "{}"):
+        (tmp_path / "embeddings.json").write_text(damage)
+        with pytest.raises(RunFolderError):
+            PoolFile(tmp_path, "model", 2)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
@@ -179,6 +207,16 @@ def test_rounds_of_a_project(pool, tmp_path, tiny, cli):
     texts = [text.text for text in project.texts if not text.random]
     assert len(set(group_near_duplicates(texts))) == len(texts)
     table = pd.read_csv(pool)
+    more = table.assign(Text=table["Text"] + " again")
+    pd.concat([table, more]).to_csv(pool, index=False)
+    code, _, err = cli("next", project.path, pool, "-n", "20", "-o", out, "--overwrite", "--model", tiny)
+    assert code == 0, err
+    chosen = pd.read_csv(out)
+    n_random = [sum(text.random and (text.row > 120) == new for text in project.texts) for new in (False, True)]
+    expected = {False: n_random[0] / 119, True: n_random[1] / 119}
+    chances = chosen["inclusion_probability"].dropna()
+    assert len(chances) == chosen["random"].sum() > 0
+    assert chances.tolist() == pytest.approx([expected[row > 120] for row in chosen["row"][chances.index]])
     table.loc[3, "Text"] = "changed"
     table.to_csv(pool, index=False)
     code, _, err = cli("next", project.path, pool, "--model", tiny)

@@ -20,14 +20,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
-from bertsmith.config import DataConfig
+from bertsmith.cli.label import _train_flags
+from bertsmith.config import Config, DataConfig
 from bertsmith.data.read import read_table
 from bertsmith.errors import ConfigError, DataError, RunFolderError
 from bertsmith.evaluation.agreement import alpha, kappa, measure_agreement
 from bertsmith.labelling.app import MAX_BODY, create_app
+from bertsmith.labelling.pool import EmptyPoolError
 from bertsmith.labelling.store import FILE, SETTLER, Decision, Project, Queued
 from bertsmith.labelling.table import Snapshot, export
-from bertsmith.measuring.design import read_design
+from bertsmith.measuring.design import read_design, was_drawn
+from bertsmith.workflows.label_next import Chosen, choose_texts
 from bertsmith.workflows.label_rounds import Rounds, train_arguments
 
 LABELS = ["bad", "good", "so so"]
@@ -136,6 +139,29 @@ def test_rows_are_queued_once_and_labels_added_once(project):
     assert project.rows == list(range(1, 9))
     project.add_labels(["good", " so   so ", "new"])
     assert project.labels == [*LABELS, "new"]
+    for add in (lambda: project.add_labels(["GOOD"]), lambda: project.define("Bad", "", "")):
+        with pytest.raises(ConfigError):
+            add()
+    assert project.labels == [*LABELS, "new"]
+
+
+def test_ordinal_labels_keep_an_order(tmp_path):
+    project = Project(tmp_path / "p", {"labels": ["bad", "fair", "good"], "task": "ordinal"})
+    for add in (lambda: project.add_labels(["poor", "good"]), lambda: project.define("poor", "", "")):
+        with pytest.raises(ConfigError):
+            add()
+    project.add_labels(["bad", "good"])
+    project.define("bad", "not good", "")
+    assert project.labels == ["bad", "fair", "good"]
+    assert project.add_labels(["bad", "poor", "fair", "good"]) == ["poor"]
+    assert project.labels == ["bad", "poor", "fair", "good"]
+
+
+def test_another_task_for_a_project_is_refused(cli, project, tmp_path):
+    arguments = ["label", "-o", project.path, "--no-browser", "--port", "0"]
+    code, _, _ = cli(*arguments, "--task", "multi-label")
+    assert code == 2
+    assert project.task == "single-label"
 
 
 def test_coders_who_define_labels_at_the_same_time_lose_nothing(project):
@@ -180,6 +206,12 @@ def test_only_projects_are_opened_and_other_files_stay(tmp_path, project):
     with pytest.raises(RunFolderError):
         Project(tmp_path / "full", {"labels": LABELS})
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["mine.txt"]
+    (tmp_path / "lost").mkdir()
+    (tmp_path / "lost" / "labels.csv").write_text("Text\n")
+    for use in (lambda path: Project(path, {"labels": LABELS}), lambda path: choose_texts(path, "p.csv", Config(), 5)):
+        with pytest.raises(RunFolderError) as error:
+            use(tmp_path / "lost")
+        assert error.value.where.endswith(FILE)
     project.set_setting("version", 99)
     with pytest.raises(RunFolderError):
         Project(project.path)
@@ -314,6 +346,35 @@ def test_the_table_has_the_labels_that_count_and_how_they_were_decided(project):
     assert design.inclusion[:2].tolist() == [2 / 40] * 2
 
 
+def test_columns_of_the_pool_keep_their_cells_under_another_name(project):
+    columns = {"row": "id 7", "Random": "never", "text": "whole", "reason": "why", "date": "2024-09"}
+    project.add_texts([Queued(50, "one", "diverse", False, columns=columns)])
+    while project.next_text("ann"):
+        decide(project, "ann", "good")
+    [record] = [r for r in Snapshot.of(project).records() if r["row"] == 50]
+    assert record["random"] == "false"
+    assert {name: record.get(f"pool {name}", record.get(name)) for name in columns} == columns
+    cells = Chosen(project.texts[-1:], {}, 40).cells()
+    assert (cells["row"], cells["pool row"], cells["pool Random"]) == ([50], ["id 7"], ["never"])
+
+
+def test_random_texts_without_a_label_stay_in_the_table(project):
+    for status in ("skipped", "unsure", "skipped"):  # the first two are random
+        decide(project, "ann", status=status)
+    decide(project, "ann", "good")
+    for status in ("unsure", "skipped"):
+        decide(project, "ben", status=status)
+    assert export(project) == 1
+    table = pd.read_csv(project.path / "labels.csv")
+    assert table["decided_by"].tolist() == ["unsure", "unsure", "one coder"]
+    assert table["Label Text"].fillna("").tolist() == ["", "", "good"]
+    assert was_drawn(table.to_dict("list"), 3).tolist() == [True, True, False]
+    assert Snapshot.of(project).overview()["without_label"] == 2
+    project.decide(Decision(1, SETTLER, "labelled", ("bad",)))
+    export(project)
+    assert pd.read_csv(project.path / "labels.csv")["Label Text"].fillna("").tolist() == ["bad", "", "good"]
+
+
 def test_tables_of_several_and_of_ordered_labels_are_read(tmp_path):
     votes = {"multi-label": ["a", "ab", "bc", "c"] * 3, "ordinal": ["b", "a", "c", "b"] * 3}
     for task, given_labels in votes.items():
@@ -407,6 +468,12 @@ def test_two_coders_label_over_the_page_and_disagreements_are_settled(page, proj
     table = pd.read_csv(io.StringIO(client.get("/labels.csv").text))
     assert table["Label Text"].tolist() == ["good", "so so"]
     assert client.post("/undo", json={"coder": "ben"}).json()["text"]["id"] == 2
+
+
+def test_a_coder_has_one_name(page, project):
+    for name, text in (("Anna ", 1), ("Anna", 2)):
+        assert page[0].post("/decide", json={"coder": name, "text": text, "status": "skipped"}).status_code == 200
+    assert {decision.coder for decision in project.decisions} == {"Anna"}
 
 
 def test_suggestions_are_not_shown_for_random_texts(tmp_path):
@@ -526,8 +593,24 @@ def test_a_round_that_fails_is_reported_on_the_page(project):
     rounds.choose()
     rounds.thread.join()
     assert "the pool is gone" in rounds.state()["message"]
-    rounds.choose()
+    rounds.choose(automatic=True)  # the page asks after each decision
     assert not rounds.is_choosing
+
+
+def test_only_an_empty_pool_ends_the_rounds(project):
+    errors = [RunFolderError("another process chooses"), RuntimeError("for this test"), EmptyPoolError("all is queued")]
+    failed = []
+
+    def fail(observe):
+        failed.append(errors[len(failed)])
+        raise failed[-1]
+
+    rounds = Rounds(project, fail)
+    for exhausted in (False, False, True, True):
+        rounds.choose()
+        rounds.thread.join()
+        assert rounds.exhausted == exhausted
+    assert failed == errors
 
 
 def test_training_runs_in_a_child_process_and_reports_its_end(project):
@@ -569,3 +652,9 @@ def test_an_internal_error_of_a_choice_is_reported_with_its_traceback(project):
     [log] = map(Path, re.findall(r"\S+\.log", rounds.state()["message"]))
     assert "in fail" in log.read_text()
     log.unlink()
+
+
+def test_training_uses_the_checkpoint_of_the_project(project):
+    project.set_setting("model", "another")
+    flags = _train_flags(project, Config())
+    assert flags[flags.index("--model") + 1] == "another"

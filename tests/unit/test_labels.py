@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from bertsmith.config import DataConfig
 from bertsmith.data.joined_labels import find_joined
 from bertsmith.data.labels import check_classes, link_labels, parse_label_numbers, parse_label_texts
+from bertsmith.data.outcomes import CLASSES
 from bertsmith.data.read import read_table
 from bertsmith.data.table import Labels
 from bertsmith.errors import DataError
@@ -249,6 +250,17 @@ def test_known_classes_are_used_and_unknown_labels_refused():
         link_labels(None, ["a", "z"], "t", known=known)
     with pytest.raises(DataError, match="1 = 'b'"):
         link_labels([1], ["b"], "t", known=known)
+
+
+def test_numbers_are_no_positions_of_label_texts():
+    known = link_labels(None, ["anger", "joy", "sadness"], "t")[0]
+    with pytest.raises(DataError):
+        link_labels([1, 0, 2], None, "t", known=known)
+    assert link_labels([0, 1, 0, None], ["joy", "anger", None, "joy"], "t", known=known)[1].tolist() == [1, 0, 1, 1]
+    years = link_labels(None, ["2020", "2021"], "t")[0]
+    assert link_labels([2021, None, 2020], None, "t", known=years)[1].tolist() == [1, -1, 0]
+    with pytest.raises(ValueError, match="not a label"):
+        CLASSES.find("1", known)
 
 
 def test_one_class_per_row_is_refused():

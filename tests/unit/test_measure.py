@@ -12,7 +12,7 @@ import pytest
 import bertsmith as bs
 from bertsmith.errors import ConfigError, DataError
 from bertsmith.folders.run import open_run
-from bertsmith.measuring.design import read_design
+from bertsmith.measuring.design import read_design, was_drawn
 from bertsmith.measuring.drift import compare_counts, compare_positions, compare_scalars
 from bertsmith.measuring.estimate import (
     Sample,
@@ -21,6 +21,7 @@ from bertsmith.measuring.estimate import (
     correlations,
     labelled_means,
     labels_for_target,
+    order_trend,
     share_interval,
     surprise,
 )
@@ -335,6 +336,9 @@ def test_only_texts_with_a_known_chance_are_used():
     )
     assert design.usable.tolist() == [True, False, True]
     assert design.inclusion[2] == 0.5
+    german = {"random": ["WAHR", "FALSCH", "WAHR"], "inclusion_probability": ["0,0733", None, "1"]}
+    assert read_design(german, [1, 2, 3], "s").inclusion[[0, 2]].tolist() == [0.0733, 1]
+    assert was_drawn(german, 3).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize(
@@ -594,6 +598,29 @@ def test_texts_of_the_training_are_left_out(finished, corpus, tmp_path):
     assert sum(measurement.left_out.values()) == len(validation)
 
 
+def test_shares_are_for_the_texts_that_the_sample_represents(finished, corpus, tmp_path):
+    """The corpus repeats validation texts. If some were drawn, the sample without them represents the other texts."""
+    frame = pd.read_parquet(finished / "predictions" / "validation.parquet")
+    known = frame[["text", "label_text"]].set_axis(["Text", "Label Text"], axis=1)
+    table = pd.concat([pd.read_csv(corpus / "truth.csv")[["Text", "Label Text"]], *[known] * 5])
+    table["Text"].to_csv(tmp_path / "corpus.csv", index=False)
+    drawn = table.sample(150, random_state=0)
+    seen = drawn["Text"].isin(known["Text"])
+    assert seen.any()
+
+    def measured(sample, **given):
+        sample.to_csv(tmp_path / "s.csv", index=False)
+        found = bs.measure(finished, tmp_path / "corpus.csv", labelled=tmp_path / "s.csv", **given)
+        return found.whole[0].texts, found.whole[0].labelled
+
+    assert measured(drawn, random_sample=True) == (500, (~seen).sum())
+    # None of them was drawn: they may have been chosen after the draw.
+    assert measured(drawn[~seen], random_sample=True) == (len(table), (~seen).sum())
+    # The table says that they were not drawn, as that of a labelling project.
+    listed = pd.concat([drawn[~seen].assign(random=True), known.assign(random=False)])
+    assert measured(listed) == (len(table), (~seen).sum())
+
+
 def test_drawn_texts_without_a_label_are_named_or_refused(finished, corpus, tmp_path):
     sample = pd.read_csv(corpus / "sample.csv")
 
@@ -614,6 +641,11 @@ def test_drawn_texts_without_a_label_are_named_or_refused(finished, corpus, tmp_
     assert "11, 12" in error.value.what
     not_drawn = measured(range(10, 50), random=~sample.index.isin(range(10, 50)))
     assert not_drawn.shares[0].labelled == 80
+    sample = sample.sort_values("Label Text", ignore_index=True)
+    with pytest.raises(DataError):  # sorted by label, and not labelled to the end
+        measured(range(80, 120))
+    with pytest.raises(DataError):  # 8 of 80 drawn rows, of 120 rows
+        measured(range(8), random=sample.index < 80)
 
 
 @pytest.mark.parametrize("label", [None, "another"], ids=["copies", "contradictions"])
@@ -637,6 +669,16 @@ def test_a_sample_of_a_single_group_is_refused(finished, corpus, tmp_path):
             finished, corpus / "corpus.csv", labelled=tmp_path / "s.csv", random_sample=True, group_column="author"
         )
     assert error.value.where == "s.csv"
+
+
+def test_a_trend_of_labels_is_measured_in_standard_errors():
+    rng = np.random.default_rng(0)
+    labels = np.eye(3)[rng.choice(3, 150, p=[0.02, 0.3, 0.68])]
+    trends = [order_trend(rng.permutation(labels)[:, [1]]) for _ in range(1000)]
+    assert np.mean(np.array(trends) > 1.96) == pytest.approx(0.05, abs=0.025)
+    assert max(order_trend(rng.permutation(labels)) for _ in range(1000)) < 4
+    assert order_trend(labels[labels.argmax(axis=1).argsort()]) > 8
+    assert order_trend(np.ones((20, 2))) == 0
 
 
 def test_a_sample_with_other_predictions_than_the_corpus_is_noticed():

@@ -86,6 +86,17 @@ def check_contract(folder):
     assert config["id2label"] == {str(c["id"]): c["label_text"] for c in classes}
 
 
+def test_label_numbers_of_a_run_are_those_of_its_table_or_positions(own_run):
+    assert open_run(own_run).labels.numbered
+    labels = json.loads((own_run / "labels.json").read_text())
+    for i, entry in enumerate(labels["classes"]):
+        entry["label"] = i
+    (own_run / "labels.json").write_text(json.dumps(labels))
+    assert open_run(own_run).labels.numbered
+    open_run(own_run).update(data={"findings": {"columns": {"text": "Text", "label_text": "Label Text"}}})
+    assert not open_run(own_run).labels.numbered
+
+
 def test_a_run_folder_contains_the_files_of_the_contract(finished):
     check_contract(finished)
 

@@ -59,6 +59,8 @@ def evaluate(
             f"[yellow]warning:[/] {counted(seen, 'of these texts was', 'of these texts were')} in the train or "
             "validation split of the run: the metrics are too optimistic"
         )
+    for note in metrics["notes"]:
+        stderr_console().print(f"note: {note}", markup=False)
     if json:
         print_json(metrics)
         return

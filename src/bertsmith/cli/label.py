@@ -15,7 +15,7 @@ from bertsmith.cli.next import READING, Number, PoolArgument, RandomShare
 from bertsmith.cli.options import with_settings
 from bertsmith.cli.terminal import stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, ModelConfig, TrainConfig
-from bertsmith.errors import ConfigError, counted
+from bertsmith.errors import ConfigError, counted, listing
 from bertsmith.load_config import TOKEN
 from bertsmith.serving.signals import handle_signals
 
@@ -35,8 +35,9 @@ def label(
         str | None, typer.Option(metavar="A,B,C", help="Labels, separated by commas; ordinal labels in their order.")
     ] = None,
     task: Annotated[
-        Literal["single-label", "multi-label", "ordinal"], typer.Option(help="Kind of label of a new project.")
-    ] = "single-label",
+        Literal["single-label", "multi-label", "ordinal"] | None,
+        typer.Option(help="Kind of label of a new project, by default single-label."),
+    ] = None,
     coder: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of the coder; by default, the coder enters it on the page.")
     ] = None,
@@ -83,8 +84,16 @@ def label(
             raise ConfigError("ordinal labels need an order", remedy="Pass them with --labels, the lowest first.")
         with open_stream(pool, settings) as stream:  # create no project for a pool that cannot be used
             check_suggestions(suggestions, next(stream.chunks())[0], stream.name)
-    project = Project(output, {"task": task, "labels": names})
-    project.add_labels(names)
+    is_new = not Project.exists(output)
+    project = Project(output, {"task": task or "single-label", "labels": names})
+    if task not in (None, project.task):
+        raise ConfigError(
+            f"the project has the task {project.task}, not {task}",
+            where=str(output),
+            remedy="Leave out --task, or create another project with -o.",
+        )
+    if (added := project.add_labels(names)) and not is_new:
+        stderr_console().print(f"new labels in the project: {listing(added)}", markup=False)
 
     def choose(observe: PredictionListener) -> int:
         chosen = choose_for_project(
@@ -93,7 +102,7 @@ def label(
         estimate_project(project, settings)
         return len(chosen.texts)
 
-    rounds = Rounds(project, choose, _train_flags(settings))
+    rounds = Rounds(project, choose, _train_flags(project, settings))
     if pool is None and settings.sql is None:
         rounds.exhausted, rounds.message = True, "Every text in the queue has a decision. Pass POOL for more texts."
     _serve(project, rounds, coder, token, host, port, browser)
@@ -103,7 +112,8 @@ def _serve(
     project: Project, rounds: Any, coder: str | None, token: str | None, host: str, port: int, browser: bool
 ) -> None:
     from bertsmith.labelling.app import create_app
-    from bertsmith.labelling.table import TABLE, export
+    from bertsmith.labelling.store import TABLE
+    from bertsmith.labelling.table import export
     from bertsmith.serving.server import address_of, listen, run_app
     from bertsmith.workflows.label_rounds import train_arguments
 
@@ -123,7 +133,7 @@ def _serve(
     table = project.path / TABLE
     err.print(f"{counted(n, 'labelled text')} written to {table}", markup=False)
     if n:
-        arguments = train_arguments(table, project.path / "runs" / "001", project.task)
+        arguments = train_arguments(table, project.path / "runs" / "001", project.task) + list(rounds.train_flags)
         # Double quotes, which all shells understand.
         command = " ".join(f'"{part}"' if {" ", ";"} & {*part} else part for part in arguments)
         stdout_console().print(f"bertsmith {command}", markup=False)
@@ -136,9 +146,9 @@ def _is_local(host: str) -> bool:
         return host == "localhost"
 
 
-def _train_flags(settings: Config) -> tuple[str, ...]:
-    """Return the flags with which the page trains: the checkpoint and the device of the project."""
+def _train_flags(project: Project, settings: Config) -> tuple[str, ...]:
+    """Return the flags that train on the labels: the checkpoint of the project, and the device."""
     from bertsmith.workflows.label_model import embedding_model
 
     threads = () if settings.threads is None else ("--threads", str(settings.threads))
-    return ("--model", embedding_model(settings), "--device", settings.device, *threads)
+    return ("--model", project.setting("model") or embedding_model(settings), "--device", settings.device, *threads)

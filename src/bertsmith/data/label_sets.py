@@ -209,7 +209,7 @@ def _read_indicators(parts: Sequence[LabelPart], where: str, known: Labels | Non
     """Read columns of 0 and 1, which have the names of the labels in the first file."""
     names = parts[0].columns.labels
     rows = [row for part in parts for row in _indicator_rows(part.frame, part.columns.labels, names, part.name)]
-    labels = known or Labels(tuple(range(len(names))), names)
+    labels = known or Labels(tuple(range(len(names))), names, numbered=False)
     for what, wrong, remedy in (
         ("lacks labels of the run", {*labels.texts}.difference(names), "Add these columns."),
         ("names labels that the run does not have", {*names}.difference(labels.texts), "Leave out these columns."),

@@ -164,7 +164,7 @@ def link_labels(
         labels = _new_labels(frame, pairs, where)
     else:
         labels = known
-        by_number = dict(zip(known.numbers, known.texts, strict=True))
+        by_number = dict(zip(known.numbers, known.texts, strict=True)) if known.numbered else {}
         wrong = [
             f"{number} = {quoted(text)}"
             for number, text in zip(pairs["number"], pairs["text"], strict=True)
@@ -178,6 +178,10 @@ def link_labels(
             )
     text_index = labels.label2id
     number_index = {number: index for index, number in enumerate(labels.numbers)}
+    if not labels.numbered:  # a number has the text of other rows, or is the text itself, such as a year
+        linked = dict(zip(pairs["number"], pairs["text"], strict=True))
+        named = {n: linked.get(n, str(n)) for n in frame["number"].dropna().unique()}
+        number_index = {n: text_index[text] for n, text in named.items() if text in text_index}
     # The number decides only where the text is missing.
     targets = frame["text"].map(text_index).astype(float)
     targets = targets.mask(frame["text"].isna(), frame["number"].map(number_index).astype(float))
@@ -188,10 +192,13 @@ def link_labels(
         n_wrong = len(unknown) if rows is None else len(np.unique(rows[unknown.index]))
         n_unknown = counted(n_wrong, "row has", "rows have")
         first = int(unknown.index[0] if rows is None else rows[unknown.index[0]]) + 1
+        remedy = "Correct these labels or remove the rows."
+        if not labels.numbered and unknown["text"].isna().all():
+            remedy = "The run was trained on label texts, which have no numbers: add a column with the label texts."
         raise DataError(
             f"{n_unknown} an unknown label: {listing(names.unique())} (first in row {first})",
             where=where,
-            remedy=f"The classes are {listing(labels.texts, 30)}. Correct these labels or remove the rows.",
+            remedy=f"The classes are {listing(labels.texts, 30)}. {remedy}",
         )
     return labels, targets.fillna(MISSING).to_numpy(dtype=np.int64)
 
@@ -251,7 +258,7 @@ def _new_labels(frame: pd.DataFrame, pairs: pd.DataFrame, where: str) -> Labels:
                 remedy="Give every file the same label columns.",
             )
         if texts:
-            return Labels(tuple(range(len(texts))), tuple(texts))
+            return Labels(tuple(range(len(texts))), tuple(texts), numbered=False)
         return Labels(tuple(numbers), tuple(str(n) for n in numbers))
     linked = {int(n): t for n, t in zip(pairs["number"], pairs["text"], strict=True)}
     unpaired: list[object] = [n for n in numbers if n not in linked]

@@ -33,10 +33,14 @@ class Labels:
     """The classes: label numbers and label texts, by class index 0…k−1.
 
     The model is trained on the class index; the user sees only ``numbers`` and ``texts``.
+
+    ``numbered`` is false if the table has no label numbers. The numbers are then positions of the texts, and a number
+    in another table means something else.
     """
 
     numbers: tuple[int, ...]
     texts: tuple[str, ...]
+    numbered: bool = field(default=True, compare=False)
 
     def __len__(self) -> int:
         return len(self.texts)

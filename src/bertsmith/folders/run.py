@@ -126,7 +126,13 @@ class Run:
         """The classes."""
         with damage_errors(self.layout.labels):
             entries = read_json(self.layout.labels)["classes"]
-            return Labels(tuple(e["label"] for e in entries), tuple(e["label_text"] for e in entries))
+            numbers, texts = (tuple(e[key] for e in entries) for key in ("label", "label_text"))
+        return Labels(numbers, texts, numbered=self._has_label_numbers(numbers, texts))
+
+    def _has_label_numbers(self, numbers: tuple[int, ...], texts: tuple[str, ...]) -> bool:
+        """Return whether the table had label numbers, which are not positions of the sorted label texts."""
+        columns = {*self.info.get("data", {}).get("findings", {}).get("columns", {})}
+        return columns >= {"label", "label_text"} or (*numbers, *texts) != (*range(len(texts)), *sorted(texts))
 
     @property
     def task(self) -> str:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.datastructures import Headers
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from bertsmith.errors import UserError
-from bertsmith.labelling.store import SETTLER, Decision, Project, Queued
-from bertsmith.labelling.table import TABLE, Snapshot, export
+from bertsmith.labelling.store import SETTLER, TABLE, Decision, Project, Queued
+from bertsmith.labelling.table import Snapshot, export
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -28,8 +28,10 @@ AHEAD = 10
 """Number of remaining texts of a coder at which the choice of the next texts begins."""
 MAX_BODY = 1_000_000
 """Maximum number of bytes of a body."""
-Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[^()]*\S[^()]*$")]
-"""The name of a coder; parentheses are for names that bertsmith gives."""
+Name = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=80, pattern=r"^[^()]*\S[^()]*$")
+]
+"""The name of a coder without outer spaces; parentheses are for names that bertsmith gives."""
 
 
 class _Guard:
@@ -108,7 +110,7 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
         """Return the text to label, without what could bias a coder: reason, and suggestion of a random text."""
         progress = project.progress(name)
         if progress["texts"] - progress["decided"] <= AHEAD:
-            rounds.choose()
+            rounds.choose(automatic=True)
         shown = None
         if text is not None:
             suggestion = None if text.random else text.suggestion

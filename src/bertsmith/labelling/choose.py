@@ -32,6 +32,10 @@ SPARE = 1.5
 """Texts to rank for each text to choose, so that near-duplicates can be left out."""
 
 
+SMALL_PART = 0.05
+"""A part of the pool with a smaller share of its texts is no stratum. It can change an estimate by at most as much."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """A chosen text: its row in the pool, from 0, and the reason."""
@@ -71,6 +75,36 @@ def random_rows(priority: np.ndarray, usable: np.ndarray, n: int) -> tuple[np.nd
     order = order[np.argsort(priority[order])][:size]
     reserved[order] = True
     return order[usable[order]][:n], reserved
+
+
+def inclusion_probabilities(rows: Sequence[int], sizes: Sequence[tuple[int, int]]) -> dict[int, float]:
+    """Return the inclusion probability of each random text by row, for a pool that may have grown.
+
+    Random texts drawn before the pool grew come from its first part only. So each part is a stratum: the probability is
+    the share of its texts that are in the sample. A part with less than `SMALL_PART` of the texts counts with the part
+    before it, because its own share would be that of a few texts.
+
+    Args:
+        rows: of the random texts, from 1.
+        sizes: for each size that the pool had, its last row, and the number of its texts.
+
+    Returns:
+        The probabilities; none if a part has no random text, because the sample does not represent this part.
+    """
+    kept: list[tuple[int, int]] = []
+    for size in sizes:
+        if kept and size[1] - kept[-1][1] < SMALL_PART * sizes[-1][1]:
+            kept.pop()
+        kept.append(size)
+    found: dict[int, float] = {}
+    start, before = 0, 0
+    for end, texts in kept:
+        inside = [row for row in rows if start < row <= end]
+        if not inside or texts <= before:
+            return {}
+        found |= dict.fromkeys(inside, len(inside) / (texts - before))
+        start, before = end, texts
+    return found
 
 
 class Candidates:

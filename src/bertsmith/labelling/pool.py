@@ -19,6 +19,27 @@ EMPTY = 0
 """The hash of a row without a text."""
 
 
+class EmptyPoolError(DataError):
+    """No text of a pool is left to choose."""
+
+
+def read_about(folder: Path) -> tuple[str, int]:
+    """Return the name and the hidden size of the checkpoint that embedded the pool of a project.
+
+    Raises:
+        RunFolderError: if the file is missing or damaged.
+    """
+    try:
+        content = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        return str(content["model"]), int(content["width"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(
+            f"the file cannot be read: {error}",
+            where=str(folder / ABOUT),
+            remedy="Remove the files embeddings.* from the project. bertsmith then embeds the pool again.",
+        ) from error
+
+
 class PoolFile:
     """The embeddings and the hashes of the texts of a pool, by row.
 
@@ -28,20 +49,19 @@ class PoolFile:
         width: hidden size.
 
     Raises:
-        RunFolderError: if the file has embeddings of another checkpoint.
+        RunFolderError: if the file has embeddings of another checkpoint, or cannot be read.
     """
 
     def __init__(self, folder: Path, model: str, width: int) -> None:
         self.folder, self.width = folder, width
-        about = {"model": model, "width": width}
         if not (folder / ABOUT).is_file():
-            write_json(folder / ABOUT, about)
-        before = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        if before != about:
+            write_json(folder / ABOUT, {"model": model, "width": width})
+        before, before_width = read_about(folder)
+        if (before, before_width) != (model, width):
             raise RunFolderError(
-                f"the pool was embedded with {before['model']}, not with {model}",
+                f"the pool was embedded with {before}, not with {model}",
                 where=str(folder),
-                remedy=f"Pass --model {before['model']}, or remove the files embeddings.* to embed it again.",
+                remedy=f"Pass --model {before}, or remove the files embeddings.* to embed it again.",
             )
         self.hashes = np.fromfile(folder / HASHES, dtype=np.uint64) if (folder / HASHES).is_file() else np.empty(0)
         size = (folder / EMBEDDINGS).stat().st_size if (folder / EMBEDDINGS).is_file() else 0

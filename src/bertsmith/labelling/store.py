@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from bertsmith.data.table import MULTI_LABEL, ORDINAL, SINGLE_LABEL
-from bertsmith.errors import ConfigError, DataError, RunFolderError, counted, listing, quoted, write_error
+from bertsmith.errors import DataError, RunFolderError, counted, listing, quoted, write_error
+from bertsmith.labelling.label_names import checked_labels, joined_labels
 
 LABELLED, UNSURE, SKIPPED = STATUSES = ("labelled", "unsure", "skipped")
 SETTLER = "(settled)"
 """The coder of decisions that settle a disagreement."""
 TASKS = (SINGLE_LABEL, MULTI_LABEL, ORDINAL)
-FILE = "labels.sqlite"
+FILE, TABLE = "labels.sqlite", "labels.csv"
+"""The file of a project, and the exported table."""
 VERSION = 1
 PAUSE = 300.0
 """Longer decisions, in seconds, count as pauses."""
@@ -89,6 +91,13 @@ class Project:
     def __init__(self, path: Path, create: Mapping[str, Any] | None = None) -> None:
         self.path, self.file = path, path / FILE
         if not self.exists(path):
+            if (path / TABLE).is_file():
+                raise RunFolderError(
+                    f"this folder contains {TABLE}, but the file of the project is missing or empty",
+                    where=str(self.file),
+                    remedy=f"Restore {FILE} from a copy. Without a copy, train on {TABLE}, and choose texts with the "
+                    "run: bertsmith next RUN POOL.",
+                )
             if create is None:
                 raise RunFolderError(
                     "this folder contains no labelling project",
@@ -121,7 +130,7 @@ class Project:
                 where=str(self.path),
                 remedy="Choose another folder with -o.",
             )
-        labels = _checked_labels(settings.get("labels", []))
+        labels = checked_labels(settings.get("labels", []))
         facts = {"task": SINGLE_LABEL, "codebook": {}, "version": VERSION, **settings, "labels": labels}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -182,25 +191,30 @@ class Project:
         """The kind of label."""
         return str(self.setting("task"))
 
-    def add_labels(self, labels: Sequence[str]) -> None:
-        """Add labels that the project does not have yet.
+    def add_labels(self, labels: Sequence[str]) -> list[str]:
+        """Add labels that the project does not have yet, and return them. All ordinal labels together give the order.
 
         Raises:
-            ConfigError: if a label is empty or joins several labels.
+            ConfigError: if a label is empty, joins several labels or differs from another in case only, or the place of
+                a new ordinal label is unknown.
         """
+        given = checked_labels(labels)
         with self._open(write=True) as database:
-            _set(database, "labels", _checked_labels([*_settings(database)["labels"], *labels]))
+            settings = _settings(database)
+            before = settings["labels"]
+            _set(database, "labels", joined_labels(before, given, settings["task"]))
+        return [label for label in given if label not in before]
 
     def define(self, label: str, definition: str, examples: str) -> None:
         """Write the definition and the examples of a label, which may be new, into the codebook.
 
         Raises:
-            ConfigError: if the label is empty or joins several labels.
+            ConfigError: as `add_labels`.
         """
-        (label,) = _checked_labels([label])
+        (label,) = checked_labels([label])
         with self._open(write=True) as database:
             settings = _settings(database)
-            _set(database, "labels", list(dict.fromkeys([*settings["labels"], label])))
+            _set(database, "labels", joined_labels(settings["labels"], [label], settings["task"]))
             entry = {"definition": definition.strip(), "examples": examples.strip()}
             _set(database, "codebook", {**settings.get("codebook", {}), label: entry})
 
@@ -310,13 +324,6 @@ def _misfit(decision: Decision, settings: Mapping[str, Any], *, is_queued: bool)
     if settings["task"] != MULTI_LABEL and len(decision.labels) != expected:
         return f"{counted(len(decision.labels), 'label')} given, {expected} expected"
     return ""
-
-
-def _checked_labels(labels: Sequence[str]) -> list[str]:
-    names = list(dict.fromkeys(" ".join(label.split()) for label in labels))
-    if wrong := [label for label in names if not label or ";" in label]:
-        raise ConfigError(f"these cannot be labels: {listing(wrong)}", remedy="Use words without semicolons.")
-    return names
 
 
 def _set(database: sqlite3.Connection, name: str, value: Any) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -16,11 +17,10 @@ from bertsmith.data.outcomes import SEPARATOR
 from bertsmith.data.table import MULTI_LABEL, ORDINAL
 from bertsmith.evaluation.agreement import Agreement, LabelSet, measure_agreement
 from bertsmith.folders.atomic import write_text
-from bertsmith.labelling.store import LABELLED, SETTLER, UNSURE, Decision, Project, Queued
+from bertsmith.labelling.choose import inclusion_probabilities
+from bertsmith.labelling.store import LABELLED, SETTLER, SKIPPED, TABLE, UNSURE, Decision, Project, Queued
 from bertsmith.measuring.design import INCLUSION, RANDOM
 
-TABLE = "labels.csv"
-"""The exported table in the folder of a project."""
 AGREED, MAJORITY, TIE, SETTLED, SINGLE = "agreed", "majority", "tie", "settled", "one coder"
 _ROLES = {*LABEL, *LABEL_TEXT, *TEXT, "split"}
 """Columns that `train` would read; those of the pool get another name."""
@@ -32,8 +32,9 @@ class Labelled:
 
     Attributes:
         text: the text.
-        labels: its labels; ``None`` if coders disagree and none of them is in the majority.
-        how: one of ``"one coder"``, ``"agreed"``, ``"majority"``, ``"tie"`` and ``"settled"``.
+        labels: its labels; ``None`` if coders disagree and none of them is in the majority, or nobody gave a label.
+        how: one of ``"one coder"``, ``"agreed"``, ``"majority"``, ``"tie"``, ``"settled"``, ``"unsure"`` and
+            ``"skipped"``.
         share: share of the coders who gave these labels.
         notes: notes of the coders.
     """
@@ -47,19 +48,21 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The content of a project; ``pool_rows`` is the number of rows of its pool that have a text."""
+    """The content of a project; ``pool_sizes`` is what `inclusion_probabilities` takes."""
 
     labels: list[str]
     task: str
     texts: list[Queued]
     decisions: list[Decision]
-    pool_rows: int
+    pool_sizes: list[tuple[int, int]]
 
     @classmethod
     def of(cls, project: Project) -> Snapshot:
         """Read a project."""
         settings, texts, decisions = project.read()
-        return cls(settings["labels"], settings["task"], texts, decisions, settings.get("pool_rows", 0))
+        # Older versions count the texts of the whole pool only.
+        sizes = settings.get("pool_sizes", [(sys.maxsize, settings.get("pool_rows", 0))])
+        return cls(settings["labels"], settings["task"], texts, decisions, sizes)
 
     @property
     def labelled(self) -> list[Labelled]:
@@ -69,6 +72,18 @@ class Snapshot:
             if decision.status == LABELLED:
                 by_text.setdefault(decision.text, []).append(decision)
         return [_count_votes(text, by_text[text.id]) for text in self.texts if text.id in by_text]
+
+    @property
+    def without_label(self) -> list[Labelled]:
+        """The random texts that coders skipped or were unsure about, and that nobody labelled."""
+        decided: dict[int, set[str]] = {}
+        for decision in self.decisions:
+            decided.setdefault(decision.text, set()).add(decision.status)
+        return [
+            Labelled(text, None, UNSURE if UNSURE in decided[text.id] else SKIPPED, 0.0)
+            for text in self.texts
+            if text.random and text.id in decided and LABELLED not in decided[text.id]
+        ]
 
     @property
     def agreement(self) -> Agreement:
@@ -112,25 +127,28 @@ class Snapshot:
             "counts": {label: counts[label] for label in self.labels},
             "agreement": self.agreement.to_dict(),
             "open": len(self.disputed),
+            "without_label": len(self.without_label),
             "suggestions": vars(measure_agreement(blind, self.labels, self.task).alpha) if blind else None,
         }
 
     @property
-    def inclusion(self) -> float | None:
-        """Probability that a row of the pool is a random text with a decision; ``None`` without such texts."""
+    def inclusion(self) -> dict[int, float]:
+        """Inclusion probability of the random texts with a decision, by row; see `inclusion_probabilities`."""
         decided = {decision.text for decision in self.decisions}
-        n = sum(text.random and text.id in decided for text in self.texts)
-        return n / self.pool_rows if n and self.pool_rows else None
+        rows = [text.row for text in self.texts if text.random and text.id in decided]
+        return inclusion_probabilities(rows, self.pool_sizes)
 
     def records(self) -> list[dict[str, Any]]:
         """Return one record per labelled text, with the columns that `train` and `measure` read.
 
         The split is test for random texts and train for the others, because chosen texts do not represent the pool.
-        Ties of a project with several labels per text are left out, because an empty cell means none of the labels.
+        Random texts that nobody labelled have an empty label: without these records, `measure` could not see that the
+        others are no random sample. With several labels per text, records without a label and ties are left out,
+        because an empty cell means none of the labels.
         """
         numbers = {label: i for i, label in enumerate(self.labels, start=1)}
-        records = []
-        for each in self.labelled:
+        records, inclusion = [], self.inclusion
+        for each in sorted([*self.labelled, *self.without_label], key=lambda each: each.text.id):
             if each.labels is None and self.task == MULTI_LABEL:
                 continue
             text = each.text
@@ -143,21 +161,26 @@ class Snapshot:
             record |= {
                 "Label Text": SEPARATOR.join(given),
                 "split": "test" if text.random else "train",
-                RANDOM: str(text.random).lower(),
-                INCLUSION: self.inclusion if text.random else "",
+                RANDOM: str(text.row in inclusion).lower(),
+                INCLUSION: inclusion.get(text.row, ""),
                 "reason": text.reason,
                 "decided_by": each.how,
                 "share_of_coders": round(each.share, 3),
                 "row": text.row,
                 "note": " | ".join(each.notes),
             }
-            others = {f"pool {n}" if canonical(n) in _ROLES else n: v for n, v in text.columns.items()}
-            records.append(record | {n: v for n, v in others.items() if n not in record})
+            records.append(record | pool_columns(text.columns, [*record, *_ROLES]))
         return records
 
 
+def pool_columns(columns: Mapping[str, Any], taken: Iterable[str]) -> dict[str, Any]:
+    """Return the columns of a pool under names of their own: ``pool NAME`` if another column has this name."""
+    used = set(map(canonical, taken))
+    return {f"pool {name}" if canonical(name) in used else name: value for name, value in columns.items()}
+
+
 def export(project: Project, path: Path | None = None) -> int:
-    """Write the labels of a project as CSV, and return the number of rows.
+    """Write the labels of a project as CSV, and return the number of labelled texts.
 
     Args:
         project: the project.
@@ -171,7 +194,7 @@ def export(project: Project, path: Path | None = None) -> int:
     writer.writeheader()
     writer.writerows(records)
     write_text(path or project.path / TABLE, content.getvalue())
-    return len(records)
+    return sum(record["decided_by"] not in (UNSURE, SKIPPED) for record in records)
 
 
 def _count_votes(text: Queued, decisions: Sequence[Decision]) -> Labelled:

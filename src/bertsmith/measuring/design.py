@@ -16,7 +16,9 @@ from bertsmith.errors import DataError, quoted
 RANDOM, INCLUSION = "random", "inclusion_probability"
 """The columns that record how a text was chosen."""
 NOT_RANDOM = "not chosen at random, and without an inclusion probability"
-_YES, _NO = ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no")
+_YES = ("true", "1", "1.0", "1,0", "yes", "wahr", "vrai", "verdadero", "verdadeiro", "vero", "waar")
+_NO = ("false", "0", "0.0", "0,0", "no", "falsch", "faux", "falso", "onwaar")
+"""Also as Excel writes them in German, French, Spanish, Portuguese, Italian and Dutch."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def _probability(cell: Any, row: int, where: str) -> float:
     if is_missing(cell) or not str(cell).strip():
         return math.nan
     try:
-        value = float(str(cell))
+        value = float(str(cell).replace(",", "."))  # at most 1, so a comma can only be a decimal comma
     except ValueError:
         value = math.nan
     if not 0 < value <= 1:

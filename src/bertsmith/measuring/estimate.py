@@ -142,6 +142,21 @@ def surprise(sample: Sample, corpus: Totals) -> float:
     return float(np.where(difference > RELEVANT, difference / np.sqrt(variance / len(sample)), 0).max())
 
 
+def order_trend(outcomes: np.ndarray) -> float:
+    """Return how many standard errors the correlation of outcomes with their order is from 0.
+
+    The largest of several columns counts. In random order, the correlation has the variance 1 / (n − 1), whatever the
+    outcomes are (the permutation distribution).
+
+    Args:
+        outcomes: of at least 2 texts in their order, shape (n, columns).
+    """
+    position = np.arange(len(outcomes)) - (len(outcomes) - 1) / 2
+    centred = outcomes - outcomes.mean(axis=0)
+    scale = np.sqrt((position**2).sum() * (centred**2).sum(axis=0))
+    return float(np.sqrt(len(outcomes) - 1) * np.max(np.abs(position @ centred) / np.maximum(scale, 1e-12)))
+
+
 def corrected_means(sample: Sample, totals: Totals, *, tuning: np.ndarray | None = None) -> Estimates:
     """Estimate the mean of every outcome column in a corpus.
 

@@ -12,9 +12,9 @@ from typing import Any
 from bertsmith.config import Config
 from bertsmith.data.clean import clean
 from bertsmith.data.read import read_table
-from bertsmith.data.table import Table
-from bertsmith.data.template import texts_of
-from bertsmith.errors import ConfigError, DataError
+from bertsmith.data.table import REGRESSION, Table
+from bertsmith.data.template import flat, texts_of
+from bertsmith.errors import ConfigError, DataError, counted, listing, number_form
 from bertsmith.evaluation.evaluate import evaluate
 from bertsmith.folders import atomic
 from bertsmith.folders import run as runs
@@ -87,6 +87,26 @@ def _read(source: Any, config: Config, run: runs.Run) -> Table:
         raise
 
 
+def _notes(table: Table) -> list[str]:
+    """Return what else to know about the metrics: classes without a text, and texts with different labels."""
+    notes = []
+    counts = table.outcomes.counts(table.codes, len(table.labels))
+    if absent := [text for text, n in zip(table.labels.texts, counts, strict=True) if not n]:
+        notes.append(
+            f"no text has {number_form(len(absent), 'the label', 'the labels')} {listing(absent)}: a macro average "
+            "can count such a label as 0"
+        )
+    by_text: dict[str, set[int]] = {}
+    for text, code in zip(texts_of(table.frame), table.codes.tolist(), strict=True):
+        by_text.setdefault(flat(text), set()).add(code)
+    if n := sum(len(codes) > 1 for codes in by_text.values()):
+        notes.append(
+            f"{counted(n, 'text')} {number_form(n, 'occurs', 'occur')} with different labels, of which a model can "
+            "predict only one"
+        )
+    return notes
+
+
 def run_evaluation(
     path: Path, source: Any, config: Config, *, name: str | None = None, overwrite: bool = False
 ) -> Evaluation:
@@ -134,6 +154,7 @@ def run_evaluation(
         groups=table_groups(cleaned.table),
     )
     metrics["seen_in_training"] = seen
+    metrics["notes"] = [] if run.task == REGRESSION else _notes(cleaned.table)
     content = {"table": table.name, **description, "long": classifier.long, "left_out": cleaned.counts, **metrics}
     with atomic.disk_errors(folder):
         run.layout.evaluations.mkdir(exist_ok=True)

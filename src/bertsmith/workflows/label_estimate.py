@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +11,7 @@ from threadpoolctl import threadpool_limits
 from bertsmith.config import Config
 from bertsmith.evaluation.intervals import LEVEL
 from bertsmith.evaluation.learning_curve import Estimate, decide, learning_curve
-from bertsmith.labelling.pool import ABOUT, PoolFile
+from bertsmith.labelling.pool import PoolFile, read_about
 from bertsmith.labelling.store import PAUSE, Project
 from bertsmith.labelling.table import Snapshot
 from bertsmith.tasks.base import Task
@@ -34,8 +33,7 @@ def estimate_project(project: Project, config: Config, more: int = MORE) -> Esti
         more: number of further labels.
     """
     snapshot = Snapshot.of(project)
-    about = json.loads((project.path / ABOUT).read_text(encoding="utf-8"))
-    pool = PoolFile(project.path, about["model"], about["width"])
+    pool = PoolFile(project.path, *read_about(project.path))
     labelled = [each for each in snapshot.labelled if each.labels is not None]
     rows, targets = training_data(snapshot)
     seconds = [d.seconds for d in snapshot.decisions if 0 < d.seconds < PAUSE]

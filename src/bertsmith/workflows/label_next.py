@@ -26,13 +26,14 @@ from bertsmith.labelling.choose import (
     RANDOM_SHARE,
     Candidates,
     Choice,
+    inclusion_probabilities,
     priorities,
     random_rows,
     without_near_duplicates,
 )
-from bertsmith.labelling.pool import EMPTY, PoolFile
-from bertsmith.labelling.store import Project, Queued
-from bertsmith.labelling.table import Snapshot
+from bertsmith.labelling.pool import EMPTY, EmptyPoolError, PoolFile
+from bertsmith.labelling.store import TABLE, Project, Queued
+from bertsmith.labelling.table import Snapshot, pool_columns
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.label_model import embed_texts, embedding_model, fit_head, head_features, load_encoder
 
@@ -50,24 +51,24 @@ class Chosen:
 
     Attributes:
         texts: the chosen texts in a random order, so that the random ones are not together.
-        inclusion: probability that a usable row of the pool is one of the random texts; ``None`` without random texts.
+        inclusion: inclusion probability of the random texts, by row.
         pool_rows: number of rows of the pool with a text.
     """
 
     texts: list[Queued]
-    inclusion: float | None
+    inclusion: dict[int, float]
     pool_rows: int
 
     def cells(self) -> Cells:
         """Return the columns of the pool, and why each text was chosen."""
         names = list(dict.fromkeys(name for text in self.texts for name in text.columns))
-        return {
-            **{name: [text.columns.get(name) for text in self.texts] for name in names},
+        added: Cells = {
             "row": [text.row for text in self.texts],
             "reason": [text.reason for text in self.texts],
             "random": [text.random for text in self.texts],
-            "inclusion_probability": [self.inclusion if text.random else None for text in self.texts],
+            "inclusion_probability": [self.inclusion.get(text.row) for text in self.texts],
         }
+        return pool_columns({name: [text.columns.get(name) for text in self.texts] for name in names}, added) | added
 
     def tasks(self, tool: str) -> str:
         """Return the texts as a file of tasks for an annotation tool, with the other columns of `cells`."""
@@ -106,7 +107,7 @@ def choose_texts(
             f"n must be at least 1, and random_share between 0 and 1; they are {n} and {random_share}",
             remedy="Pass other values.",
         )
-    if Project.exists(path):
+    if Project.exists(path) or (path / TABLE).is_file():  # a table without its project is an error
         return choose_for_project(Project(path), source, config, n, random_share=random_share, observe=observe)
     return choose_with_run(path, source, config, n, random_share=random_share, observe=observe)
 
@@ -143,7 +144,7 @@ def choose_for_project(
         loaded = load_encoder(name, config)
         observe(ModelOpened(None))
         pool = PoolFile(project.path, name, loaded.model.config.hidden_size)
-        first = 0
+        first, before = 0, pool.hashes
         for _, texts in stream.chunks():
             pool.update(texts, first, lambda some: embed_texts(loaded, some), stream.name)
             first += len(texts)
@@ -155,9 +156,11 @@ def choose_for_project(
                 remedy="Pass the same pool, with new rows only at its end.",
             )
         project.set_setting("model", name)
-        project.set_setting("pool_rows", int((pool.hashes != EMPTY).sum()))
         task = get_task(project.task)
         queued = project.rows
+        # Older versions did not save the sizes: the embeddings show the size before this choice.
+        sizes = project.setting("pool_sizes", [_size(before)] if queued and len(before) else [])
+        sizes = [size for size in sizes if size[0] < first] + [_size(pool.hashes)]
         usable = pool.hashes != EMPTY
         usable[np.array(queued, dtype=np.int64) - 1] = False
         head, counts = fit_head(Snapshot.of(project), pool.read, task)
@@ -180,9 +183,10 @@ def choose_for_project(
             order_seed=config.seed + len(queued),
             suggestions=suggestions,
         )
+        project.set_setting("pool_sizes", sizes)
         project.add_texts(chosen.texts)
-        n_random = sum(text.random for text in project.texts)
-        return replace(chosen, inclusion=n_random / project.setting("pool_rows") if n_random else None)
+        rows = [text.row for text in project.texts if text.random]
+        return replace(chosen, inclusion=inclusion_probabilities(rows, sizes))
 
 
 def choose_with_run(
@@ -260,7 +264,7 @@ def _choose(
     """Choose the random sample, then the other texts, and read all of them from the pool."""
     n_usable = int(usable.sum())
     if not n_usable:
-        raise DataError(
+        raise EmptyPoolError(
             "every text of the pool is labelled, queued or empty", where=stream.name, remedy="Add texts to the pool."
         )
     priority = priorities(len(usable), candidates.seed)
@@ -277,7 +281,12 @@ def _choose(
     found = [*(Choice(row, CHANCE) for row in chance.tolist()), *others]
     shuffled = np.random.default_rng(order_seed).permutation(len(found))
     queue = [_queued(found[i], *texts[found[i].row], suggestions, stream.name) for i in shuffled]
-    return Chosen(queue, len(chance) / n_usable if len(chance) else None, n_usable)
+    return Chosen(queue, dict.fromkeys((chance + 1).tolist(), len(chance) / n_usable), n_usable)
+
+
+def _size(hashes: np.ndarray) -> tuple[int, int]:
+    """Return the number of rows of a pool, and how many have a text."""
+    return len(hashes), int((hashes != EMPTY).sum())
 
 
 def check_suggestions(suggestions: str | None, columns: Iterable[str], name: str) -> None:

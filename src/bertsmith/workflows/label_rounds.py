@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,13 +16,16 @@ from bertsmith.data.outcomes import SEPARATOR
 from bertsmith.data.table import MULTI_LABEL
 from bertsmith.errors import UserError, save_traceback
 from bertsmith.events import InputOpened, PredictionEvent, PredictionListener, RowsPredicted
-from bertsmith.labelling.store import Project
-from bertsmith.labelling.table import TABLE, export
+from bertsmith.labelling.pool import EmptyPoolError
+from bertsmith.labelling.store import TABLE, Project
+from bertsmith.labelling.table import export
 
 RUNS = "runs"
 """Folder in the project with a run for each training."""
 CLOSE_SECONDS = 30.0
 """Time for a training to save a checkpoint when the server stops."""
+RETRY_SECONDS = 60.0
+"""Time after a failed choice in which only a user can start another one."""
 Choose = Callable[[PredictionListener], int]
 """Chooses and queues texts, reports events, and returns the number of texts."""
 
@@ -41,7 +45,7 @@ class Rounds:
         self.thread: threading.Thread | None = None
         self.child: subprocess.Popen[str] | None = None
         self.message, self.trained, self.exhausted = "", "", False
-        self.rows_read, self.n_rows = 0, 0
+        self.rows_read, self.n_rows, self._retry = 0, 0, 0.0
         self.lines: deque[str] = deque(maxlen=20)
 
     @property
@@ -49,10 +53,15 @@ class Rounds:
         """Whether texts are being chosen."""
         return self.thread is not None and self.thread.is_alive()
 
-    def choose(self) -> None:
-        """Choose the next texts in the background, unless a choice is running or the pool is exhausted."""
+    def choose(self, *, automatic: bool = False) -> None:
+        """Choose the next texts in the background, unless a choice is running or the pool is exhausted.
+
+        Args:
+            automatic: no user asked. A failed choice is then not repeated for `RETRY_SECONDS`: the page asks after each
+                decision, and the error may last.
+        """
         with self.lock:
-            if self.is_choosing or self.exhausted:
+            if self.is_choosing or self.exhausted or (automatic and time.monotonic() < self._retry):
                 return
             self.message, self.rows_read, self.n_rows = "", 0, 0
             self.thread = threading.Thread(target=self._run, daemon=True)
@@ -62,9 +71,10 @@ class Rounds:
         try:
             self.exhausted = not self._choose(self._observe)
         except UserError as error:
-            self.message, self.exhausted = str(error), True
+            self.message, self.exhausted = str(error), isinstance(error, EmptyPoolError)
+            self._retry = time.monotonic() + RETRY_SECONDS
         except Exception as error:  # a thread can report errors only to the page
-            self.exhausted = True
+            self._retry = time.monotonic() + RETRY_SECONDS
             self.message = (
                 "Choosing texts failed with an internal error. All labels are saved. Restart bertsmith label. If the "
                 f"error comes back, report it, with the traceback in {save_traceback(error)}, to the maintainers: "

@@ -20,7 +20,7 @@ from bertsmith.measuring.label_shift import (
     label_shift_test,
 )
 from bertsmith.measuring.quantities import Quantities, Results
-from bertsmith.measuring.result import Measurement, empty_rows
+from bertsmith.measuring.result import Measurement
 from bertsmith.measuring.text_features import Axes, Clusters, text_features
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.corpus_sample import SIZE, CorpusSample, Embedder, validation_rows
@@ -197,7 +197,7 @@ def measure_under_label_shift(
         notes.append(f"groups without an estimate, because they differ from the run's test texts: {listing(changed)}")
     if untested:
         notes.append(f"{counted(untested, 'group is', 'groups are')} too small for a separate test")
-    notes += empty_rows(tally.empty)
+    notes += tally.notes
     return Measurement(
         corpus,
         None,

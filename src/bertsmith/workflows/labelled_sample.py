@@ -20,7 +20,7 @@ from bertsmith.data.texts import is_missing, to_text
 from bertsmith.errors import DataError, counted, listing, number_form, quoted
 from bertsmith.folders.run import Run
 from bertsmith.measuring.design import NOT_RANDOM, read_design, was_drawn
-from bertsmith.measuring.estimate import Sample
+from bertsmith.measuring.estimate import Sample, order_trend
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.score import hash_texts
 
@@ -29,6 +29,8 @@ FEWEST_LABELLED = 20
 SEEN = "also in the training or validation texts of the run"
 UNLABELLED = 0.05
 """Largest accepted fraction of drawn texts without a label. They change an estimated share by at most as much."""
+SORTED = 4
+"""A sample whose last rows have no label is sorted if its labels have a stronger trend, in standard errors."""
 NO_GROUP = "(missing)"
 """The group of a row without one."""
 
@@ -47,6 +49,7 @@ class LabelledSample:
         groups: group of each text if known, from the sample or from the corpus.
         left_out: number of rows left out by reason.
         notes: what to know about the rows that are left out.
+        trained: hashes of the training and validation texts, without those that the sample lists as not drawn.
         found: whether each text occurs in the corpus, shape (n,).
     """
 
@@ -59,6 +62,7 @@ class LabelledSample:
     groups: list[str | None]
     left_out: dict[str, int]
     notes: tuple[str, ...] = ()
+    trained: frozenset[str] = frozenset()
     found: np.ndarray = field(init=False)
     _positions: dict[str, list[int]] = field(init=False, default_factory=dict)
     _copies: dict[str, dict[str | None, list[tuple[float, int]]]] = field(init=False, default_factory=dict)
@@ -95,6 +99,16 @@ class LabelledSample:
                         copies.remove(copy)
                         matched[copy[1]], self.groups[i], self.found[i] = i, copy[2], True
         return matched
+
+    @property
+    def without_trained(self) -> bool:
+        """Whether the estimate is for the corpus without the texts in ``trained``.
+
+        Some of them were drawn, and are left out. So the others represent the texts outside ``trained``. If none was
+        drawn, they may have been chosen among the texts that were not drawn. Then the sample represents the whole
+        corpus, as the random texts of a project do; its table lists the other texts as not drawn.
+        """
+        return SEEN in self.left_out
 
     @property
     def surplus(self) -> np.ndarray:
@@ -141,8 +155,11 @@ def read_sample(
     rows, texts = table.frame["row"].tolist(), texts_of(table.frame)
     extra = {str(name): table.extra[name].tolist() for name in table.extra.columns}
     _check_labels(texts, table.targets, rows, table.name)
+    outcomes = get_task(run.task).indicators(table.targets, len(run.labels))
+    blank_notes = _check_blanks(whole, cleaned, outcomes)
     design = read_design(extra, rows, table.name, declared_random=random_sample)
-    seen = hash_texts(texts).isin(run.training_hashes).to_numpy()
+    hashes, trained = hash_texts(texts), run.training_hashes
+    seen = hashes.isin(trained).to_numpy()
     usable = np.flatnonzero(design.usable & ~seen)
     left_out = {
         **cleaned.counts,
@@ -169,7 +186,7 @@ def read_sample(
             where=table.name,
             remedy="Label the texts of more groups. If you drew texts and not groups, leave out --group-column.",
         )
-    notes += _check_blanks(whole, cleaned)
+    notes += blank_notes
     groups = table.frame["group"] if by and table.columns.group == by else None
     name = next((name for name in extra if by and canonical(name) == canonical(by)), None)
     cells: Sequence[Any] = groups.tolist() if groups is not None else extra.get(name or "", [None] * len(rows))
@@ -178,33 +195,38 @@ def read_sample(
         table.name,
         [rows[i] for i in usable],
         Texts(texts[i] for i in usable),
-        get_task(run.task).indicators(table.targets[usable], len(run.labels)),
+        outcomes[usable],
         None if design.inclusion is None else design.inclusion[usable],
         clusters,
         [group_name(cells[int(i)]) if known else None for i in usable],
         left_out,
         tuple(notes),
+        frozenset(trained.difference(hashes[~design.usable])),
     )
 
 
-def _check_blanks(table: Table, cleaned: Cleaned) -> list[str]:
+def _check_blanks(table: Table, cleaned: Cleaned, outcomes: np.ndarray) -> list[str]:
     """Check that few drawn texts have no label: without its difficult texts, a sample is not random.
 
     Args:
         table: the sample as read.
-        cleaned: the sample without rows that have no label.
+        cleaned: the n rows of the sample that have a label.
+        outcomes: 0 or 1 for each of their labels, shape (n, labels).
 
     Returns:
         Notes on rows without a label. Those after the last labelled row are the rest of an unfinished sample.
 
     Raises:
-        DataError: if more than `UNLABELLED` of the drawn texts before the last label have none.
+        DataError: if more than `UNLABELLED` of the drawn texts before the last label have none, or the rows are sorted
+            and the last ones have none.
     """
     extra = {str(name): table.extra[name].tolist() for name in table.extra.columns}
     blank = table.frame["row"].isin(cleaned.dropped["row"][cleaned.dropped["reason"] == NO_LABEL]).to_numpy()
-    rows = table.frame["row"].to_numpy()[blank & was_drawn(extra, len(table))]
-    gaps = rows[rows < cleaned.table.frame["row"].max()]
-    drawn = len(gaps) + len(cleaned.table)
+    labelled, drawn_rows = cleaned.table.frame["row"], table.frame["row"][was_drawn(extra, len(table))]
+    rows = drawn_rows[np.isin(drawn_rows, table.frame["row"][blank])].to_numpy()
+    gaps = rows[rows < labelled.max()]
+    is_drawn = labelled.isin(drawn_rows).to_numpy()  # the other rows say nothing about the sample
+    drawn = len(gaps) + int(is_drawn.sum())
     notes = []
     if len(gaps) > UNLABELLED * drawn:
         raise DataError(
@@ -221,6 +243,13 @@ def _check_blanks(table: Table, cleaned: Cleaned) -> list[str]:
             f"up to {100 * len(gaps) / drawn:.1f} percentage points"
         )
     if len(rows) > len(gaps):
+        if is_drawn.sum() > 1 and order_trend(outcomes[is_drawn]) > SORTED:
+            raise DataError(
+                f"the last {len(rows) - len(gaps):,} drawn rows have no label, and the labels of the others change "
+                "along the rows, so these are not a random sample",
+                where=table.name,
+                remedy="The rows are sorted. Label all of them, or shuffle the rows before you label the first ones.",
+            )
         notes.append(
             f"{counted(len(rows) - len(gaps), 'row')} at the end of the sample "
             f"{number_form(len(rows) - len(gaps), 'has', 'have')} no label; the others are a random sample only if the "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from bertsmith.config import Config
 from bertsmith.data.stream import Chunk, Stream
 from bertsmith.data.table import MULTI_LABEL, ORDINAL, REGRESSION, Cells
 from bertsmith.data.template import Text, flat, is_empty, normalise_text
-from bertsmith.errors import ConfigError, DataError, counted, did_you_mean, listing, quoted
+from bertsmith.errors import ConfigError, DataError, counted, did_you_mean, listing, number_form, quoted
 from bertsmith.events import PredictionListener, RowsPredicted
 from bertsmith.folders.run import open_run
 from bertsmith.inference.predict import predict_chunks
@@ -37,6 +37,7 @@ from bertsmith.workflows.label_shift import HeldOut, measure_under_label_shift
 from bertsmith.workflows.labelled_sample import LabelledSample, group_name, read_sample
 from bertsmith.workflows.predict import open_model, opened
 from bertsmith.workflows.predict_options import PredictOptions
+from bertsmith.workflows.score import hash_texts
 
 MAX_GROUPS = 2000
 """Maximum number of groups of a measurement."""
@@ -84,7 +85,7 @@ def run_measurement(
     try:
         with opened(source, config, run.template, options, observe) as stream:
             classifier, *_ = open_model(path, config, options, observe)
-            tally = Tally(get_task(run.task), asked, by, sample, outcomes)
+            tally = Tally(get_task(run.task), asked, by, sample, outcomes, run.training_hashes)
             texts: deque[Sequence[Text]] = deque()
             chunks = predict_chunks(
                 classifier, keep_texts(stream, texts), probabilities=True, progress=lambda n: observe(RowsPredicted(n))
@@ -93,7 +94,9 @@ def run_measurement(
                 tally.add(cells, texts.popleft())
         if not tally.totals:
             raise DataError(
-                "all texts of the corpus are empty", where=stream.name, remedy="Check the file and --text-column."
+                "all texts of the corpus are empty or in the training or validation texts of the run",
+                where=stream.name,
+                remedy="Check the file and --text-column.",
             )
         if sample is None:
             assert held_out is not None
@@ -121,6 +124,8 @@ class Tally:
         kept: a random sample of the corpus, if there is no labelled sample.
         rows: number of rows.
         empty: number of rows without a text.
+        trained: number of rows with a text of the training. Without a sample, and if some of them were drawn, they are
+            left out: the model predicts them better than the others, and no drawn text represents them.
     """
 
     def __init__(
@@ -130,19 +135,26 @@ class Tally:
         by: str | None,
         sample: LabelledSample | None,
         outcomes: OutcomeFile | None,
+        trained: Set[str] = frozenset(),
     ) -> None:
         self.task, self.asked, self.by, self.sample = task, asked, by, sample
         self.outcomes, self.kept = outcomes, CorpusSample()
         self.totals: dict[str, Totals] = {}
-        self.rows = self.empty = 0
+        self.rows = self.empty = self.trained = 0
+        self._trained = trained if sample is None else sample.trained
+        self.leaves_out = sample is None or sample.without_trained
 
     def add(self, cells: Cells, texts: Sequence[Text]) -> None:
         """Add a chunk of n rows: its columns, predictions among them, and its texts."""
         label_texts, outcomes = self.asked.labels.texts, self.asked.outcomes
-        rows = [i for i, text in enumerate(texts) if not is_empty(text)]
-        read = [flat(normalise_text(texts[i])) for i in rows]
+        filled = [i for i, text in enumerate(texts) if not is_empty(text)]
+        normal = {i: normalise_text(texts[i]) for i in filled}
+        seen = hash_texts(normal.values()).isin(self._trained).tolist()
+        self.trained += sum(seen)
+        rows = [i for i, known in zip(filled, seen, strict=True) if not (known and self.leaves_out)]
+        read = [flat(normal[i]) for i in rows]
         numbers = [self.rows + i + 1 for i in rows]
-        self.rows, self.empty = self.rows + len(texts), self.empty + len(texts) - len(rows)
+        self.rows, self.empty = self.rows + len(texts), self.empty + len(texts) - len(filled)
         if not rows:
             return
         names = self._groups(cells, rows)
@@ -167,6 +179,22 @@ class Tally:
                 self.sample.see(text, number, name if self.by else None)
         if self.outcomes is not None:
             self.outcomes.add(self._inputs(cells), rows, numbers, predictions, [flat(text) for text in texts])
+
+    @property
+    def notes(self) -> list[str]:
+        """What to know about the rows that no share counts, or that may not belong to the population."""
+        known = f"{counted(self.trained, 'text')} of the corpus {number_form(self.trained, 'is', 'are')} also in the "
+        known += "training or validation texts of the run"
+        if not self.trained:
+            return empty_rows(self.empty)
+        if self.leaves_out:
+            known += f": the shares are for the other {sum_totals(self.totals.values()).texts:,} texts"
+        else:
+            known += (
+                ", and none was drawn: the shares are for the whole corpus if you drew from all its texts. If you drew "
+                "from the others, remove these texts from the corpus"
+            )
+        return [known, *empty_rows(self.empty)]
 
     @property
     def groups(self) -> list[str]:
@@ -266,7 +294,7 @@ def _corrected(
         if narrowest < "1.00"
         else "the predictions of this model do not narrow the intervals of the labelled texts"
     )
-    notes += empty_rows(tally.empty)
+    notes += tally.notes
     if more := max(more_labels.values()):
         notes.append(f"{counted(more, 'more labelled text')} would give every class an interval of ±1 percentage point")
     return Measurement(
