@@ -27,8 +27,8 @@ import bertsmith as bs
 from bertsmith.cli.app import COMMANDS, app, main
 from bertsmith.cli.terminal import stdout_console
 from bertsmith.config import Config, DataConfig
-from bertsmith.data.csv_cells import guarded_cell
 from bertsmith.data.stream import open_stream
+from bertsmith.data.texts import guarded_cell
 from bertsmith.errors import ConfigError, DataError
 from bertsmith.inference.chunks import Chunks
 from bertsmith.inference.spreadsheet import check_fits, write_csv

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,13 @@ _WHITE_SPACE = "\x0b\x0c\x1c\x1d\x1e\x1f\x85"
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]")
 _DECIMAL_COMMA = re.compile(r"[+-]?(\d+(,\d*)?|,\d+)([eE][+-]?\d+)?", re.ASCII)
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}", re.ASCII)
+_FORMULA = re.compile(r"[=+\-@\t\r]")
+_NUMBER = re.compile(
+    r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?"
+    r"|[+-]?\d{1,3}([.,' \u00a0\u202f\u2019])\d{3}(\3\d{3})*((?!\3)[.,]\d*)?",
+    re.ASCII,
+)
+"""Numbers with a decimal point or comma, also with separators of thousands, and nothing else."""
 
 
 def _replacement(code: int) -> str:
@@ -117,3 +125,20 @@ def check_scalar(cell: Any, row: int, where: str, flag: str) -> None:
             remedy=f"Name another column with {flag}"
             + (", or pass --task multi-label for lists of labels." if flag == "--label-column" else "."),
         )
+
+
+def quoting(values: Iterable[Any]) -> Literal[0, 1]:
+    """Return the ``csv`` quoting of a row: all cells if one has a carriage return, which ``csv`` does not quote."""
+    has_return = any(isinstance(value, str) and "\r" in value for value in values)
+    return csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL
+
+
+def guarded_cell(cell: Any) -> Any:
+    """Put an apostrophe before a cell that a spreadsheet would evaluate as a formula.
+
+    Such cells begin with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return and are not numbers (OWASP, CSV
+    Injection).
+    """
+    if isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBER.fullmatch(cell):
+        return f"'{cell}"
+    return cell

@@ -9,7 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bertsmith.data.csv_cells import guarded_cell, quoting
+from bertsmith.data.texts import guarded_cell, quoting
 from bertsmith.errors import DataError, MissingPackageError, lower_first
 
 if TYPE_CHECKING:

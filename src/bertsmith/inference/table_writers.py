@@ -15,9 +15,8 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
-from bertsmith.data.csv_cells import guarded_cell, quoting
 from bertsmith.data.table import Cells
-from bertsmith.data.texts import is_missing
+from bertsmith.data.texts import guarded_cell, is_missing, quoting
 from bertsmith.errors import ConfigError, listing
 from bertsmith.inference.spreadsheet import Workbook
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from bertsmith.data.columns import LABEL, LABEL_TEXT, TEXT, canonical
-from bertsmith.data.csv_cells import quoting
 from bertsmith.data.outcomes import SEPARATOR
 from bertsmith.data.table import MULTI_LABEL, ORDINAL
+from bertsmith.data.texts import quoting
 from bertsmith.evaluation.agreement import Agreement, LabelSet, measure_agreement
 from bertsmith.folders.atomic import write_text
 from bertsmith.labelling.choose import inclusion_probabilities

@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from bertsmith.data.csv_cells import guarded_cell
+from bertsmith.data.texts import guarded_cell
 from bertsmith.measuring.pseudo_outcomes import LEVEL_NAME
 from bertsmith.measuring.result import MeanLevel, Measurement, Share
 from bertsmith.report.figures import BOTTOM, FULL_WIDTH, HALF_WIDTH, HEIGHT, LEFT, RIGHT, TOP, Axis, svg
