@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from numbers import Number
-from typing import Any
+from typing import Any, Literal
 
 from bertsmith.errors import RowError
 
