@@ -124,5 +124,4 @@ def _seem_ordered(labels: Labels) -> bool:
     consecutive = labels.numbers == tuple(range(labels.numbers[0], labels.numbers[0] + len(labels)))
     if len(labels) not in LEVELS or not consecutive:
         return False
-    unnamed = labels.texts == tuple(map(str, labels.numbers))
-    return unnamed or sum(bool(_DEGREES.search(text)) for text in labels.texts) >= 2
+    return labels.are_numbers or sum(bool(_DEGREES.search(text)) for text in labels.texts) >= 2
