@@ -14,7 +14,7 @@ from bertsmith.data.clean import clean
 from bertsmith.data.read import read_table
 from bertsmith.data.table import Table
 from bertsmith.data.template import texts_of
-from bertsmith.errors import ConfigError, DataError
+from bertsmith.errors import ConfigError, DataError, quoted
 from bertsmith.evaluation.evaluate import evaluate
 from bertsmith.folders import atomic
 from bertsmith.folders import run as runs
@@ -22,6 +22,8 @@ from bertsmith.inference.classifier import Classifier
 from bertsmith.workflows.score import hash_texts, predictions_frame, table_groups, write_predictions
 
 _LABEL_SETTINGS = ("label_column", "label_text_column", "label_columns", "label_separator")
+_MAX_NAME_BYTES = 200
+"""Longest name of an evaluation; file systems take 255 bytes, and the name of a temporary folder is longer."""
 
 
 def _evaluation_folder(
@@ -32,12 +34,16 @@ def _evaluation_folder(
     Raises:
         ConfigError: if the name is not valid, or the folder contains another evaluation.
     """
-    if name is not None and not re.fullmatch(r"\w([\w.-]*\w)?", name):
+    if name is not None and not (
+        isinstance(name, str) and re.fullmatch(r"\w([\w.-]*\w)?", name) and len(name.encode()) <= _MAX_NAME_BYTES
+    ):
         raise ConfigError(
-            f"--name {name!r} cannot be the name of a folder",
-            remedy="Use letters, digits and underscores, with - or . between them.",
+            f"--name {quoted(name)} cannot be the name of a folder",
+            remedy=f"Use at most {_MAX_NAME_BYTES} letters, digits and underscores, with - or . between them.",
         )
-    folder_name = name or re.sub(r"[^\w.-]+", "-", re.sub(r"(\.\w+)+$", "", Path(table).name)).strip(".-") or "table"
+    stem = re.sub(r"[^\w.-]+", "-", re.sub(r"(\.\w+)+$", "", Path(table).name))
+    stem = stem.encode()[:_MAX_NAME_BYTES].decode(errors="ignore").strip(".-")
+    folder_name = name or stem or "table"
     folder = run.layout.evaluations / folder_name
     try:
         saved = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
