@@ -140,3 +140,25 @@ def test_a_table_in_memory_is_a_setting_that_can_be_copied_and_saved():
     assert "DataFrame" in config.dump()["test"]
     assert len(pickle.loads(pickle.dumps(config)).test.table) == 6
     assert resolve({"test": "a.csv"}).test == Path("a.csv")
+
+
+@pytest.mark.parametrize(
+    ("function", "settings"),
+    [
+        (bs.predict, {"max_length": 8, "task": "regression", "epochs": 3}),
+        (bs.drift, {"label_column": "Label", "seed": 3}),
+        (bs.next_texts, {"task": "ordinal"}),
+        (bs.evaluate, {"task": "regression", "test": "t.csv", "split_column": "part"}),
+        (bs.measure, {"epochs": 3, "validation_size": 0.2}),
+        (bs.label_errors, {"epochs": 3}),
+        (bs.inspect, {"learning_rate": 1e-4}),
+        (bs.read_table, {"test_size": 0.2, "model": "packaged:minilm"}),
+    ],
+)
+def test_a_setting_that_a_function_does_not_use_is_an_error(monkeypatch, function, settings):
+    monkeypatch.setenv("BERTSMITH_EPOCHS", "3")  # the environment is shared by all functions
+    frame = tiny_table(6)
+    with pytest.raises(ConfigError) as caught:
+        function(*([frame] if function in (bs.label_errors, bs.inspect, bs.read_table) else ["run", frame]), **settings)
+    assert caught.value.what.count("\n  - ") == len(settings)
+    assert all(f"- {name}: " in caught.value.what for name in settings)

@@ -210,6 +210,12 @@ def test_a_setting_without_effect_is_an_error(estimator, name):
     assert repr(name) in error.value.what
 
 
+@pytest.mark.parametrize("settings", [{"epochs": 3}, {"seed": 3}, {"settings": {}}, 5])
+def test_settings_are_a_dict_without_the_parameters_of_the_classifier(estimator, settings):
+    with pytest.raises(ConfigError):
+        clone(estimator).set_params(settings=settings).fit(TEXTS, LABELS)
+
+
 def test_the_checks_of_scikit_learn_that_apply_pass(estimator):
     with pytest.warns(SkipTestWarning):  # the other checks need numeric input
         results = check_estimator(estimator, on_fail=None)

@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from bertsmith.compute.machine import use_cores
 from bertsmith.config import DataConfig
 from bertsmith.data.texts import is_missing
-from bertsmith.errors import ConfigError, DataError, counted, listing, number_form
+from bertsmith.errors import ConfigError, DataError, counted, listing, number_form, with_article
 from bertsmith.load_config import resolve
 
 if TYPE_CHECKING:
@@ -150,14 +150,25 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         return logs[:, 1] - logs[:, 0] if logs.shape[1] == 2 else logs
 
     def _config(self) -> Config:
-        if idle := [name for name in self.settings or () if name in _WITHOUT_EFFECT]:
+        settings = self.settings or {}
+        if not isinstance(settings, Mapping):
+            raise ConfigError(
+                f"settings should be a dict, not {with_article(settings)}", remedy='For example: {"effort": "quick"}.'
+            )
+        given = self.get_params(deep=False)
+        if twice := [name for name in settings if name in (*given, "seed")]:
+            raise ConfigError(
+                f"settings must not contain parameters of BertClassifier: {listing(twice)}",
+                remedy="Pass them as arguments of BertClassifier. The seed is random_state.",
+            )
+        if idle := [name for name in settings if name in _WITHOUT_EFFECT]:
             raise ConfigError(
                 f"BertClassifier does not support the {number_form(len(idle), 'setting')} {listing(idle)}",
                 remedy=f"Leave {number_form(len(idle), 'it', 'them')} out, or use bertsmith.train.",
             )
-        given = {k: v for k, v in self.get_params(deep=False).items() if k not in ("settings", "random_state")}
+        del given["settings"], given["random_state"]
         given = {name: value for name, value in given.items() if value is not None}
-        return resolve({**given, "seed": self.random_state, **(self.settings or {})}, api=True)
+        return resolve({**given, "seed": self.random_state, **settings}, api=True)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
+from bertsmith.api.keyword_types import PredictSettings
 from bertsmith.compute.machine import use_cores
 from bertsmith.config import CsvDialect, Long, OnError
 from bertsmith.errors import naming_parameters, needing, to_path
@@ -13,7 +14,6 @@ from bertsmith.folders.run import Run
 from bertsmith.load_config import resolve
 
 if TYPE_CHECKING:
-    from bertsmith.api.keyword_types import PredictSettings
     from bertsmith.events import PredictionListener
     from bertsmith.inference.export import Export
     from bertsmith.inference.predictor import Predictor
@@ -116,7 +116,7 @@ def predict(
     from bertsmith.workflows.predict import predict_in_memory, run_prediction, run_prediction_on_ray
     from bertsmith.workflows.predict_options import PredictOptions
 
-    config = resolve(settings, api=True)
+    config = resolve(settings, api=True, only=PredictSettings.__optional_keys__)
     use_cores(config.threads)
     folder = run.path if isinstance(run, Run) else to_path(run, "run")
     file = None if output is None else to_path(output, "output")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+from bertsmith.api.keyword_types import NextSettings
 from bertsmith.compute.machine import use_cores
 from bertsmith.errors import needing, to_path
 from bertsmith.folders.run import Run
@@ -13,7 +14,6 @@ from bertsmith.load_config import resolve
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bertsmith.api.keyword_types import NextSettings
     from bertsmith.events import PredictionListener
 
 
@@ -53,7 +53,7 @@ def next_texts(
 
     from bertsmith.workflows.label_next import choose_texts
 
-    config = resolve(settings, api=True)
+    config = resolve(settings, api=True, only=NextSettings.__optional_keys__)
     use_cores(config.threads)
     folder = run.path if isinstance(run, Run) else to_path(run, "run")
     observe = on_event or (lambda event: None)

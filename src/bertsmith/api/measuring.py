@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
+from bertsmith.api.keyword_types import EvaluateSettings, PredictSettings
 from bertsmith.compute.machine import use_cores
 from bertsmith.errors import needing, to_path
 from bertsmith.folders.run import Run
 from bertsmith.load_config import resolve
 
 if TYPE_CHECKING:
-    from bertsmith.api.keyword_types import EvaluateSettings, PredictSettings
     from bertsmith.events import PredictionListener
     from bertsmith.measuring.regression import Regression
     from bertsmith.measuring.result import Measurement
@@ -57,7 +57,7 @@ def measure(
     """
     from bertsmith.workflows.measure import run_measurement
 
-    config = resolve(settings, api=True)
+    config = resolve(settings, api=True, only=EvaluateSettings.__optional_keys__)
     use_cores(config.threads)
     return run_measurement(
         run.path if isinstance(run, Run) else to_path(run, "run"),
@@ -95,7 +95,7 @@ def drift(
     """
     from bertsmith.workflows.drift import compare_texts
 
-    config = resolve(settings, api=True)
+    config = resolve(settings, api=True, only=PredictSettings.__optional_keys__)
     use_cores(config.threads)
     folder = run.path if isinstance(run, Run) else to_path(run, "run")
     return compare_texts(folder, new, config, observe=on_event or (lambda event: None))
