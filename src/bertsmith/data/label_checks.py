@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 
@@ -59,11 +60,11 @@ def label_findings(table: Table) -> Iterator[Finding]:
         f"{several} with fewer than 10 training texts",
         "used unchanged; the model may predict them poorly. Merge them if that is acceptable",
     )
-    n_folded = Counter(text.casefold() for text in labels.texts)
+    n_folded = Counter(map(_folded, labels.texts))
     yield from classes(
         "labels-alike",
-        [text for text in labels.texts if n_folded[text.casefold()] > 1],
-        "label texts that differ only in case",
+        [text for text in labels.texts if n_folded[_folded(text)] > 1],
+        "label texts that differ only in case, Unicode form or invisible characters",
         f"used as separate {several}; make them equal in the table if they mean the same",
     )
     if table.task == MULTI_LABEL:
@@ -104,6 +105,12 @@ def label_findings(table: Table) -> Iterator[Finding]:
             "the order is not used; pass --task ordinal if confusing distant classes is worse than confusing "
             "neighbouring ones",
         )
+
+
+def _folded(text: str) -> str:
+    """Return a text without case, Unicode form and invisible characters."""
+    visible = (c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
+    return "".join(visible).casefold()
 
 
 def _sets(table: Table) -> Finding:
