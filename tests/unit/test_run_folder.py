@@ -13,7 +13,7 @@ from bertsmith.errors import Interrupted, RunFolderError
 from bertsmith.folders import atomic
 from bertsmith.folders.atomic import replaced_file, replaced_folder, write_json
 from bertsmith.folders.new_run import RunFolder, check_same
-from bertsmith.folders.run import open_run
+from bertsmith.folders.run import Run, open_run
 from bertsmith.folders.study import Study
 from bertsmith.inference.chunks import _CHUNK_FILE
 from bertsmith.inference.classifier import Classifier
@@ -324,6 +324,14 @@ def unfinished(tiny, tmp_path_factory):
     with pytest.raises(Interrupted):
         train(tiny, folder, epochs=1, on_event=listen, stop=stop)
     return folder
+
+
+@pytest.mark.parametrize("name", ["metrics", "predictions", "validation_predictions"])
+def test_a_run_that_is_training_is_not_damaged(unfinished, name):
+    with pytest.raises(RunFolderError) as error:
+        getattr(Run(unfinished), name)
+    assert "--overwrite" not in error.value.remedy
+    assert error.value.where == str(unfinished)
 
 
 @pytest.mark.parametrize("file", ["run.json", "labels.json", "history.jsonl", "splits.parquet"])
