@@ -707,6 +707,14 @@ def test_a_new_table_does_not_replace_the_evaluation_of_another(cli, own_run, cs
         assert "cannot be the name of a folder" in err
 
 
+def test_an_evaluation_counts_the_dropped_rows(own_run):
+    frame = tiny_table(20)
+    frame["Label"] = (frame["Label"] + 1) * 10
+    frame.loc[:4, "Text"] = None
+    found = bs.evaluate(own_run, frame, label_column="Label", device="cpu")
+    assert (found["texts"], sum(found["left_out"].values())) == (15, 5)
+
+
 def test_the_name_of_an_evaluation_is_checked_and_that_of_a_long_table_shortened(own_run, csv):
     with pytest.raises(ConfigError):
         bs.evaluate(own_run, csv, name=5)

@@ -240,7 +240,8 @@ def evaluate(
         **settings: ``device``, ``long``, and the fields of `DataConfig` for reading one table.
 
     Returns:
-        Metrics in the format of a split in ``metrics.json``.
+        Metrics in the format of a split in ``metrics.json``. ``left_out`` counts the dropped rows by reason, and
+        ``seen_in_training`` the texts that the run was trained or validated on.
 
     Raises:
         UserError: if the run or the table is not usable.

@@ -66,10 +66,9 @@ def _evaluation_folder(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation on another table: metrics, number of dropped rows by reason, and its folder."""
+    """An evaluation on another table: metrics, and its folder."""
 
     metrics: dict[str, Any]
-    left_out: dict[str, int]
     path: Path
 
 
@@ -139,11 +138,11 @@ def run_evaluation(
         seed=run.info["config"]["seed"],
         groups=table_groups(cleaned.table),
     )
-    metrics["seen_in_training"] = seen
-    content = {"table": table.name, **description, "long": classifier.long, "left_out": cleaned.counts, **metrics}
+    metrics |= {"left_out": cleaned.counts, "seen_in_training": seen}
+    content = {"table": table.name, **description, "long": classifier.long, **metrics}
     with atomic.disk_errors(folder):
         run.layout.evaluations.mkdir(exist_ok=True)
         with atomic.replaced_folder(folder) as temporary:
             atomic.write_json(temporary / "metrics.json", content)
             write_predictions(temporary, "predictions", predictions_frame(cleaned.table, probabilities))
-    return Evaluation(metrics, cleaned.counts, folder)
+    return Evaluation(metrics, folder)
