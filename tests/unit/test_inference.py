@@ -278,7 +278,7 @@ def test_predict_in_python_does_what_the_command_does(finished, cli, tmp_path):
     command = ("predict", finished, tmp_path / "t.csv", "-o", tmp_path / "command.csv", "--device", "cpu")
     assert cli(*command, "--min-confidence", 0.99)[0] == 0
     assert (tmp_path / "python.csv").read_bytes() == (tmp_path / "command.csv").read_bytes()
-    with pytest.raises(ConfigError, match="--overwrite"):
+    with pytest.raises(ConfigError, match="overwrite"):
         bs.predict(finished, tmp_path / "t.csv", output=tmp_path / "python.csv")
     with pytest.raises(ConfigError, match="never replaces"):
         bs.predict(finished, tmp_path / "t.csv", output=tmp_path / "t.csv", overwrite=True)

@@ -168,9 +168,9 @@ def test_scoring_uses_the_saved_tokenizer(tiny, tmp_path, tokenized, monkeypatch
 
 def test_a_finished_run_is_not_overwritten(finished, tiny, table):
     before = (finished / "metrics.json").read_bytes()
-    with pytest.raises(RunFolderError, match="--overwrite"):
+    with pytest.raises(RunFolderError, match="overwrite"):
         bs.train(table, output=finished, model=str(tiny))
-    with pytest.raises(RunFolderError, match="--resume"):
+    with pytest.raises(RunFolderError, match="resume"):
         bs.train(table, output=finished, model=str(tiny), resume=True)
     assert (finished / "metrics.json").read_bytes() == before
 

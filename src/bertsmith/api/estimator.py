@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from bertsmith.compute.machine import use_cores
 from bertsmith.config import DataConfig
 from bertsmith.data.texts import is_missing
-from bertsmith.errors import ConfigError, DataError, counted, listing, number_form, with_article
+from bertsmith.errors import ConfigError, DataError, counted, listing, naming_parameters, number_form, with_article
 from bertsmith.load_config import resolve
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         self.random_state = random_state
         self.settings = settings
 
+    @naming_parameters()
     def fit(self, X: Any, y: Any, groups: Any = None) -> BertClassifier:  # noqa: N803  # name of scikit-learn
         """Fine-tune on texts and labels.
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from bertsmith.api.keyword_types import NextSettings
+from bertsmith.api.public import public
 from bertsmith.compute.machine import use_cores
-from bertsmith.errors import needing, to_path
+from bertsmith.errors import to_path
 from bertsmith.folders.run import Run
 from bertsmith.load_config import resolve
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from bertsmith.events import PredictionListener
 
 
-@needing("train")
+@public("train")
 def next_texts(
     run: Run | Path | str,
     pool: Any = None,

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from bertsmith.api.keyword_types import EvaluateSettings, PredictSettings
+from bertsmith.api.public import public
 from bertsmith.compute.machine import use_cores
-from bertsmith.errors import needing, to_path
+from bertsmith.errors import to_path
 from bertsmith.folders.run import Run
 from bertsmith.load_config import resolve
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from bertsmith.workflows.drift import Drift
 
 
-@needing("train")
+@public("train")
 def measure(
     run: Run | Path | str,
     corpus: Any = None,
@@ -71,7 +72,7 @@ def measure(
     )
 
 
-@needing("train")
+@public("train")
 def drift(
     run: Run | Path | str,
     new: Any = None,
@@ -101,7 +102,7 @@ def drift(
     return compare_texts(folder, new, config, observe=on_event or (lambda event: None))
 
 
-@needing("train")
+@public("train")
 def regress(
     table: Any,
     label_text: str,

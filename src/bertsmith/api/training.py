@@ -15,10 +15,11 @@ from bertsmith.api.keyword_types import (
     TrainSettings,
     TuneSettings,
 )
+from bertsmith.api.public import public
 from bertsmith.compute.machine import use_cores
 from bertsmith.config import Config
 from bertsmith.data.table import Table
-from bertsmith.errors import needing, to_path
+from bertsmith.errors import to_path
 from bertsmith.folders.remote import run_output
 from bertsmith.folders.run import Run, open_run
 from bertsmith.load_config import resolve
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from bertsmith.tracking.trackers import TrackerName
 
 
-@needing("train")
+@public("train")
 def read_table(source: Any = None, **settings: Unpack[ReadSettings]) -> Table:
     """Read a labelled table.
 
@@ -50,7 +51,7 @@ def read_table(source: Any = None, **settings: Unpack[ReadSettings]) -> Table:
     return read.read_table(source, resolve(settings, api=True, only=ReadSettings.__optional_keys__))
 
 
-@needing("train")
+@public("train")
 def inspect(table: Any, **settings: Unpack[InspectSettings]) -> Findings:
     """Check a table for its classes, text lengths, duplicates, conflicting labels, leaks and damaged texts.
 
@@ -68,7 +69,7 @@ def inspect(table: Any, **settings: Unpack[InspectSettings]) -> Findings:
     return inspect_table(as_table(table, config), config)
 
 
-@needing("train")
+@public("train")
 def train(
     table: Any,
     *,
@@ -139,7 +140,7 @@ def _resolve_training(table: Any, settings: Mapping[str, Any], file: Path | str 
     return config
 
 
-@needing("tune")
+@public("tune")
 def tune(
     table: Any,
     *,
@@ -221,7 +222,7 @@ def tune(
         )
 
 
-@needing("train")
+@public("train")
 def evaluate(
     run: Run | Path | str,
     table: Any,
@@ -253,7 +254,7 @@ def evaluate(
     return run_evaluation(folder, table, config, name=name, overwrite=overwrite).metrics
 
 
-@needing("train")
+@public("train")
 def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
     """Compare finished runs on the same test rows, each with the first.
 
@@ -272,7 +273,7 @@ def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
     return compare_runs([run if isinstance(run, Run) else open_run(run) for run in runs])
 
 
-@needing("train")
+@public("train")
 def label_errors(table: Any, **settings: Unpack[LabelErrorSettings]) -> pd.DataFrame:
     """Find labels that may be wrong, by cross-validation with a regression on the texts.
 
