@@ -466,7 +466,7 @@ def test_auto_uses_only_exports_of_the_same_model(run, exported):
         run.layout.run.write_text(json.dumps(info))
     with pytest.raises(ConfigError) as error:
         bs.load(run, runtime="tensorrt")
-    assert "--runtime tensorrt" in error.value.what
+    assert "runtime tensorrt" in error.value.what
     for path, refused in ((exported.path, bs.export), (exported.path / "README.md", bs.load)):
         with pytest.raises(RunFolderError) as error:
             refused(path)
