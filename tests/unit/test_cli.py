@@ -707,6 +707,12 @@ def test_a_new_table_does_not_replace_the_evaluation_of_another(cli, own_run, cs
         assert "cannot be the name of a folder" in err
 
 
+def test_without_a_command_the_help_is_all_that_is_printed(cli):
+    code, out, err = cli()
+    assert (code, err) == (2, "")
+    assert "inspect" in out
+
+
 def test_an_evaluation_counts_the_dropped_rows(own_run):
     frame = tiny_table(20)
     frame["Label"] = (frame["Label"] + 1) * 10
