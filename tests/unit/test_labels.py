@@ -62,6 +62,13 @@ def test_scores_are_refused_with_an_example():
         parse_label_numbers(["1", "0.75"], "t")
 
 
+def test_a_score_counts_all_its_values_and_names_infinite_ones():
+    with pytest.raises(DataError) as caught:
+        parse_label_numbers([0.5, 1.0, 2.0, 0.5, float("inf")], "t")
+    assert "4 different values" in caught.value.what
+    assert "inf" in caught.value.remedy
+
+
 @pytest.mark.parametrize(
     ("values", "example"),
     [

@@ -119,13 +119,15 @@ def parse_label_numbers(cells: Iterable[Any], where: str, named: Collection[str]
         return None
     if fractions:
         row, text = fractions[0]
-        n_distinct = len({text for _, text in fractions})
+        n_distinct = len({text for _, text in fractions} | {str(n) for n in numbers if n is not None})
+        infinite = next((text for _, text in fractions if "inf" in text.casefold()), None)
         is_unclear = read is written and any("," in text for _, text in fractions)
         raise DataError(
             f"the label column holds numbers that are not integers, such as {shorten(text)} in row {row}: the column "
             f"looks like a score ({counted(n_distinct, 'different value')})",
             where=where,
-            remedy=(f"{USE_POINTS} Then pass" if is_unclear else "Pass")
+            remedy=("" if infinite is None else f"Correct or remove {infinite}. ")
+            + (f"{USE_POINTS} Then pass" if is_unclear else "Pass")
             + " --task regression to predict the number, or name the column of the classes with --label-column.",
         )
     return numbers
