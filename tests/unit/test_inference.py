@@ -392,3 +392,19 @@ def test_a_device_that_is_not_fast_in_bf16_predicts_in_fp32(finished, monkeypatc
     assert bs.Run(finished).metrics["inference"]["precision"] in ("fp32", "bf16")
     monkeypatch.setattr("bertsmith.inference.classifier.choose_precision", lambda device: ("fp16", "an older GPU"))
     assert Classifier.load(finished, device="cpu").dtype == torch.float32
+
+
+def test_predictions_of_empty_texts_have_the_usual_types(finished):
+    full = bs.predict(finished, pd.DataFrame({"Text": ["a cat", ""]}), device="cpu").frame
+    empty = bs.predict(finished, pd.DataFrame({"Text": ["", ""]}), device="cpu").frame
+    columns = ["predicted", "predicted_text", "confidence"]
+    assert empty[columns].dtypes.tolist() == full[columns].dtypes.tolist()
+    assert empty[columns].isna().all(axis=None)
+
+
+@pytest.mark.parametrize("name", ["Label", "label text"])
+def test_a_single_column_of_labels_is_not_read_as_texts(finished, name):
+    for source in (pd.DataFrame({name: [1, 2]}), pd.DataFrame({name: ["a", "b"]})):
+        with pytest.raises(DataError):
+            bs.predict(finished, source, device="cpu")
+    assert bs.predict(finished, pd.DataFrame({"anything": ["a cat"]}), device="cpu").rows == 1
