@@ -359,13 +359,17 @@ _PREDICTIONS = {
     "text": "text as the model read it, after cleaning; the first text of a pair. In CSV, a `'` precedes texts that a "
     "spreadsheet would run as formulas",
     "pair": "second text of a pair; with `--pair-column` only",
-    "label": "label number from the table",
-    "label_text": "label text from the table",
+    "label": "label number from the table; for numbers, the number",
+    "label_text": "label text from the table; not for numbers",
+    "labels": "instead of `label`, for several labels: a list of label numbers",
+    "label_texts": "instead of `label_text`, for several labels: a list of label texts",
     "group": "group of the text; with `--group-column` only",
-    "predicted": "predicted label number",
-    "predicted_text": "predicted label text",
-    "confidence": "calibrated probability of the predicted class",
-    "probabilities": "probability of every class, in the order of `labels.json`; a JSON list in the CSV file",
+    "predicted": "predicted label number; for several labels, a list; for numbers, the predicted number",
+    "predicted_text": "predicted label text; not for numbers",
+    "predicted_texts": "instead of `predicted_text`, for several labels: a list of label texts",
+    "confidence": "calibrated probability of the predicted class; not for numbers",
+    "probabilities": "probability of every class, in the order of `labels.json`; a JSON list in the CSV file; not for "
+    "numbers",
 }
 _SPLIT = {
     "texts": "number of texts",

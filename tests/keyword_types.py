@@ -22,7 +22,9 @@ from typing import Any, Literal, TypedDict
 
 '''
 _TEXTS = ("text_column", "pair_column", "with_columns", "sql", "db", "sheet", "encoding", "max_unpacked")
-_TABLES = tuple(name for name in DataConfig.model_fields if name not in ("validation", "test"))
+_SIZES = ("validation_size", "test_size", "near_duplicates")
+_TABLES = ("task", "split_column", "validation", "test")
+_TABLE = tuple(name for name in DataConfig.model_fields if name not in (*_SIZES, *_TABLES))
 _CLASSES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "PredictSettings": (
         "TypedDict",
@@ -34,19 +36,27 @@ _CLASSES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "How to read a pool, the checkpoint of its embeddings, and where to compute.",
         ("model", "max_length", "seed"),
     ),
-    "TableSettings": ("TypedDict", "How to read and split one table.", _TABLES),
+    "TableSettings": ("TypedDict", "How to read one labelled table.", _TABLE),
     "EvaluateSettings": ("TableSettings", "How to read a table, and where to compute.", ("long", "device", "threads")),
-    "ReadSettings": ("TableSettings", "How to read and split tables.", ("validation", "test")),
+    "ReadSettings": ("TableSettings", "How to read tables that are split or not.", _TABLES),
     "LabelErrorSettings": (
         "ReadSettings",
-        "How to read a table, to embed its texts, and to split it into folds.",
+        "How to read a table, to embed its texts, and to assign them to folds.",
         ("seed", "model", "max_length", "device"),
     ),
-    "InspectSettings": ("ReadSettings", "How to read a table and to count tokens.", tuple(ModelConfig.model_fields)),
+    "InspectSettings": (
+        "ReadSettings",
+        "How to read and split a table, and to count tokens.",
+        (*_SIZES, *ModelConfig.model_fields, "seed"),
+    ),
     "TuneSettings": (
         "InspectSettings",
         "How to read a table, to fine-tune and to decide, without ``cv``, which is a parameter of `tune`.",
-        tuple(name for name in (*TrainConfig.model_fields, *EvalConfig.model_fields) if name not in ("cv", "effort")),
+        tuple(
+            name
+            for name in (*TrainConfig.model_fields, *EvalConfig.model_fields)
+            if name not in ("cv", "effort", "seed")
+        ),
     ),
     "TrainSettings": ("TuneSettings", "How to read a table, to fine-tune and to decide.", ("cv", "effort")),
 }

@@ -178,7 +178,8 @@ def needing(extra: str | None = None, purpose: str | None = None) -> Callable[[C
     return decorate
 
 
-_FLAG = re.compile(r"--([a-z]+(?:-[a-z]+)*)")
+_FLAG = re.compile(r"bertsmith [a-z]+ [^;\n]*?(?:\.(?=\s|$)|;|\n|$)|(?<![^\s(])(?:--([a-z]+(?:-[a-z]+)*)|-o\b)")
+"""A command with its flags, which stay, up to the end of the sentence; or a flag outside of a command."""
 
 
 @contextmanager
@@ -188,11 +189,17 @@ def naming_parameters() -> Iterator[None]:
         yield
     except UserError as error:
 
+        def parameter(found: re.Match[str]) -> str:
+            if found[0] == "-o":
+                return "output"
+            return found[1].replace("-", "_") if found[1] else found[0]
+
         def rename(message: str | None) -> str | None:
-            return message and _FLAG.sub(lambda flag: flag[1].replace("-", "_"), message)
+            return message and _FLAG.sub(parameter, message)
 
         error.what, error.where, error.remedy = str(rename(error.what)), rename(error.where), rename(error.remedy)
-        error.args = (error.what,)
+        if len(error.args) == 1:
+            error.args = (error.what,)
         raise
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ def resolve(
     *,
     environ: Mapping[str, str] | None = None,
     api: bool = False,
+    only: Collection[str] | None = None,
     check_set: Callable[[Mapping[str, Any]], Mapping[str, str]] = lambda values: {},
 ) -> Config:
     """Merge flags, environment, file and defaults into one checked `Config`.
@@ -40,6 +41,7 @@ def resolve(
         file: a TOML file with the same names, where ``-`` and ``_`` are the same, and a table ``[set]``.
         environ: the environment variables; ``os.environ`` if ``None``.
         api: use the names of Python arguments in messages, not flags.
+        only: the names that ``flags`` may have, if not all; a file and the environment may have all.
         check_set: returns the problems of training arguments by name.
 
     Raises:
@@ -59,6 +61,8 @@ def resolve(
             if value is not None
         },
     ]
+    unused = [] if only is None else [name for name in layers[-1] if name in Config.model_fields and name not in only]
+    problems += [f"{layers[-1].pop(name)[1]}: this function does not use this setting" for name in unused]
     for layer in layers:
         for name, (value, source) in layer.items():
             if name not in Config.model_fields:

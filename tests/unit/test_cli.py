@@ -701,10 +701,32 @@ def test_a_new_table_does_not_replace_the_evaluation_of_another(cli, own_run, cs
     assert f"'{csv.resolve()}'" in err
     assert cli("evaluate", own_run, csv.with_suffix(".json"), "--device", "cpu", "--name", "t_2.x")[0] == 0
     assert json.loads((own_run / "evaluations" / "t_2.x" / "metrics.json").read_text())["table"] == "t.json"
-    for name in ("", "../x", "a b", ".x"):
+    for name in ("", "../x", "a b", ".x", "x" * 300):
         code, _, err = cli("evaluate", own_run, csv, "--name", name)
         assert code == 2
         assert "cannot be the name of a folder" in err
+
+
+def test_without_a_command_the_help_is_all_that_is_printed(cli):
+    code, out, err = cli()
+    assert (code, err) == (2, "")
+    assert "inspect" in out
+
+
+def test_an_evaluation_counts_the_dropped_rows(own_run):
+    frame = tiny_table(20)
+    frame["Label"] = (frame["Label"] + 1) * 10
+    frame.loc[:4, "Text"] = None
+    found = bs.evaluate(own_run, frame, label_column="Label", device="cpu")
+    assert (found["texts"], sum(found["left_out"].values())) == (15, 5)
+
+
+def test_the_name_of_an_evaluation_is_checked_and_that_of_a_long_table_shortened(own_run, csv):
+    with pytest.raises(ConfigError):
+        bs.evaluate(own_run, csv, name=5)
+    long = csv.rename(csv.with_name(f"{'x' * 240}.csv"))
+    bs.evaluate(own_run, long, label_column="Label", device="cpu")
+    assert [path.name for path in (own_run / "evaluations").iterdir()] == ["x" * 200]
 
 
 @pytest.mark.parametrize("dialect", ["plain", "excel", "excel-semicolon"])

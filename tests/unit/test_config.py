@@ -4,12 +4,13 @@ import pickle
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import bertsmith as bs
 from bertsmith.config import Config
-from bertsmith.errors import ConfigError, UserError
+from bertsmith.errors import ConfigError, UserError, naming_parameters
 from bertsmith.load_config import parse_assignments, resolve
 from bertsmith.testing import tiny_table
 from tests import keyword_types
@@ -140,3 +141,55 @@ def test_a_table_in_memory_is_a_setting_that_can_be_copied_and_saved():
     assert "DataFrame" in config.dump()["test"]
     assert len(pickle.loads(pickle.dumps(config)).test.table) == 6
     assert resolve({"test": "a.csv"}).test == Path("a.csv")
+
+
+@pytest.mark.parametrize(
+    ("function", "settings"),
+    [
+        (bs.predict, {"max_length": 8, "task": "regression", "epochs": 3}),
+        (bs.drift, {"label_column": "Label", "seed": 3}),
+        (bs.next_texts, {"task": "ordinal"}),
+        (bs.evaluate, {"task": "regression", "test": "t.csv", "split_column": "part"}),
+        (bs.measure, {"epochs": 3, "validation_size": 0.2}),
+        (bs.label_errors, {"epochs": 3}),
+        (bs.inspect, {"learning_rate": 1e-4}),
+        (bs.read_table, {"test_size": 0.2, "model": "packaged:minilm"}),
+    ],
+)
+def test_a_setting_that_a_function_does_not_use_is_an_error(monkeypatch, function, settings):
+    monkeypatch.setenv("BERTSMITH_EPOCHS", "3")  # the environment is shared by all functions
+    frame = tiny_table(6)
+    with pytest.raises(ConfigError) as caught:
+        function(*([frame] if function in (bs.label_errors, bs.inspect, bs.read_table) else ["run", frame]), **settings)
+    assert caught.value.what.count("\n  - ") == len(settings)
+    assert all(f"- {name}: " in caught.value.what for name in settings)
+
+
+@pytest.mark.parametrize("value", ["no", "off", 1, None])
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [(bs.predict, "probabilities"), (bs.predict, "resume"), (bs.load, "decide"), (bs.push, "private")],
+)
+def test_switches_are_true_or_false(function, name, value):
+    with pytest.raises(ConfigError) as caught:
+        function("run", "owner/name", **{name: value}) if function is not bs.load else function("run", **{name: value})
+    assert name in caught.value.what
+
+
+def test_progress_may_be_none_and_a_switch_a_bool_of_numpy(finished):
+    frame = pd.DataFrame({"Text": ["a cat"]})
+    found = bs.predict(finished, frame, device="cpu", probabilities=np.bool_(True), progress=None)
+    assert len(found.frame.columns) > 3
+    with pytest.raises(ConfigError):
+        bs.predict(finished, frame, progress=3)
+
+
+def test_errors_in_python_name_parameters_but_keep_the_flags_of_commands(tmp_path):
+    with pytest.raises(UserError) as caught:
+        bs.read_table(pd.DataFrame({"Text": ["a"]}))
+    assert "label_column" in caught.value.remedy
+    assert "--" not in caught.value.remedy
+    with pytest.raises(UserError) as caught, naming_parameters():
+        raise UserError("--name 'a--b'", remedy="Pass -o, or repeat bertsmith train with --resume. Or --test-size.")
+    assert caught.value.what == "name 'a--b'"
+    assert caught.value.remedy == "Pass output, or repeat bertsmith train with --resume. Or test_size."

@@ -95,6 +95,9 @@ def test_every_part_of_a_file_of_a_run_is_described(generate, finished, tmp_path
         "group",
         "pair",
         "columns",
+        "labels",
+        "label_texts",
+        "predicted_texts",
     }
     for name in found:
         assert found[name] - described[name] == set(), name

@@ -108,6 +108,28 @@ def test_enough_texts_validate_and_groups_stay_together(estimator):
     assert fitted.decision_function(table["Text"][:3]).shape == (3,)
 
 
+@pytest.mark.parametrize("groups", [[1], range(5), np.zeros((4, 2)), "aaaa", [["a"], ["b", "c"], [], []]])
+def test_groups_that_are_not_one_per_text_are_an_error(estimator, groups):
+    with pytest.raises(DataError) as error:
+        clone(estimator).fit(TEXTS[:4], LABELS[:4], groups=groups)
+    assert "groups" in error.value.what
+
+
+@pytest.mark.parametrize("groups", [[None] * 6, np.full(6, np.nan), pd.Series([None, "a", "", pd.NA, "a", None])])
+def test_a_text_whose_group_is_missing_has_no_group(monkeypatch, estimator, groups):
+    tables = []
+    monkeypatch.setattr("bertsmith.workflows.fit_in_memory.fit_in_memory", lambda table, config: tables.append(table))
+    clone(estimator).fit(TEXTS[:6], LABELS[:6], groups=groups)
+    (table,) = tables
+    assert table.frame["group"].nunique() == (5 if "a" in list(groups) else 6)
+
+
+@pytest.mark.parametrize("kind", [lambda y: y[:, None], lambda y: pd.DataFrame({"Label": y})])
+def test_a_column_of_labels_is_a_list_of_labels(monkeypatch, estimator, kind):
+    monkeypatch.setattr("bertsmith.workflows.fit_in_memory.fit_in_memory", lambda table, config: None)
+    assert clone(estimator).fit(TEXTS, kind(LABELS)).classes_.tolist() == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize(
     ("texts", "labels", "expected"),
     [
@@ -124,6 +146,10 @@ def test_enough_texts_validate_and_groups_stay_together(estimator):
         (["a", "b"], np.array([0.0, 0.5]), "item 1"),
         (["a", "b"], pd.Series([1.5, 2.0], dtype="Float64"), "item 0"),
         (["a", "b"], [0.0, float("inf")], "item 1"),
+        (["a", "b"], [["x", "y"], ["x"]], "different lengths"),
+        (["a", "b"], [], "shape of y"),
+        (["a", "b"], ["x", float("nan")], "item 1"),
+        (["a", "b"], [1, "x"], "sorted"),
     ],
 )
 def test_input_that_cannot_be_used_is_an_error(estimator, texts, labels, expected):
@@ -182,6 +208,12 @@ def test_a_setting_without_effect_is_an_error(estimator, name):
     with pytest.raises(ConfigError) as error:
         clone(estimator).set_params(settings={name: 3}).fit(TEXTS, LABELS)
     assert repr(name) in error.value.what
+
+
+@pytest.mark.parametrize("settings", [{"epochs": 3}, {"seed": 3}, {"settings": {}}, 5])
+def test_settings_are_a_dict_without_the_parameters_of_the_classifier(estimator, settings):
+    with pytest.raises(ConfigError):
+        clone(estimator).set_params(settings=settings).fit(TEXTS, LABELS)
 
 
 def test_the_checks_of_scikit_learn_that_apply_pass(estimator):

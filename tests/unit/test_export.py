@@ -466,7 +466,7 @@ def test_auto_uses_only_exports_of_the_same_model(run, exported):
         run.layout.run.write_text(json.dumps(info))
     with pytest.raises(ConfigError) as error:
         bs.load(run, runtime="tensorrt")
-    assert "--runtime tensorrt" in error.value.what
+    assert "runtime tensorrt" in error.value.what
     for path, refused in ((exported.path, bs.export), (exported.path / "README.md", bs.load)):
         with pytest.raises(RunFolderError) as error:
             refused(path)
@@ -474,7 +474,7 @@ def test_auto_uses_only_exports_of_the_same_model(run, exported):
     with pytest.raises(ConfigError) as error:
         bs.load(exported.path, device="cuda")
     assert error.value.where == str(exported.path)
-    with pytest.raises(DeviceError, match="--device gpu"):
+    with pytest.raises(DeviceError, match="device gpu"):
         bs.load(run, device="gpu")
     with pytest.raises(ConfigError, match="long='all'"):
         bs.load(run, long="all")
@@ -547,7 +547,7 @@ def test_a_damaged_description_is_an_error(content, copy):
 def test_an_export_does_not_replace_other_files(run, exported, written, cli, tmp_path):
     with pytest.raises(RunFolderError) as error:
         bs.export(run)
-    assert "--overwrite" in error.value.remedy
+    assert "overwrite" in error.value.remedy
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     with pytest.raises(RunFolderError) as error:

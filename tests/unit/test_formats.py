@@ -330,3 +330,10 @@ def test_an_unreachable_hub_is_reported(monkeypatch):
     with pytest.raises(DataError, match="hf://name") as caught:
         read_table("hf://name")
     assert "hf://owner/name" in caught.value.remedy
+
+
+def test_json_with_an_object_for_each_column_is_refused(tmp_path):
+    FRAME.reset_index(drop=True).to_json(tmp_path / "t.json")
+    with pytest.raises(DataError) as error:
+        bs.read_table(tmp_path / "t.json")
+    assert "orient" in error.value.remedy

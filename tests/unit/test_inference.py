@@ -284,7 +284,7 @@ def test_predict_in_python_does_what_the_command_does(finished, cli, tmp_path):
     command = ("predict", finished, tmp_path / "t.csv", "-o", tmp_path / "command.csv", "--device", "cpu")
     assert cli(*command, "--min-confidence", 0.99)[0] == 0
     assert (tmp_path / "python.csv").read_bytes() == (tmp_path / "command.csv").read_bytes()
-    with pytest.raises(ConfigError, match="--overwrite"):
+    with pytest.raises(ConfigError, match="overwrite"):
         bs.predict(finished, tmp_path / "t.csv", output=tmp_path / "python.csv")
     with pytest.raises(ConfigError, match="never replaces"):
         bs.predict(finished, tmp_path / "t.csv", output=tmp_path / "t.csv", overwrite=True)
@@ -398,3 +398,19 @@ def test_a_device_that_is_not_fast_in_bf16_predicts_in_fp32(finished, monkeypatc
     assert bs.Run(finished).metrics["inference"]["precision"] in ("fp32", "bf16")
     monkeypatch.setattr("bertsmith.inference.classifier.choose_precision", lambda device: ("fp16", "an older GPU"))
     assert Classifier.load(finished, device="cpu").dtype == torch.float32
+
+
+def test_predictions_of_empty_texts_have_the_usual_types(finished):
+    full = bs.predict(finished, pd.DataFrame({"Text": ["a cat", ""]}), device="cpu").frame
+    empty = bs.predict(finished, pd.DataFrame({"Text": ["", ""]}), device="cpu").frame
+    columns = ["predicted", "predicted_text", "confidence"]
+    assert empty[columns].dtypes.tolist() == full[columns].dtypes.tolist()
+    assert empty[columns].isna().all(axis=None)
+
+
+@pytest.mark.parametrize("name", ["Label", "label text"])
+def test_a_single_column_of_labels_is_not_read_as_texts(finished, name):
+    for source in (pd.DataFrame({name: [1, 2]}), pd.DataFrame({name: ["a", "b"]})):
+        with pytest.raises(DataError):
+            bs.predict(finished, source, device="cpu")
+    assert bs.predict(finished, pd.DataFrame({"anything": ["a cat"]}), device="cpu").rows == 1

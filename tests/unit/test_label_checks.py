@@ -68,3 +68,9 @@ def test_numbers_are_described(cli, tmp_path):
     assert code == 0
     assert json.loads(out)["numbers"]["median"] == pytest.approx(7.375)
     assert "7.375" in (tmp_path / "f.html").read_text()
+
+
+@pytest.mark.parametrize(("a", "b"), [("Sport", "sport"), ("\u00e9", "e\u0301"), ("a", "a\u200b"), ("A", "\uff21")])
+def test_label_texts_that_look_alike_are_reported(a, b):
+    (found,) = [f for f in _inspect([a, b, "x"] * 10).findings if f.kind == "labels-alike"]
+    assert (found.severity, found.count) == ("warning", 2)

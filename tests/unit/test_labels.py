@@ -30,9 +30,44 @@ def test_a_label_column_is_numbers_or_words(values, expected):
     assert parse_label_numbers(values, "t") == expected
 
 
+def _frame(labels):
+    return pd.DataFrame({"Label": labels, "Text": [f"text {i}" for i in range(len(labels))]})
+
+
+@pytest.mark.parametrize("word", ["None", "none", "NA", "null", "nan"])
+def test_whether_a_word_is_a_class_does_not_depend_on_the_other_rows(word):
+    train = _frame([word, "love"] * 5)
+    classes = read_table(train).labels
+    for rows in ([word] * 3, [word, "love"], [word, None]):
+        expected = [classes.texts.index(label) if label else -1 for label in rows]
+        assert read_table(_frame(rows), known=classes).codes.tolist() == expected
+        given = read_table(train, DataConfig(validation=_frame(rows)))
+        assert given.codes[len(train) :].tolist() == expected
+
+
+@pytest.mark.parametrize("rows", [["null"], ["null", "love"]])
+def test_a_word_that_is_not_a_class_of_the_run_is_an_error(rows):
+    with pytest.raises(DataError, match="unknown label"):
+        read_table(_frame(rows), known=Labels((0, 1), ("hate", "love")))
+
+
+def test_missing_label_numbers_stay_missing_with_known_classes():
+    for known in (Labels((1, 2), ("1", "2")), Labels((1, 2), ("hate", "love"))):
+        assert read_table(_frame([1, "NA", 2]), known=known).codes.tolist() == [0, -1, 1]
+    given = read_table(_frame([1, 2, "NA"] * 3), DataConfig(validation=_frame(["NA", "NA"])))
+    assert given.codes[9:].tolist() == [-1, -1]
+
+
 def test_scores_are_refused_with_an_example():
     with pytest.raises(DataError, match=r"0.75 in row 2"):
         parse_label_numbers(["1", "0.75"], "t")
+
+
+def test_a_score_counts_all_its_values_and_names_infinite_ones():
+    with pytest.raises(DataError) as caught:
+        parse_label_numbers([0.5, 1.0, 2.0, 0.5, float("inf")], "t")
+    assert "4 different values" in caught.value.what
+    assert "inf" in caught.value.remedy
 
 
 @pytest.mark.parametrize(

@@ -577,7 +577,7 @@ def test_without_labels_the_shares_are_counted_with_a_note(finished, corpus, mon
     monkeypatch.setattr("bertsmith.workflows.label_shift.label_shift_test", lambda *arguments: 0.01)
     with pytest.raises(DataError) as caught:
         bs.measure(finished, corpus / "corpus.csv")
-    assert "--labelled" in caught.value.remedy
+    assert "labelled" in caught.value.remedy
 
 
 def test_a_sample_without_a_design_is_refused(finished, corpus, cli):

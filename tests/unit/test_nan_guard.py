@@ -110,7 +110,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_end(at, twice, whole, tiny, t
     run = Run(tmp_path / "run")
     assert run.info["status"] == "interrupted"
     assert run.last_checkpoint().name == f"checkpoint-{at}"
-    with pytest.raises(RunFolderError, match="--resume"):
+    with pytest.raises(RunFolderError, match="resume"):
         train(tiny, tmp_path / "run")
     with pytest.raises(RunFolderError, match=r"epochs .*3\.0.*4\.0"):
         train(tiny, tmp_path / "run", resume=True, epochs=4)
@@ -486,7 +486,7 @@ def test_memory_too_small_for_one_text_is_an_error(tiny, tmp_path, monkeypatch):
     _fail_at(monkeypatch, lambda tokens, attempt: True)
     with pytest.raises(DeviceError) as caught:
         _train(tiny, tmp_path / "run")
-    assert "--max-length" in caught.value.remedy
+    assert "max_length" in caught.value.remedy
     assert Run(tmp_path / "run").info["status"] == "failed"
     assert not (tmp_path / "run" / "model").exists()
 
@@ -727,7 +727,7 @@ def test_training_ends_after_two_nonfinite_losses_and_keeps_checkpoints(
     with pytest.raises(TrainingError) as caught:
         _train(tiny, tmp_path / "run", on_event=lambda e: (count(e), events.append(e)))
     assert f"{kind.split()[1]} of step 7 " in caught.value.what
-    assert "--learning-rate" in caught.value.remedy
+    assert "learning_rate" in caught.value.remedy
     assert sum(isinstance(e, RolledBack) for e in events) == 1
     run = Run(tmp_path / "run")
     assert run.info["status"] == "failed"
@@ -830,7 +830,7 @@ def test_a_full_disk_ends_training_and_the_run_resumes_after_space_is_freed(step
                     file.write(bytes(4096))
                     file.flush()
 
-    with pytest.raises(OutputError, match=r"(?s)cannot be written: No space left.*--resume"):
+    with pytest.raises(OutputError, match=r"(?s)cannot be written: No space left.*resume"):
         _train(tiny, small_disk / "run", on_event=fill)
     last = Run(small_disk / "run").last_checkpoint()
     expected = {6: None, 12: "checkpoint-6", 18: "checkpoint-12", "the end": "checkpoint-18"}[step]

@@ -13,7 +13,7 @@ from bertsmith.errors import Interrupted, RunFolderError
 from bertsmith.folders import atomic
 from bertsmith.folders.atomic import replaced_file, replaced_folder, write_json
 from bertsmith.folders.new_run import RunFolder, check_same
-from bertsmith.folders.run import open_run
+from bertsmith.folders.run import Run, open_run
 from bertsmith.folders.study import Study
 from bertsmith.inference.chunks import _CHUNK_FILE
 from bertsmith.inference.classifier import Classifier
@@ -179,9 +179,9 @@ def test_scoring_uses_the_saved_tokenizer(tiny, tmp_path, tokenized, monkeypatch
 
 def test_a_finished_run_is_not_overwritten(finished, tiny, table):
     before = (finished / "metrics.json").read_bytes()
-    with pytest.raises(RunFolderError, match="--overwrite"):
+    with pytest.raises(RunFolderError, match="overwrite"):
         bs.train(table, output=finished, model=str(tiny))
-    with pytest.raises(RunFolderError, match="--resume"):
+    with pytest.raises(RunFolderError, match="resume"):
         bs.train(table, output=finished, model=str(tiny), resume=True)
     assert (finished / "metrics.json").read_bytes() == before
 
@@ -335,6 +335,14 @@ def unfinished(tiny, tmp_path_factory):
     with pytest.raises(Interrupted):
         train(tiny, folder, epochs=1, on_event=listen, stop=stop)
     return folder
+
+
+@pytest.mark.parametrize("name", ["metrics", "predictions", "validation_predictions"])
+def test_a_run_that_is_training_is_not_damaged(unfinished, name):
+    with pytest.raises(RunFolderError) as error:
+        getattr(Run(unfinished), name)
+    assert "--overwrite" not in error.value.remedy
+    assert error.value.where == str(unfinished)
 
 
 @pytest.mark.parametrize("file", ["run.json", "labels.json", "history.jsonl", "splits.parquet"])

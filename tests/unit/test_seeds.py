@@ -95,7 +95,7 @@ def test_an_interrupted_run_resumes_to_the_same_result(seeds, tiny, tmp_path):
     assert run.info["status"] == "interrupted"
     assert next(m.info["status"] for m in run.members) == "finished"
     (run.layout.seeds / ".8.left.part").mkdir()  # left by a killed process
-    with pytest.raises(RunFolderError, match="--resume"):
+    with pytest.raises(RunFolderError, match="resume"):
         train(tiny, tmp_path / "run", **settings)
     with pytest.raises(RunFolderError, match=r"epochs .*2\.0.*3\.0"):
         train(tiny, tmp_path / "run", resume=True, **{**settings, "epochs": 3})

@@ -250,7 +250,7 @@ def test_numbers_have_no_probabilities(cli, run, later, tmp_path):
         for refused in ({"probabilities": True}, {"min_confidence": 0.5}):
             with pytest.raises(ConfigError) as error:
                 bs.predict(run, later, device="cpu", **refused)
-            _refused(error, "--coverage")
+            _refused(error, "coverage")
 
 
 def test_the_export_agrees(run, exported, later, scores):

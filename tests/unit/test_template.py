@@ -262,7 +262,7 @@ def test_near_duplicates_of_pairs_have_two_similar_segments():
 
 def test_rows_without_a_segment_are_dropped_and_the_others_split():
     frame = _pairs(*((f"premise {i}", f"hypothesis {i}" if i % 10 else None, i % 2) for i in range(100)))
-    data = split_cleaned(clean(_read(frame, near_duplicates="ignore")), DataConfig(near_duplicates="ignore"), 0)
+    data = split_cleaned(clean(_read(frame)), DataConfig(near_duplicates="ignore"), 0)
     assert len(data) == 90
     assert set(data.frame["split"]) == {"train", "validation", "test"}
 

@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from bertsmith.compute.machine import use_cores
 from bertsmith.config import DataConfig
 from bertsmith.data.texts import is_missing
-from bertsmith.errors import ConfigError, DataError, counted, listing, number_form
+from bertsmith.errors import ConfigError, DataError, counted, listing, naming_parameters, number_form, with_article
 from bertsmith.load_config import resolve
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         self.random_state = random_state
         self.settings = settings
 
+    @naming_parameters()
     def fit(self, X: Any, y: Any, groups: Any = None) -> BertClassifier:  # noqa: N803  # name of scikit-learn
         """Fine-tune on texts and labels.
 
@@ -94,7 +95,8 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             X: n texts: a list, an array, a Series or an iterator; or a data frame or Arrow table, whose columns are
                 joined.
             y: n labels of any type that can be sorted, one per text.
-            groups: group of each text, such as its author; a group is either in training or in validation.
+            groups: group of each text, such as its author; a group is either in training or in validation. A text
+                whose group is missing has no group.
 
         Raises:
             UserError: for everything that the user can fix, such as texts that are not strings.
@@ -108,13 +110,7 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             raise DataError("X is empty", remedy="Pass at least one text of each class.")
         if y is None:
             raise DataError("y is missing", remedy="Pass one label per text.")
-        labels = np.asarray(list(y) if isinstance(y, Iterator) else y)
-        if labels.ndim != 1 or len(labels) != len(texts):
-            n_texts = counted(len(texts), "text")
-            raise DataError(
-                f"y must hold one label per text: X has {n_texts}, but the shape of y is {labels.shape}",
-                remedy="Pass one label per text. For several labels per text, use bertsmith.train.",
-            )
+        labels = _one_per_text(y, "y", "label", len(texts))
         config = self._config()
         use_cores(config.threads)
         if config.task not in ("auto", "single-label"):
@@ -155,14 +151,25 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         return logs[:, 1] - logs[:, 0] if logs.shape[1] == 2 else logs
 
     def _config(self) -> Config:
-        if idle := [name for name in self.settings or () if name in _WITHOUT_EFFECT]:
+        settings = self.settings or {}
+        if not isinstance(settings, Mapping):
+            raise ConfigError(
+                f"settings should be a dict, not {with_article(settings)}", remedy='For example: {"effort": "quick"}.'
+            )
+        given = self.get_params(deep=False)
+        if twice := [name for name in settings if name in (*given, "seed")]:
+            raise ConfigError(
+                f"settings must not contain parameters of BertClassifier: {listing(twice)}",
+                remedy="Pass them as arguments of BertClassifier. The seed is random_state.",
+            )
+        if idle := [name for name in settings if name in _WITHOUT_EFFECT]:
             raise ConfigError(
                 f"BertClassifier does not support the {number_form(len(idle), 'setting')} {listing(idle)}",
                 remedy=f"Leave {number_form(len(idle), 'it', 'them')} out, or use bertsmith.train.",
             )
-        given = {k: v for k, v in self.get_params(deep=False).items() if k not in ("settings", "random_state")}
+        del given["settings"], given["random_state"]
         given = {name: value for name, value in given.items() if value is not None}
-        return resolve({**given, "seed": self.random_state, **(self.settings or {})}, api=True)
+        return resolve({**given, "seed": self.random_state, **settings}, api=True)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -205,6 +212,43 @@ def _frame(X: Any) -> Any:  # noqa: N803
     if isinstance(X, Iterator):
         return list(X)
     return to_data_frame(X) if hasattr(X, "columns") else X
+
+
+def _one_per_text(values: Any, name: str, noun: str, n_texts: int) -> np.ndarray:
+    """Return labels or groups as an array, shape (n,).
+
+    Raises:
+        DataError: if there is not one value per text.
+    """
+    values = list(values) if isinstance(values, Iterator) else values
+    remedy = f"Pass one {noun} per text."
+    if name == "y":
+        remedy += " For several labels per text, use bertsmith.train."
+    expected = f"{name} must hold one {noun} per text"
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise DataError(f"{expected}, but it holds lists of different lengths", remedy=remedy) from error
+    is_text = array.dtype.kind in "US" and isinstance(values, list | tuple)
+    if is_text and not all(isinstance(value, str | bytes) for value in values):
+        array = np.array(values, dtype=object)  # else 1 and NaN are texts
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1 or len(array) != n_texts:
+        n = counted(n_texts, "text")
+        raise DataError(f"{expected}: X has {n}, but the shape of {name} is {array.shape}", remedy=remedy)
+    return array
+
+
+def _groups(groups: Any, n_texts: int) -> list[str | None]:
+    """Return the group of every text; a text whose group is missing gets a separate one."""
+    if groups is None:
+        return [None] * n_texts
+    values = _one_per_text(groups, "groups", "group", n_texts).tolist()
+    return [
+        f"text {i} without a group" if is_missing(value) or value == "" else str(value)
+        for i, value in enumerate(values)
+    ]
 
 
 def _is_fraction(label: Any) -> bool:
@@ -263,7 +307,6 @@ def _table(texts: Texts, template: Template, classes: np.ndarray, codes: np.ndar
     names = [str(value) for value in classes.tolist()]
     if len(set(names)) < len(names):
         names = [repr(value) for value in classes.tolist()]
-    group = [None] * len(texts) if groups is None else [str(value) for value in groups]
     frame = pd.DataFrame(
         {
             "source": "X",
@@ -271,7 +314,7 @@ def _table(texts: Texts, template: Template, classes: np.ndarray, codes: np.ndar
             "text": pd.Series(texts, dtype="str"),
             "target": codes.astype(np.int64),
             "split": pd.Series([None] * len(texts), dtype="str"),
-            "group": pd.Series(group, dtype="str"),
+            "group": pd.Series(_groups(groups, len(texts)), dtype="str"),
         }
     )
     labels = Labels(tuple(range(len(names))), tuple(names))

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
+from bertsmith.api.keyword_types import PredictSettings
+from bertsmith.api.public import public
 from bertsmith.compute.machine import use_cores
 from bertsmith.config import CsvDialect, Long, OnError
-from bertsmith.errors import naming_parameters, needing, to_path
+from bertsmith.errors import to_path
 from bertsmith.folders.run import Run
 from bertsmith.load_config import resolve
 
 if TYPE_CHECKING:
-    from bertsmith.api.keyword_types import PredictSettings
     from bertsmith.events import PredictionListener
     from bertsmith.inference.export import Export
     from bertsmith.inference.predictor import Predictor
@@ -23,7 +24,7 @@ Device = Literal["auto", "cuda", "xpu", "mps", "cpu"]
 Runtime = Literal["auto", "torch", "onnx", "openvino"]
 
 
-@needing()
+@public()
 def load(
     run: Run | Path | str,
     *,
@@ -54,7 +55,7 @@ def load(
     return open_classifier(path, device=device, decide=decide, ensemble=ensemble, runtime=runtime, long=long)[0]
 
 
-@needing()
+@public()
 def predict(
     run: Run | Path | str,
     source: Any = None,
@@ -116,23 +117,22 @@ def predict(
     from bertsmith.workflows.predict import predict_in_memory, run_prediction, run_prediction_on_ray
     from bertsmith.workflows.predict_options import PredictOptions
 
-    config = resolve(settings, api=True)
+    config = resolve(settings, api=True, only=PredictSettings.__optional_keys__)
     use_cores(config.threads)
     folder = run.path if isinstance(run, Run) else to_path(run, "run")
     file = None if output is None else to_path(output, "output")
-    with naming_parameters():
-        options = PredictOptions(
-            probabilities=probabilities,
-            min_confidence=min_confidence,
-            target_accuracy=target_accuracy,
-            coverage=coverage,
-            decide=decide,
-            ensemble=ensemble,
-            runtime=runtime,
-            on_error=on_error,
-            csv_dialect=csv_dialect,
-            formula_guard=formula_guard,
-        )
+    options = PredictOptions(
+        probabilities=probabilities,
+        min_confidence=min_confidence,
+        target_accuracy=target_accuracy,
+        coverage=coverage,
+        decide=decide,
+        ensemble=ensemble,
+        runtime=runtime,
+        on_error=on_error,
+        csv_dialect=csv_dialect,
+        formula_guard=formula_guard,
+    )
     if ray is not None:
         return run_prediction_on_ray(
             folder, source, config, options, output=file, resume=resume, overwrite=overwrite, address=ray
@@ -145,7 +145,7 @@ def predict(
         )
 
 
-@needing("export")
+@public("export")
 def export(
     run: Run | Path | str,
     *,
@@ -186,7 +186,7 @@ def export(
     )
 
 
-@needing("train")
+@public("train")
 def push(
     run: Run | Path | str,
     repository: str,

@@ -35,7 +35,7 @@ class NextSettings(PredictSettings, total=False):
 
 
 class TableSettings(TypedDict, total=False):
-    """How to read and split one table."""
+    """How to read one labelled table."""
 
     text_column: str | Sequence[str] | None
     pair_column: str | None
@@ -44,13 +44,8 @@ class TableSettings(TypedDict, total=False):
     label_text_column: str | None
     label_columns: Sequence[str]
     label_separator: str | None
-    task: Literal["auto", "single-label", "multi-label", "ordinal", "regression"]
     group_column: str | None
     coder_column: str | None
-    split_column: str | None
-    validation_size: float
-    test_size: float
-    near_duplicates: Literal["together", "ignore"]
     corrections: Path | str | None
     sql: str | None
     db: str | None
@@ -68,14 +63,16 @@ class EvaluateSettings(TableSettings, total=False):
 
 
 class ReadSettings(TableSettings, total=False):
-    """How to read and split tables."""
+    """How to read tables that are split or not."""
 
+    task: Literal["auto", "single-label", "multi-label", "ordinal", "regression"]
+    split_column: str | None
     validation: Any
     test: Any
 
 
 class LabelErrorSettings(ReadSettings, total=False):
-    """How to read a table, to embed its texts, and to split it into folds."""
+    """How to read a table, to embed its texts, and to assign them to folds."""
 
     seed: int
     model: str
@@ -84,14 +81,18 @@ class LabelErrorSettings(ReadSettings, total=False):
 
 
 class InspectSettings(ReadSettings, total=False):
-    """How to read a table and to count tokens."""
+    """How to read and split a table, and to count tokens."""
 
+    validation_size: float
+    test_size: float
+    near_duplicates: Literal["together", "ignore"]
     model: str
     max_length: int | None
     long: Literal["auto", "truncate", "head-tail", "window"]
     device: Literal["auto", "cuda", "xpu", "mps", "cpu"]
     threads: int | None
     allow_pickle: bool
+    seed: int
 
 
 class TuneSettings(InspectSettings, total=False):
@@ -108,7 +109,6 @@ class TuneSettings(InspectSettings, total=False):
     imbalance: Literal["auto", "none", "weights", "effective-number", "focal", "logit-adjustment", "balanced-sampling"]
     label_noise: Literal["auto", "off"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
-    seed: int
     seeds: int
     set: dict[str, Any]
     keep_checkpoints: bool

@@ -5,19 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+from bertsmith.api.keyword_types import NextSettings
+from bertsmith.api.public import public
 from bertsmith.compute.machine import use_cores
-from bertsmith.errors import needing, to_path
+from bertsmith.errors import to_path
 from bertsmith.folders.run import Run
 from bertsmith.load_config import resolve
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bertsmith.api.keyword_types import NextSettings
     from bertsmith.events import PredictionListener
 
 
-@needing("train")
+@public("train")
 def next_texts(
     run: Run | Path | str,
     pool: Any = None,
@@ -53,7 +54,7 @@ def next_texts(
 
     from bertsmith.workflows.label_next import choose_texts
 
-    config = resolve(settings, api=True)
+    config = resolve(settings, api=True, only=NextSettings.__optional_keys__)
     use_cores(config.threads)
     folder = run.path if isinstance(run, Run) else to_path(run, "run")
     observe = on_event or (lambda event: None)

@@ -6,20 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
+from bertsmith.api.keyword_types import EvaluateSettings, PredictSettings
+from bertsmith.api.public import public
 from bertsmith.compute.machine import use_cores
-from bertsmith.errors import needing, to_path
+from bertsmith.errors import to_path
 from bertsmith.folders.run import Run
 from bertsmith.load_config import resolve
 
 if TYPE_CHECKING:
-    from bertsmith.api.keyword_types import EvaluateSettings, PredictSettings
     from bertsmith.events import PredictionListener
     from bertsmith.measuring.regression import Regression
     from bertsmith.measuring.result import Measurement
     from bertsmith.workflows.drift import Drift
 
 
-@needing("train")
+@public("train")
 def measure(
     run: Run | Path | str,
     corpus: Any = None,
@@ -57,7 +58,7 @@ def measure(
     """
     from bertsmith.workflows.measure import run_measurement
 
-    config = resolve(settings, api=True)
+    config = resolve(settings, api=True, only=EvaluateSettings.__optional_keys__)
     use_cores(config.threads)
     return run_measurement(
         run.path if isinstance(run, Run) else to_path(run, "run"),
@@ -71,7 +72,7 @@ def measure(
     )
 
 
-@needing("train")
+@public("train")
 def drift(
     run: Run | Path | str,
     new: Any = None,
@@ -95,13 +96,13 @@ def drift(
     """
     from bertsmith.workflows.drift import compare_texts
 
-    config = resolve(settings, api=True)
+    config = resolve(settings, api=True, only=PredictSettings.__optional_keys__)
     use_cores(config.threads)
     folder = run.path if isinstance(run, Run) else to_path(run, "run")
     return compare_texts(folder, new, config, observe=on_event or (lambda event: None))
 
 
-@needing("train")
+@public("train")
 def regress(
     table: Any,
     label_text: str,

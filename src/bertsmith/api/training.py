@@ -7,10 +7,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+from bertsmith.api.keyword_types import (
+    EvaluateSettings,
+    InspectSettings,
+    LabelErrorSettings,
+    ReadSettings,
+    TrainSettings,
+    TuneSettings,
+)
+from bertsmith.api.public import public
 from bertsmith.compute.machine import use_cores
 from bertsmith.config import Config
 from bertsmith.data.table import Table
-from bertsmith.errors import ConfigError, needing, number_form, to_path
+from bertsmith.errors import to_path
 from bertsmith.folders.remote import run_output
 from bertsmith.folders.run import Run, open_run
 from bertsmith.load_config import resolve
@@ -18,57 +27,49 @@ from bertsmith.load_config import resolve
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bertsmith.api.keyword_types import (
-        EvaluateSettings,
-        InspectSettings,
-        LabelErrorSettings,
-        ReadSettings,
-        TrainSettings,
-        TuneSettings,
-    )
     from bertsmith.data.findings import Findings
     from bertsmith.events import RunListener, StudyListener
     from bertsmith.folders.study import Study
     from bertsmith.tracking.trackers import TrackerName
 
 
-@needing("train")
+@public("train")
 def read_table(source: Any = None, **settings: Unpack[ReadSettings]) -> Table:
     """Read a labelled table.
 
     Args:
         source: a path, ``hf://owner/name``, a pandas data frame, a ``datasets.Dataset``, or a table of Polars, DuckDB
             or PyArrow (any object with ``__arrow_c_stream__``). ``None`` with ``sql`` and ``db``.
-        **settings: fields of `DataConfig`, such as ``text_column``. ``validation`` and ``test`` accept the same types
-            as ``source``.
+        **settings: fields of `DataConfig` for reading, such as ``text_column``. ``validation`` and ``test`` accept the
+            same types as ``source``.
 
     Raises:
         UserError: if the table cannot be read, or its labels are not usable.
     """
     from bertsmith.data import read
 
-    return read.read_table(source, resolve(settings, api=True))
+    return read.read_table(source, resolve(settings, api=True, only=ReadSettings.__optional_keys__))
 
 
-@needing("train")
+@public("train")
 def inspect(table: Any, **settings: Unpack[InspectSettings]) -> Findings:
     """Check a table for its classes, text lengths, duplicates, conflicting labels, leaks and damaged texts.
 
     Args:
         table: a `Table`, or what `read_table` takes.
-        **settings: fields of `DataConfig` and `ModelConfig`; the tokenizer of ``model`` counts the tokens.
+        **settings: fields of `DataConfig` and `ModelConfig`, and ``seed``; the tokenizer of ``model`` counts tokens.
 
     Raises:
         UserError: if the table cannot be read.
     """
-    config = resolve(settings, api=True)
+    config = resolve(settings, api=True, only=InspectSettings.__optional_keys__)
     from bertsmith.workflows.inspect import as_table, check_read_settings, inspect_table
 
     check_read_settings(table, config)
     return inspect_table(as_table(table, config), config)
 
 
-@needing("train")
+@public("train")
 def train(
     table: Any,
     *,
@@ -139,7 +140,7 @@ def _resolve_training(table: Any, settings: Mapping[str, Any], file: Path | str 
     return config
 
 
-@needing("tune")
+@public("tune")
 def tune(
     table: Any,
     *,
@@ -221,7 +222,7 @@ def tune(
         )
 
 
-@needing("train")
+@public("train")
 def evaluate(
     run: Run | Path | str,
     table: Any,
@@ -237,28 +238,23 @@ def evaluate(
         table: what `read_table` takes.
         name: name of the evaluation; the name of the table by default.
         overwrite: replace an evaluation of the same name, on another table or an older version of the table.
-        **settings: ``device``, ``long``, and the fields of `DataConfig` except ``validation`` and ``test``.
+        **settings: ``device``, ``long``, and the fields of `DataConfig` for reading one table.
 
     Returns:
-        Metrics in the format of a split in ``metrics.json``.
+        Metrics in the format of a split in ``metrics.json``. ``left_out`` counts the dropped rows by reason, and
+        ``seen_in_training`` the texts that the run was trained or validated on.
 
     Raises:
         UserError: if the run or the table is not usable.
     """
     from bertsmith.workflows.evaluate import run_evaluation
 
-    if others := [name for name in ("validation", "test") if settings.get(name) is not None]:
-        raise ConfigError(
-            f"bertsmith.evaluate scores a single table, so it has no {number_form(len(others), 'parameter')} "
-            f"{' and '.join(others)}",
-            remedy=f"Leave {number_form(len(others), 'it', 'them')} out, and pass the table to score as the second "
-            "argument.",
-        )
     folder = run.path if isinstance(run, Run) else to_path(run, "run")
-    return run_evaluation(folder, table, resolve(settings, api=True), name=name, overwrite=overwrite).metrics
+    config = resolve(settings, api=True, only=EvaluateSettings.__optional_keys__)
+    return run_evaluation(folder, table, config, name=name, overwrite=overwrite).metrics
 
 
-@needing("train")
+@public("train")
 def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
     """Compare finished runs on the same test rows, each with the first.
 
@@ -277,7 +273,7 @@ def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
     return compare_runs([run if isinstance(run, Run) else open_run(run) for run in runs])
 
 
-@needing("train")
+@public("train")
 def label_errors(table: Any, **settings: Unpack[LabelErrorSettings]) -> pd.DataFrame:
     """Find labels that may be wrong, by cross-validation with a regression on the texts.
 
@@ -286,7 +282,7 @@ def label_errors(table: Any, **settings: Unpack[LabelErrorSettings]) -> pd.DataF
 
     Args:
         table: a `Table`, or what `read_table` takes.
-        **settings: fields of `DataConfig`, and ``seed``, ``model``, ``device`` and ``max_length``.
+        **settings: fields of `DataConfig` for reading, and ``seed``, ``model``, ``device`` and ``max_length``.
 
     Returns:
         The suspected rows, the least plausible label first. The columns are ``source``, ``row``, ``text`` (all columns
@@ -296,7 +292,7 @@ def label_errors(table: Any, **settings: Unpack[LabelErrorSettings]) -> pd.DataF
     Raises:
         UserError: if the table cannot be read, or the package cleanlab is missing.
     """
-    config = resolve(settings, api=True)
+    config = resolve(settings, api=True, only=LabelErrorSettings.__optional_keys__)
     from bertsmith.workflows.inspect import as_table, check_read_settings, suspected_label_errors
 
     check_read_settings(table, config)

@@ -148,6 +148,8 @@ def _run(arguments: list[str], debug: bool) -> tuple[int, str]:
         if hasattr(error, "format_message"):  # the parser rejected the command line
             help_for = " ".join(["bertsmith", *(name for name in arguments[:1] if name in COMMANDS)])
             message = error.format_message().replace(": Value error, ", ": ")  # pydantic's prefix, in typer
+            if not message:  # the command is missing, and its help is printed
+                return 2, ""
             return 2, f"[bold red]error:[/] {_escape(message)}\n  what to do: see {help_for} --help"
         if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that flushing stdout cannot fail again

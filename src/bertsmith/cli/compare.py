@@ -26,11 +26,11 @@ def compare(
     from rich.table import Table
     from rich.text import Text
 
-    from bertsmith.api.training import compare as compare_runs
-    from bertsmith.folders.run import Run
+    from bertsmith.folders.run import Run, open_run
     from bertsmith.tasks.registry import get_task
+    from bertsmith.workflows.compare import compare_runs
 
-    entries = compare_runs(*runs)
+    entries = compare_runs([open_run(run) for run in runs])
     if json:
         print_json(entries)
         return

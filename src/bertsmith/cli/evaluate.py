@@ -52,7 +52,7 @@ def evaluate(
 
     evaluation = run_evaluation(run, table, settings, name=name, overwrite=overwrite)
     metrics = evaluation.metrics
-    for reason, n in evaluation.left_out.items():
+    for reason, n in metrics["left_out"].items():
         stderr_console().print(f"dropped: {counted(n, 'row')} ({reason})", markup=False)
     if seen := metrics["seen_in_training"]:
         stderr_console().print(

@@ -40,7 +40,7 @@ def export(
     Example: bertsmith export runs/reviews --format onnx
     """
     stderr_console().print("[dim]loading the model, writing the export, comparing the two …[/]")
-    from bertsmith.api.inference import export as export_run
+    from bertsmith.inference.export import export as export_run
     from bertsmith.tasks.registry import get_task
 
     with sigterm_like_ctrl_c():

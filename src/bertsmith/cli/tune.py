@@ -12,6 +12,7 @@ from bertsmith.cli.terminal import decimals, print_json, stderr_console, stdout_
 from bertsmith.cli.train import Track, stoppable
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
 from bertsmith.errors import ConfigError, Interrupted, counted
+from bertsmith.load_config import resolve
 from bertsmith.tuning.config import StudyConfig
 
 _SETTINGS = tuple(
@@ -78,25 +79,18 @@ def tune(
         "models": _split_names(models),
         "space": space,
     }
-    StudyConfig(**options)  # report wrong options before the slow imports
+    plan = StudyConfig(**options)  # reports wrong options before the slow imports
     stderr_console().print("[dim]reading the table, loading the model …[/]")
-    from bertsmith.api.training import tune as run_study
     from bertsmith.progress.tuning import TuningProgress
+    from bertsmith.tracking.listener import Tracking
+    from bertsmith.workflows.tune import run_tuning
 
     changed = {name: getattr(settings, name) for name in _SETTINGS if getattr(settings, name) != _default(name)}
+    config = resolve(changed)
     with TuningProgress(stderr_console()) as progress, stoppable() as stop:
         try:
-            study = run_study(
-                table,
-                output=output,
-                overwrite=overwrite,
-                progress=False,
-                track=track,
-                on_event=progress,
-                stop=stop,
-                **options,
-                **changed,
-            )
+            with Tracking(track, output, config, progress) as observe:
+                study = run_tuning(table, config, output, plan, overwrite=overwrite, observe=observe, stop=stop)
         except (Interrupted, KeyboardInterrupt) as stopped:
             what = str(stopped) if isinstance(stopped, Interrupted) else "stopped at once"
             raise Interrupted(f"{what}; unfinished trials start again\n  to resume: run the same command") from None

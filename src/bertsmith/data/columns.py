@@ -183,7 +183,8 @@ def find_text_columns(
     """Return the columns of the texts to predict, in the order of `Template.columns`.
 
     A single text column is the configured one, the only one, the one of the template, or the one that its name
-    suggests. Other templates need their columns by name, unless the settings map them to other names.
+    suggests. An only column that its name marks as labels does not count. Other templates need their columns by name,
+    unless the settings map them to other names.
 
     Args:
         names: the column names of the source.
@@ -197,7 +198,8 @@ def find_text_columns(
     """
     template = template or Template()
     settings = template.settings(config)
-    if len(names) == 1 and template.is_plain and settings.text_column is None:
+    is_only = len(names) == 1 and canonical(names[0]) not in (*LABEL, *LABEL_TEXT)
+    if is_only and template.is_plain and settings.text_column is None:
         return (names[0],)
     return find_columns(names, source, settings, label_required=False, template=template).template.columns
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 
@@ -59,11 +60,11 @@ def label_findings(table: Table) -> Iterator[Finding]:
         f"{several} with fewer than 10 training texts",
         "used unchanged; the model may predict them poorly. Merge them if that is acceptable",
     )
-    n_folded = Counter(text.casefold() for text in labels.texts)
+    n_folded = Counter(map(_folded, labels.texts))
     yield from classes(
         "labels-alike",
-        [text for text in labels.texts if n_folded[text.casefold()] > 1],
-        "label texts that differ only in case",
+        [text for text in labels.texts if n_folded[_folded(text)] > 1],
+        "label texts that differ only in case, Unicode form or invisible characters",
         f"used as separate {several}; make them equal in the table if they mean the same",
     )
     if table.task == MULTI_LABEL:
@@ -106,6 +107,12 @@ def label_findings(table: Table) -> Iterator[Finding]:
         )
 
 
+def _folded(text: str) -> str:
+    """Return a text without case, Unicode form and invisible characters."""
+    visible = (c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
+    return "".join(visible).casefold()
+
+
 def _sets(table: Table) -> Finding:
     """Report how many labels the rows have."""
     sizes = table.targets.sum(axis=1)
@@ -124,5 +131,4 @@ def _seem_ordered(labels: Labels) -> bool:
     consecutive = labels.numbers == tuple(range(labels.numbers[0], labels.numbers[0] + len(labels)))
     if len(labels) not in LEVELS or not consecutive:
         return False
-    unnamed = labels.texts == tuple(map(str, labels.numbers))
-    return unnamed or sum(bool(_DEGREES.search(text)) for text in labels.texts) >= 2
+    return labels.are_numbers or sum(bool(_DEGREES.search(text)) for text in labels.texts) >= 2

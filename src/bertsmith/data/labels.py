@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,12 +56,15 @@ def parse_label_texts(cells: Iterable[Any], where: str) -> list[str | None]:
     return texts
 
 
-def parse_label_numbers(cells: Iterable[Any], where: str) -> list[int | None] | None:
+def parse_label_numbers(cells: Iterable[Any], where: str, named: Collection[str] = ()) -> list[int | None] | None:
     """Parse a column of label numbers; decimal commas are read as `with_decimal_points` does.
+
+    ``NA``, ``None`` and similar words are missing numbers. In a column of words, they are label texts.
 
     Args:
         cells: the cells of the column.
         where: file and column, for messages.
+        named: the known label texts, if they are words. A column with no other cells than ``None`` then holds words.
 
     Returns:
         The numbers, ``None`` for missing labels; or ``None`` if the column holds words.
@@ -72,7 +75,7 @@ def parse_label_numbers(cells: Iterable[Any], where: str) -> list[int | None] | 
     numbers: list[int | None] = []
     fractions: list[tuple[int, str]] = []
     words: list[tuple[int, str]] = []
-    n_numbers = 0
+    n_numbers = n_unclear = 0
     written = list(cells)
     read = with_decimal_points(written)
     for row, (cell, number_cell) in enumerate(zip(written, read, strict=True), start=1):
@@ -80,8 +83,8 @@ def parse_label_numbers(cells: Iterable[Any], where: str) -> list[int | None] | 
         text = "" if is_missing(cell) else to_text(cell).strip()
         value = to_text(number_cell).strip()
         number: int | None = None
-        if text.casefold() in _MISSING_WORDS:
-            pass
+        if text.casefold() in _MISSING_WORDS and text not in named:
+            n_unclear += bool(text)
         elif isinstance(cell, bool | np.bool_) or _LEADING_ZERO.fullmatch(text):
             words.append((row, text))
         elif _INTEGER.fullmatch(value):
@@ -112,17 +115,19 @@ def parse_label_numbers(cells: Iterable[Any], where: str) -> list[int | None] | 
             where=where,
             remedy="Correct these labels, or pass the column as --label-text-column to read all as label texts.",
         )
-    if words:
+    if words or (named and n_unclear and not n_numbers and not fractions):
         return None
     if fractions:
         row, text = fractions[0]
-        n_distinct = len({text for _, text in fractions})
+        n_distinct = len({text for _, text in fractions} | {str(n) for n in numbers if n is not None})
+        infinite = next((text for _, text in fractions if "inf" in text.casefold()), None)
         is_unclear = read is written and any("," in text for _, text in fractions)
         raise DataError(
             f"the label column holds numbers that are not integers, such as {shorten(text)} in row {row}: the column "
             f"looks like a score ({counted(n_distinct, 'different value')})",
             where=where,
-            remedy=(f"{USE_POINTS} Then pass" if is_unclear else "Pass")
+            remedy=("" if infinite is None else f"Correct or remove {infinite}. ")
+            + (f"{USE_POINTS} Then pass" if is_unclear else "Pass")
             + " --task regression to predict the number, or name the column of the classes with --label-column.",
         )
     return numbers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -106,9 +106,12 @@ def _read_classes(parts: Sequence[Part], where: str, config: DataConfig, known: 
     numbers: list[int | None] = []
     texts: list[str | None] = []
     has_numbers = has_texts = False
+    named = set() if known is None or known.are_numbers else {*known.texts}
     for part in parts:
         n_rows = len(part.raw.frame)
-        part_numbers, part_texts = _parse_classes(part)
+        part_numbers, part_texts = _parse_classes(part, named)
+        if known is None:
+            named.update(filter(None, part_texts or ()))
         has_numbers |= part_numbers is not None
         has_texts |= part_texts is not None
         numbers += part_numbers if part_numbers is not None else [None] * n_rows
@@ -126,7 +129,8 @@ def _read_levels(parts: Sequence[Part], where: str, config: DataConfig, known: L
         raise DataError(
             "--task ordinal needs label numbers, which give the order of the labels",
             where=where,
-            remedy="Add a column of numbers, such as 1 to 5, and name it with --label-column.",
+            remedy="Add a column of numbers, such as 1 to 5, and name it with --label-column. "
+            "For an ordered categorical of pandas, these are its codes (.cat.codes).",
         )
     return ReadLabels(ORDINAL, read.labels, read.outcomes, read.codes)
 
@@ -136,8 +140,11 @@ def _are_positions(parts: Sequence[Part]) -> bool:
     return all(_parse_classes(part)[0] is None for part in parts)
 
 
-def _parse_classes(part: Part) -> tuple[list[int | None] | None, list[str | None] | None]:
-    """Return the label number and the label text of every row, ``None`` for a column that the table does not have."""
+def _parse_classes(part: Part, named: Collection[str] = ()) -> tuple[list[int | None] | None, list[str | None] | None]:
+    """Return the label number and the label text of every row, ``None`` for a column that the table does not have.
+
+    ``named`` are the label texts of the run, or of the tables before this one, if they are words.
+    """
     raw, columns, name = part
     texts = None
     if columns.label_text:
@@ -145,7 +152,8 @@ def _parse_classes(part: Part) -> tuple[list[int | None] | None, list[str | None
     if columns.label is None:
         return None, texts
     cells, where = raw.frame[columns.label], f"{name}, column {quoted(columns.label)}"
-    numbers = parse_label_numbers(cells, where)
+    has_names = texts is not None or columns.label in raw.class_names
+    numbers = parse_label_numbers(cells, where, () if has_names else named)
     if columns.label in raw.class_names:
         class_names = raw.class_names[columns.label]
         numbers = [n if n is not None and 0 <= n < len(class_names) else None for n in numbers or []]

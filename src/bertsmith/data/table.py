@@ -55,6 +55,11 @@ class Labels:
         """Label text to class index, as in the configs of ``transformers``."""
         return {text: index for index, text in enumerate(self.texts)}
 
+    @property
+    def are_numbers(self) -> bool:
+        """Whether the classes are numbers without names."""
+        return self.texts == tuple(map(str, self.numbers))
+
 
 @dataclass(frozen=True)
 class Note:

@@ -114,6 +114,8 @@ class Run:
     @property
     def metrics(self) -> dict[str, Any]:
         """The content of ``metrics.json``."""
+        if not self.layout.metrics.is_file():
+            self.check_finished()
         content = read_json(self.layout.metrics)
         with damage_errors(self.layout.metrics):
             # Older versions wrote the baseline under another name.
@@ -186,6 +188,8 @@ class Run:
         import pandas as pd
 
         file = self.layout.predictions / f"{split}.parquet"
+        if not file.is_file():
+            self.check_finished()
         with damage_errors(file):
             return pd.read_parquet(file)
 
@@ -252,6 +256,16 @@ class Run:
         with replaced_folder(self.layout.model) as folder:
             save(folder)
 
+    def check_finished(self) -> None:
+        """Raise a `RunFolderError` if training has not finished."""
+        if (status := self.info.get("status")) != "finished":
+            raise RunFolderError(
+                f"the run is not finished: its status is {status!r}",
+                where=str(self.path),
+                remedy="If a process trains into this folder, wait until it finishes. Otherwise, repeat the same "
+                "bertsmith train command with --resume.",
+            )
+
     def check_model(self) -> None:
         """Check that the model files have not changed since the run was finished. Added files are allowed.
 
@@ -287,24 +301,15 @@ def open_run(path: Path | str) -> Run:
     run = Run(to_path(path, "run"))
     if not run.layout.run.is_file():
         remedy = "Pass the folder that bertsmith train wrote."
+        what = "the folder contains no run" if run.path.is_dir() else "the run folder does not exist"
         if run.path.is_file():
             what, remedy = "this is a file, not a run folder", f"{remedy} The run comes first, then the table."
-        elif not run.path.is_dir():
-            what = "the run folder does not exist"
-        else:
-            what = "the folder contains no run"
-            if (run.path / "study.json").is_file():
-                remedy = f"This is a study: pass its best run, {run.path / 'best'}."
-            elif (run.path / "export.json").is_file():
-                remedy = "This is an export: pass the run from which it was made."
+        elif (run.path / "study.json").is_file():
+            remedy = f"This is a study: pass its best run, {run.path / 'best'}."
+        elif (run.path / "export.json").is_file():
+            remedy = "This is an export: pass the run from which it was made."
         raise RunFolderError(what, where=str(path), remedy=remedy)
-    status = run.info.get("status")
-    if status != "finished":
-        raise RunFolderError(
-            f"the run is not finished: its status is {status!r}",
-            where=str(path),
-            remedy="Finish the run: repeat the same bertsmith train command with --resume.",
-        )
+    run.check_finished()
     return run
 
 

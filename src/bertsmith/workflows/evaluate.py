@@ -14,7 +14,7 @@ from bertsmith.data.clean import clean
 from bertsmith.data.read import read_table
 from bertsmith.data.table import REGRESSION, Table
 from bertsmith.data.template import flat, texts_of
-from bertsmith.errors import ConfigError, DataError, counted, listing, number_form
+from bertsmith.errors import ConfigError, DataError, counted, listing, number_form, quoted
 from bertsmith.evaluation.evaluate import evaluate
 from bertsmith.folders import atomic
 from bertsmith.folders import run as runs
@@ -22,6 +22,8 @@ from bertsmith.inference.classifier import Classifier
 from bertsmith.workflows.score import hash_texts, predictions_frame, table_groups, write_predictions
 
 _LABEL_SETTINGS = ("label_column", "label_text_column", "label_columns", "label_separator")
+_MAX_NAME_BYTES = 200
+"""Longest name of an evaluation; file systems take 255 bytes, and the name of a temporary folder is longer."""
 
 
 def _evaluation_folder(
@@ -32,12 +34,16 @@ def _evaluation_folder(
     Raises:
         ConfigError: if the name is not valid, or the folder contains another evaluation.
     """
-    if name is not None and not re.fullmatch(r"\w([\w.-]*\w)?", name):
+    if name is not None and not (
+        isinstance(name, str) and re.fullmatch(r"\w([\w.-]*\w)?", name) and len(name.encode()) <= _MAX_NAME_BYTES
+    ):
         raise ConfigError(
-            f"--name {name!r} cannot be the name of a folder",
-            remedy="Use letters, digits and underscores, with - or . between them.",
+            f"--name {quoted(name)} cannot be the name of a folder",
+            remedy=f"Use at most {_MAX_NAME_BYTES} letters, digits and underscores, with - or . between them.",
         )
-    folder_name = name or re.sub(r"[^\w.-]+", "-", re.sub(r"(\.\w+)+$", "", Path(table).name)).strip(".-") or "table"
+    stem = re.sub(r"[^\w.-]+", "-", re.sub(r"(\.\w+)+$", "", Path(table).name))
+    stem = stem.encode()[:_MAX_NAME_BYTES].decode(errors="ignore").strip(".-")
+    folder_name = name or stem or "table"
     folder = run.layout.evaluations / folder_name
     try:
         saved = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
@@ -60,10 +66,9 @@ def _evaluation_folder(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation on another table: metrics, number of dropped rows by reason, and its folder."""
+    """An evaluation on another table: metrics, and its folder."""
 
     metrics: dict[str, Any]
-    left_out: dict[str, int]
     path: Path
 
 
@@ -153,12 +158,12 @@ def run_evaluation(
         seed=run.info["config"]["seed"],
         groups=table_groups(cleaned.table),
     )
-    metrics["seen_in_training"] = seen
+    metrics |= {"left_out": cleaned.counts, "seen_in_training": seen}
     metrics["notes"] = [] if run.task == REGRESSION else _notes(cleaned.table)
-    content = {"table": table.name, **description, "long": classifier.long, "left_out": cleaned.counts, **metrics}
+    content = {"table": table.name, **description, "long": classifier.long, **metrics}
     with atomic.disk_errors(folder):
         run.layout.evaluations.mkdir(exist_ok=True)
         with atomic.replaced_folder(folder) as temporary:
             atomic.write_json(temporary / "metrics.json", content)
             write_predictions(temporary, "predictions", predictions_frame(cleaned.table, probabilities))
-    return Evaluation(metrics, cleaned.counts, folder)
+    return Evaluation(metrics, folder)

@@ -228,7 +228,8 @@ def predict_in_memory(
     predictions = run_prediction(run, source, config, options, write=add, resume=resume, observe=observe)
     frame = pd.DataFrame(columns)
     if (predictions.empty or predictions.abstained) and "predicted_text" in frame.columns:
-        frame = frame.astype({"predicted": "Int64"})  # integers with missing values
+        texts = pd.Series(frame["predicted_text"].tolist(), dtype="str")  # also if all are missing
+        frame = frame.assign(predicted_text=texts).astype({"predicted": "Int64", "confidence": "float64"})
     if isinstance(source, pd.DataFrame):
         skipped = {int(where.removeprefix("row ").replace(",", "")) - 1 for where, _ in predictions.skipped}
         given = source.iloc[[i for i in range(len(source)) if i not in skipped]]

@@ -107,6 +107,13 @@ def _check_record(record: Any, where: str, error_type: type[DataError] = DataErr
             remedy='Write every row as {"Text": "…", "Label Text": "…"}.',
         )
 
+    if record and all(isinstance(value, dict) and "0" in value for value in record.values()):
+        raise DataError(
+            "the file holds an object for each column, not for each row",
+            where=where,
+            remedy='Save the table as an array of rows, in pandas with to_json(…, orient="records").',
+        )
+
 
 def _clean(value: Any) -> Any:
     return replace_surrogates(value) if isinstance(value, str) else value

@@ -1,0 +1,43 @@
+"""What the functions of the Python API share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from bertsmith.errors import ConfigError, naming_parameters, needing, quoted
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def public(extra: str | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a function part of the Python API.
+
+    The function takes only ``True`` and ``False`` for its keyword-only bool parameters, its errors name parameters
+    instead of flags, and a missing package is a `MissingPackageError`.
+
+    Args:
+        extra: the extra that the function needs as a whole.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        kinds = {name: kind for name, kind in function.__annotations__.items() if kind in ("bool", "bool | None")}
+
+        @needing(extra)
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            for name, kind in kinds.items():
+                value = kwargs.get(name, False)
+                is_bool = isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")  # NumPy's types
+                if not is_bool and not (value is None and kind != "bool"):
+                    raise ConfigError(
+                        f"{name} should be True or False, not {quoted(value)}", remedy="Pass True or False."
+                    )
+            with naming_parameters():
+                return function(*args, **kwargs)
+
+        return checked
+
+    return decorate
