@@ -259,12 +259,8 @@ class Run:
     def check_finished(self) -> None:
         """Raise a `RunFolderError` if training has not finished."""
         if (status := self.info.get("status")) != "finished":
-            raise RunFolderError(
-                f"the run is not finished: its status is {status!r}",
-                where=str(self.path),
-                remedy="If a process trains into this folder, wait until it finishes. Otherwise, repeat the same "
-                "bertsmith train command with --resume.",
-            )
+            remedy = "Wait until its training ends, or repeat the bertsmith train command with --resume."
+            raise RunFolderError(f"the run is not finished: it is {status}", where=str(self.path), remedy=remedy)
 
     def check_model(self) -> None:
         """Check that the model files have not changed since the run was finished. Added files are allowed.
@@ -287,9 +283,8 @@ class Run:
         """Mark the run as finished, record the checksums of its model, and remove the files for resuming."""
         files = {name: digest for name, digest in checksums(self.layout.model).items() if name != "README.md"}
         self.update(status="finished", finished=now(), model_files=files)
-        if not keep_checkpoints:
-            shutil.rmtree(self.layout.checkpoints, ignore_errors=True)
-            shutil.rmtree(self.layout.folds, ignore_errors=True)
+        for folder in () if keep_checkpoints else (self.layout.checkpoints, self.layout.folds):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def open_run(path: Path | str) -> Run:
