@@ -678,11 +678,13 @@ def _texts(c: _Corpus) -> None:
     )
     c.repaired("controls.csv", _rows("c\x07at\x1b[31m,a", "dog,b", "red,a", "blue,b"), None, None)
     c.cases[-1] = Case("controls.csv", c.cases[-1].make, "", ["c\x07at\x1b[31m", *TEXTS[1:]], LABELS)
-    c.refused("all-empty.csv", _rows(*(f",{x}" for x in "abababab")), "train split.*8 empty text", command="train")
+    c.refused(
+        "all-empty.csv", _rows(*(f",{x}" for x in "abababab")), r"train split.*8 rows \(empty text\)", command="train"
+    )
     c.refused(
         "all-the-same.csv",
         _rows(*(f"cat,{x}" for x in "aaaabbbb")),
-        "8 conflicting labels",
+        r"8 rows \(conflicting labels\)",
         command="train",
     )
 

@@ -222,7 +222,7 @@ def test_folders_without_a_finished_run_are_refused(tmp_path):
     assert refused(tmp_path / "none").where == str(tmp_path / "none")
     assert refused(tmp_path).where == str(tmp_path)
     write_json(tmp_path / "run.json", {"status": "running"})
-    assert "'running'" in refused(tmp_path).what
+    assert "running" in refused(tmp_path).what
     assert "--resume" in refused(tmp_path).remedy
     (tmp_path / "run.json").write_text("{")
     assert refused(tmp_path).where == str(tmp_path / "run.json")

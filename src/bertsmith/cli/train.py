@@ -128,7 +128,7 @@ def run_and_show(
     from bertsmith.report.report import environment
     from bertsmith.tasks.registry import get_task
 
-    metrics, task = run.metrics, get_task(run.task)
+    metrics, task, noise = run.metrics, get_task(run.task), run.info.get("label_noise")
     if isinstance(output, str):
         shutil.rmtree(run.path.parent, ignore_errors=True)  # a copy
     if json:
@@ -157,7 +157,7 @@ def run_and_show(
             out.print(f"the model is {compared['verdict']}", markup=False)
     if columns := metrics.get("columns"):
         out.print(f"{columns['verdict']} (against {columns['alone']} alone)", markup=False)
-    if (noise := run.info.get("label_noise")) and noise["used"]:
+    if noise and noise["used"]:
         out.print(
             f"training left out {counted(noise['suspects'], 'text')} with a label that is probably wrong; "
             "bertsmith inspect TABLE --label-errors FILE.csv lists such labels",
