@@ -67,7 +67,8 @@ def choose_training_labels(
         if config.effort == "quick":
             return TrainingLabels()
         return TrainingLabels(_choose_soft_labels(run, train, train.vote_shares, frozen, config.seed))
-    if config.label_noise == "off" or folds or not MIN_TEXTS <= len(train) == len(frozen.rows["train"]):
+    is_off = run.info["config"].get("label_noise", "off") == "off"  # also for a resumed run of an older version
+    if is_off or folds or not MIN_TEXTS <= len(train) == len(frozen.rows["train"]):
         return TrainingLabels()
     x, y, n_classes = frozen.features["train"], train.codes, len(train.labels)
     found = run.info.get("label_noise")
