@@ -70,9 +70,11 @@ def test_a_run_records_whether_texts_are_left_out(used, effort, tmp_path, pooled
     assert ("Training left out" in run.layout.report.read_text(encoding="utf-8")) == used
 
 
-def test_label_noise_off_and_cross_validation_keep_all_texts(tmp_path, pooled, monkeypatch):
+def test_label_noise_off_cross_validation_and_many_texts_keep_all_texts(tmp_path, pooled, monkeypatch):
     monkeypatch.setattr(training_labels, "MIN_TEXTS", 50)
     monkeypatch.setattr(training_labels, "compare_without_suspects", None)  # not called
-    for name, settings in {"off": {"label_noise": "off"}, "folds": {"cv": 2}}.items():
+    for name, settings in {"off": {"label_noise": "off"}, "folds": {"cv": 2}, "many": {}}.items():
+        if name == "many":
+            monkeypatch.setattr(training_labels, "MAX_EMBEDDED_TEXTS", 60)
         settings |= {"model": str(pooled), "device": "cpu", "effort": "quick"}
         assert "label_noise" not in bs.train(tiny_table(120), output=tmp_path / name, **settings).info

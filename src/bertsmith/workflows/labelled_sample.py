@@ -86,8 +86,9 @@ class LabelledSample:
     def match(self) -> dict[int, int]:
         """Match the sample with the corpus after reading it; return positions in the sample by row of the corpus.
 
-        Each row is matched at most once. A text takes a copy in the group that the sample states; if there is none, a
-        random copy, and its group. Taking the first copy would move texts into the first groups of the corpus.
+        Each row is matched at most once. If a text occurs several times, a copy in the group of the sampled text is
+        preferred. Without such a copy, a random copy is matched, and its group is used. The first copy would be a
+        biased choice: repeated texts would accumulate in the first groups of the corpus.
         """
         matched = {}
         for text, by_group in self._copies.items():

@@ -27,6 +27,7 @@ from bertsmith.evaluation.label_errors import find_label_errors
 from bertsmith.folders.run import Run
 from bertsmith.tasks.base import Task
 from bertsmith.workflows.baselines import FrozenEmbeddings
+from bertsmith.workflows.prepare import MAX_EMBEDDED_TEXTS
 
 SMALLEST = 1e-4
 """Lowest probability in the comparison. Otherwise, a class without training texts in a fold would decide alone."""
@@ -68,7 +69,7 @@ def choose_training_labels(
             return TrainingLabels()
         return TrainingLabels(_choose_soft_labels(run, train, train.vote_shares, frozen, config.seed))
     is_off = run.info["config"].get("label_noise", "off") == "off"  # also for a resumed run of an older version
-    if is_off or folds or not MIN_TEXTS <= len(train) == len(frozen.rows["train"]):
+    if is_off or folds or not MIN_TEXTS <= len(train) <= MAX_EMBEDDED_TEXTS:
         return TrainingLabels()
     x, y, n_classes = frozen.features["train"], train.codes, len(train.labels)
     found = run.info.get("label_noise")
