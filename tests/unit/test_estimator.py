@@ -203,7 +203,7 @@ def test_an_unknown_setting_is_an_error(estimator):
     assert "lerning_rate" in error.value.what
 
 
-@pytest.mark.parametrize("name", ["seeds", "cv", "test_size", "explanations", "text_column"])
+@pytest.mark.parametrize("name", ["seeds", "cv", "test_size", "explanations", "label_noise", "text_column"])
 def test_a_setting_without_effect_is_an_error(estimator, name):
     with pytest.raises(ConfigError) as error:
         clone(estimator).set_params(settings={name: 3}).fit(TEXTS, LABELS)

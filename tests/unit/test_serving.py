@@ -128,7 +128,9 @@ def test_sagemaker_asks_for_ping_and_invocations(ask):
     assert ask("/ping")[:2] == (200, {"status": "ready"})
     for body in ({"inputs": TEXTS}, {"inputs": TEXTS[0], "parameters": {"top_k": None}}):
         assert ask("/invocations", body)[:2] == ask("/", body)[:2]
-    assert ask("/invocations", {"inputs": " "})[0] == 422
+    blank, empty = (ask("/invocations", {"inputs": text})[:2] for text in (" ", ""))
+    assert blank[0] == 422
+    assert empty == blank
     with running(lambda: None, token="sesame") as starting:
         assert starting("/ping")[0] == 503  # the model is loading
         assert starting("/invocations", {"inputs": "a"})[0] == 401

@@ -24,12 +24,16 @@ if TYPE_CHECKING:
     from bertsmith.data.template import Template, Texts
     from bertsmith.inference.classifier import Classifier
 
-_WITHOUT_EFFECT = {"cv", "seeds", "keep_checkpoints", "no_ablation", "explanations", *DataConfig.model_fields} - {
-    "task",
-    "validation_size",
-    "near_duplicates",
-}
-"""Settings of `bertsmith.train` that read a table, test a model or write files."""
+_WITHOUT_EFFECT = {
+    "cv",
+    "seeds",
+    "keep_checkpoints",
+    "no_ablation",
+    "explanations",
+    "label_noise",
+    *DataConfig.model_fields,
+} - {"task", "validation_size", "near_duplicates"}
+"""Settings of `bertsmith.train` that read a table, look for label errors, test a model or write files."""
 
 
 class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is untyped

@@ -260,6 +260,7 @@ ERROR_TYPES = {413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Un
 """``error_type`` by status, as in text-embeddings-inference."""
 MESSAGES = {
     "string_pattern_mismatch": "the text is empty",
+    "string_too_short": "the text is empty",
     "string_type": "it is not a text",
     "list_type": "it is not a list",
     "missing": "it is missing",
