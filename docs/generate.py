@@ -44,7 +44,8 @@ Flags and Python arguments take precedence over environment variables, environme
 over the defaults. bertsmith reports all wrong settings at once. From Python, `validation` and `test` also take a data
 frame, an Arrow table or a `datasets.Dataset`.
 
-The `set` setting passes any field of `transformers.TrainingArguments`:
+The `set` setting passes fields of `transformers.TrainingArguments`. bertsmith refuses fields that it cannot apply, such
+as `fsdp`, and fields that are settings under another name, such as `seed`.
 
 ```toml
 # bertsmith train reviews.csv -o runs/reviews --config settings.toml
