@@ -218,9 +218,10 @@ _STUDY = """## A study
 | `embeddings.f16`, `embeddings.hashes`, `embeddings.json` | embeddings of the pool, hashes of its texts, checkpoint |
 | `runs/` | the runs that the page trained |
 
-`labels.csv` has a row for each labelled text. With one label per text, it also has the random texts that coders left
-without a label. The table lists its columns, which come before those of the pool. A column of the pool with one of
-these names becomes `pool NAME`.
+`labels.csv` has a row for each labelled text. The label is empty for texts on which coders are tied, and for random
+texts that coders left without a label. With several labels per text, `labels.csv` leaves out both kinds of texts. The
+next table lists the columns of `labels.csv`, before those of the pool. A column of the pool with one of these names
+becomes `pool NAME`.
 
 | column | content |
 | --- | --- |
