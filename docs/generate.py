@@ -521,8 +521,8 @@ _HTTP = """# HTTP API
 `bertsmith serve` answers these requests. On the page `/docs` (Swagger UI), you can try each request; `/openapi.json`
 describes all requests for programs. If `BERTSMITH_TOKEN` is set, requests need the header `Authorization: Bearer TOKEN`
 or `X-API-Key: TOKEN`, or Basic authentication with the token as the password. The paths `/health`, `/ready`, `/ping`,
-`/ui`, `/docs`, `/openapi.json`, `/webhook` and `AIP_HEALTH_ROUTE` never need the token. In addition to the statuses
-below, an unknown path gets status 404, a method that a path does not accept 405, and an internal error 500.
+`/ui`, `/docs`, `/openapi.json`, `/webhook` and `AIP_HEALTH_ROUTE` never need the token. Further statuses: 404 for
+an unknown path, 405 for a method that a path does not accept, and 500 for an internal error.
 
 `AIP_HEALTH_ROUTE` and `AIP_PREDICT_ROUTE` stand for the values of the environment variables that Vertex AI sets.
 """

@@ -50,7 +50,7 @@ class Layout:
         tensorboard: event files of `train --track tensorboard`.
         checkpoints: checkpoints of an unfinished run.
         folds: probabilities of each scored fold of an unfinished run.
-        seeds: one run per seed, if there are several seeds.
+        seeds: one run per seed, with several seeds.
         exports: exported models by format.
         evaluations: evaluations on other tables.
     """
