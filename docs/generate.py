@@ -44,7 +44,8 @@ Flags and Python arguments take precedence over environment variables, environme
 over the defaults. bertsmith reports all wrong settings at once. From Python, `validation` and `test` also take a data
 frame, an Arrow table or a `datasets.Dataset`.
 
-The `set` setting passes any field of `transformers.TrainingArguments`:
+The `set` setting passes fields of `transformers.TrainingArguments`. bertsmith refuses fields that it cannot apply, such
+as `fsdp`, and fields that have their own flag, such as `seed`.
 
 ```toml
 # bertsmith train reviews.csv -o runs/reviews --config settings.toml
@@ -203,7 +204,8 @@ _STUDY = """## A study
 | `best.toml` | the settings of the winner, for `bertsmith train --config` |
 | `best_trial/` | the checkpoint of the best trial so far; absent with `--cv` |
 | `study.json` | settings, search space, trials and result |
-| `journal.log` | the study in Optuna's format |
+| `journal.log` | the study in Optuna's format; absent with `--storage` |
+| `tensorboard/` | event files of `tune --track tensorboard` |
 
 ## A labelling project
 
@@ -211,12 +213,15 @@ _STUDY = """## A study
 
 | file | content |
 | --- | --- |
-| `labels.sqlite` | texts, all decisions of all coders, codebook, settings |
-| `labels.csv` | the table for `bertsmith train`: a row for each labelled text, and each random text without a label |
+| `labels.sqlite` | chosen texts, all decisions of all coders, codebook, settings |
+| `labels.csv` | the table for `bertsmith train` |
 | `embeddings.f16`, `embeddings.hashes`, `embeddings.json` | embeddings of the pool, hashes of its texts, checkpoint |
 | `runs/` | the runs that the page trained |
 
-The columns of `labels.csv`, before those of the pool. A column of the pool with one of these names becomes `pool NAME`:
+`labels.csv` has a row for each labelled text. The label is empty for texts on which coders are tied, and for random
+texts that coders left without a label. With several labels per text, `labels.csv` leaves out both kinds of texts. The
+next table lists the columns of `labels.csv`, before those of the pool. A column of the pool with one of these names
+becomes `pool NAME`.
 
 | column | content |
 | --- | --- |
@@ -306,7 +311,7 @@ _PRINTED: dict[str, tuple[type, dict[str, str]]] = {
         {
             "label_text": "the class",
             "group": "value of the column of `--by`; `null` for the whole corpus",
-            "share": "corrected share, from 0 to 1; `null` if it cannot be estimated",
+            "share": "corrected share, from 0 to 1; `null` without an estimate",
             "interval": "its 95 % interval, `[low, high]`",
             "naive": "share of the texts with this predicted label, not corrected",
             "estimator": "`PPI++`, `DSL` (unequal inclusion probabilities) or `adjusted count` (no labelled sample)",
@@ -320,7 +325,7 @@ _PRINTED: dict[str, tuple[type, dict[str, str]]] = {
         MeanLevel,
         {
             "group": "value of the column of `--by`; `null` for the whole corpus",
-            "mean": "corrected mean of the label numbers; `null` if it cannot be estimated",
+            "mean": "corrected mean of the label numbers; `null` without an estimate",
             "interval": "its 95 % interval, `[low, high]`",
             "naive": "mean of the predicted levels, not corrected",
             "estimator": "as for a share",
@@ -367,7 +372,8 @@ _PREDICTIONS = {
     "predicted": "predicted label number; for several labels, a list; for numbers, the predicted number",
     "predicted_text": "predicted label text; not for numbers",
     "predicted_texts": "instead of `predicted_text`, for several labels: a list of label texts",
-    "confidence": "calibrated probability of the predicted class; not for numbers",
+    "confidence": "calibrated probability of the predicted class; for several labels, the probability that all "
+    "predicted labels are correct; not for numbers",
     "probabilities": "probability of every class, in the order of `labels.json`; a JSON list in the CSV file; not for "
     "numbers",
 }
@@ -375,8 +381,10 @@ _SPLIT = {
     "texts": "number of texts",
     "interval": "confidence level, number of resamples, and method of the intervals",
     "metrics": "every metric with `value` and `interval`; an undefined value is `null`",
-    "per_class": "precision, recall, F1, average precision and counts of each class",
-    "confusion": "confusion matrix; rows are the true classes, columns the predicted ones",
+    "per_class": "precision, recall, F1, average precision and counts of each class; not for numbers",
+    "confusion": "confusion matrix; rows are the true classes, columns the predicted ones; for one label per text",
+    "cooccurrence": "for several labels: number of texts that have two labels, and that the model gives both",
+    "without_labels": "for several labels: number of texts without any label, and without any predicted label",
     "calibration": "expected calibration error, Brier score, bins; for the test split also before calibration",
     "sample_of": "for the train split: number of training texts, of which a sample is scored",
     "by": "`cross-validation` if the metrics come from cross-validation; otherwise absent",
@@ -393,7 +401,8 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "task": "kind of label: `single-label`, `multi-label`, `ordinal` or `regression`",
             "versions": "versions of Python and of the main packages",
             "hardware": "device, CPU, cores, threads and system",
-            "data": "fingerprint, sources, sizes of the splits, dropped rows by reason, and all findings",
+            "data": "fingerprint, sources, sizes of the splits, number of folds, dropped rows by reason, and all "
+            "findings",
             "model": "checkpoint: name, architecture, revision, checksum, number of weights, maximum length",
             "template": "columns that the model reads: `text_column`, `pair_column`, `with_columns`",
             "recipe": "training settings in use, with the reason for each choice",
@@ -402,10 +411,11 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "long": "how the model reads texts above the maximum length: `truncate`, `head-tail` or `window`",
             "model_files": "SHA-256 of the files in `model/`",
             "went_back": "step and reason, if a loss or gradient was not finite; otherwise absent",
-            "soft_labels": "whether soft labels are used, and their comparison with majority labels; with "
+            "soft_labels": "whether training uses soft labels, and their comparison with majority labels; with "
             "`--coder-column` only",
-            "label_noise": "whether training left out texts with a label that is probably wrong, and the comparison "
-            "that decided this; with 300 to 4,000 training texts and one label per text",
+            "label_noise": "whether training left out texts with a probably wrong label, and the comparison that "
+            "decided this. Present for `single-label` with 300 to 4,000 training texts, but not with "
+            "cross-validation or `--coder-column`",
             "best_seed": "seed of the best run; with `--seeds` only",
         },
     ),
@@ -423,9 +433,10 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
         {
             "source": "name of the source table",
             "row": "row in that table",
-            "split": "`train`, `validation` or `test`; missing if the row was dropped",
-            "reason": "why the row was dropped; otherwise missing",
-            "hash": "XXH3 hash of the text; `evaluate` uses it to count texts that were seen in training",
+            "split": "`train`, `validation` or `test`; missing for a dropped row",
+            "reason": "why bertsmith dropped the row; otherwise missing",
+            "hash": "XXH3 hash of the text; `evaluate` uses it to count texts that training has seen; missing for a "
+            "dropped row",
         },
     ),
     "history.jsonl": (
@@ -453,11 +464,13 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "splits": "metrics of `train`, `validation` and `test`; see below",
             "baseline": "the baselines: `majority_class`, `bag_of_words` and, except with `--effort quick`, "
             "`frozen_embeddings`",
-            "inference": "precision of predictions, `fp32` or `bf16`; if bf16 was tried, its comparison with fp32",
+            "inference": "precision of predictions, `fp32` or `bf16`; if bf16 is fast on the device, its comparison "
+            "with fp32",
             "abstention": "accuracy by coverage, thresholds, conformal sets, label shift",
             "slices": "accuracy on parts of the test split",
             "decision_rule": "offsets of the classes, gain, and whether the rule is in use",
-            "columns": "macro-F1 with and without the columns after the first text column; with several columns only",
+            "columns": "primary metric with and without the columns after the first text column; with several columns "
+            "only",
             "long_texts": "how the model reads long texts, the comparison on validation, and the gain on test texts",
             "seeds": "each seed, the spread, and the ensemble; with `--seeds` only",
         },
@@ -508,7 +521,8 @@ _HTTP = """# HTTP API
 `bertsmith serve` answers these requests. On the page `/docs` (Swagger UI), you can try each request; `/openapi.json`
 describes all requests for programs. If `BERTSMITH_TOKEN` is set, requests need the header `Authorization: Bearer TOKEN`
 or `X-API-Key: TOKEN`, or Basic authentication with the token as the password. The paths `/health`, `/ready`, `/ping`,
-`/ui`, `/docs`, `/openapi.json`, `/webhook` and `AIP_HEALTH_ROUTE` never need the token.
+`/ui`, `/docs`, `/openapi.json`, `/webhook` and `AIP_HEALTH_ROUTE` never need the token. Further statuses: 404 for
+an unknown path, 405 for a method that a path does not accept, and 500 for an internal error.
 
 `AIP_HEALTH_ROUTE` and `AIP_PREDICT_ROUTE` stand for the values of the environment variables that Vertex AI sets.
 """
@@ -536,7 +550,7 @@ def http() -> str:
                         parts.append(f"{_plain(schemas[name]['description'])}\n")
                     parts.append(_table(("field", "type", "default", "meaning"), _fields(schemas, name)))
             answers = {code: _plain(answer["description"]) for code, answer in action["responses"].items()}
-            statuses |= answers | {"200": "The request is answered."}
+            statuses |= answers | {"200": "The server answered the request."}
             parts.append(f"Statuses: {', '.join(f'`{code}`' for code in sorted(answers))}.\n")
     parts.append(f"## Statuses\n\n{_table(('status', 'meaning'), sorted(statuses.items()))}")
     parts.append("## Answers\n")

@@ -152,7 +152,9 @@ class DataConfig(Step):
         None, min_length=1, description="Separator of several labels in a cell; detected by default."
     )
     task: Literal["auto", "single-label", "multi-label", "ordinal", "regression"] = Field(
-        "auto", description="Kind of label: one class, several, one of ordered classes, or a number."
+        "auto",
+        description="Kind of label: one class, several, one of ordered classes, or a number. auto: several with "
+        "--label-columns or lists of several labels, otherwise one class.",
     )
     group_column: str | None = Field(
         None,
@@ -254,11 +256,12 @@ class TrainConfig(Step):
         "auto", "none", "weights", "effective-number", "focal", "logit-adjustment", "balanced-sampling"
     ] = Field(
         "auto",
-        description="Handling of imbalanced classes; auto: tune a decision rule after training.",
+        description="Handling of imbalanced classes in training; auto: none, because a decision rule can follow.",
     )
     label_noise: Literal["auto", "off"] = Field(
         "auto",
-        description="Leave texts with probably wrong labels out of training if cross-validation shows that this helps.",
+        description="Leave texts with probably wrong labels out of training if cross-validation shows that this helps. "
+        "Applies to --task single-label with 300 to 4,000 training texts, without cross-validation and --coder-column.",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
@@ -275,7 +278,8 @@ class TrainConfig(Step):
     )
     set: dict[str, Any] = Field(
         default_factory=dict,
-        description="Any field of transformers.TrainingArguments, as NAME=VALUE; may be repeated.",
+        description="Field of transformers.TrainingArguments, as NAME=VALUE; may be repeated. "
+        "bertsmith refuses fields that it cannot apply.",
     )
     keep_checkpoints: bool = Field(False, description="Keep the checkpoints after training.")
 
@@ -285,7 +289,8 @@ class EvalConfig(Step):
 
     decision_rule: Literal["auto", "off"] = Field(
         "auto",
-        description="Tune class offsets on validation; use them only if they raise the primary metric measurably.",
+        description="Tune class offsets on validation, or thresholds of several labels; use them only if they raise "
+        "macro-F1 measurably.",
     )
     no_ablation: bool = Field(
         False, description="Skip the comparison with a model that reads only the first text column."

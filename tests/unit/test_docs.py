@@ -95,6 +95,8 @@ def test_every_part_of_a_file_of_a_run_is_described(generate, finished, tmp_path
         "group",
         "pair",
         "columns",
+        "cooccurrence",
+        "without_labels",
         "labels",
         "label_texts",
         "predicted_texts",

@@ -41,8 +41,8 @@ def load(
         device: the device to compute on.
         decide: use the decision rule of the run, if it has one.
         ensemble: average the models of all seeds.
-        runtime: ``"torch"``; ``"onnx"`` or ``"openvino"`` for an export of the run; ``"auto"``: the fastest checked
-            fp32 export, else torch.
+        runtime: ``"torch"``; ``"onnx"`` or ``"openvino"`` for an export of the run; ``"auto"``: on a CPU, the fastest
+            checked fp32 export, else torch.
         long: how to read texts above the maximum length. ``"truncate"`` reads their beginning, ``"head-tail"``
             beginning and end, and ``"window"`` all of them. ``"auto"`` reads as the run does.
 
@@ -89,11 +89,12 @@ def predict(
         probabilities: add a column per class.
         min_confidence: leave texts unlabelled below this confidence, between 0 and 1.
         target_accuracy: leave texts unlabelled below the confidence that reaches this accuracy on the validation texts.
-        coverage: add ``label_set``: labels that include the true one with this probability.
+        coverage: add ``label_set``: labels that include the true one with this probability. For numbers, add ``lower``
+            and ``upper``, the bounds of an interval.
         decide: use the decision rule of the run, if it has one.
         ensemble: average the models of all seeds.
-        runtime: ``"torch"``; ``"onnx"`` or ``"openvino"`` for an export of the run; ``"auto"``: the fastest checked
-            fp32 export, else torch.
+        runtime: ``"torch"``; ``"onnx"`` or ``"openvino"`` for an export of the run; ``"auto"``: on a CPU, the fastest
+            checked fp32 export, else torch.
         on_error: ``"fail"`` refuses a table with unreadable rows, and ``"skip"`` skips these rows.
         ray: the address of a Ray cluster, or ``"local"``; ``source`` and ``output`` are folders of Parquet files.
         resume: continue predictions that were interrupted, or begin if none are saved and ``output`` does not exist.
@@ -164,14 +165,14 @@ def export(
         precision: ``"fp32"``; with OpenVINO also ``"bf16"`` and ``"int8"``.
         output: the folder to write; by default ``RUN/export/FORMAT``, followed by ``-PRECISION`` unless fp32.
         long: how the export reads texts above the maximum length; by default as the run does.
-        accept: write the export even if its predicted labels differ from those of the original.
+        accept: write the export even if its predictions differ from those of the original.
         overwrite: replace an existing export.
 
     Returns:
         The export, and its comparison with the original (``about.parity``).
 
     Raises:
-        UserError: if the export fails, or its predicted labels differ from those of the original.
+        UserError: if the export fails, or its predictions differ from those of the original.
     """
     from bertsmith.inference.export import export as write
 

@@ -164,7 +164,7 @@ def tune(
 ) -> Study:
     """Search for better settings than the defaults with Optuna; train and test the best and the default settings.
 
-    Only the validation texts select settings. The same call resumes an existing study.
+    Only the training and validation texts select settings. The same call resumes an existing study.
 
     Args:
         table: a `Table`, or what `read_table` takes.
@@ -172,10 +172,10 @@ def tune(
         trials: number of trials; ``None`` for a limit of ``minutes`` only.
         minutes: time limit of the search in minutes.
         jobs: number of parallel trials, each in a process; a script needs ``if __name__ == "__main__":``.
-        objectives: ``"macro_f1"``, optionally with ``"latency"``.
+        objectives: ``"macro_f1"``, which stands for the primary metric of the task, optionally with ``"latency"``.
         storage: URL of a database, for a study on several machines.
         cv: number of cross-validation folds per trial, for few validation texts.
-        final_seeds: number of seeds for the final training with the best settings.
+        final_seeds: number of seeds for the final training with the best and the default settings.
         models: checkpoints to choose from.
         space: changes to the search space: a TOML file or a dict, such as
             ``{"learning_rate": {"low": 1e-5, "high": 1e-4, "log": True}, "batch_size": [16, 32], "dropout": 0.1}``.
@@ -277,8 +277,9 @@ def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
 def label_errors(table: Any, **settings: Unpack[LabelErrorSettings]) -> pd.DataFrame:
     """Find labels that may be wrong, by cross-validation with a regression on the texts.
 
-    The regression reads embeddings if ``model`` is a local checkpoint made for sentence embeddings, and a bag of words
-    otherwise. By default, the model is MiniLM if it is installed and the texts are English.
+    The regression reads embeddings if ``model`` is a local checkpoint made for sentence embeddings. By default, the
+    model is MiniLM if it is installed and the texts are English. In all other cases, and for pairs or more than 10,000
+    texts, the regression reads a bag of words.
 
     Args:
         table: a `Table`, or what `read_table` takes.

@@ -68,7 +68,8 @@ def predict(
             min=0.01,
             max=0.999,
             metavar="X",
-            help="Add a column label_set: a set of labels that contains the true label for this share of the texts.",
+            help="Add a column label_set: a set of labels that contains the true label for this share of the texts. "
+            "For numbers, add columns lower and upper.",
         ),
     ] = None,
     decision_rule: DecisionRule = True,
@@ -87,7 +88,9 @@ def predict(
             "OUT is then a folder.",
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue interrupted predictions.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue interrupted predictions, or begin if OUT does not exist.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Write JSON Lines instead of CSV to stdout.")] = False,
     csv_dialect: Annotated[

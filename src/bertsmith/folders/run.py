@@ -40,17 +40,17 @@ class Layout:
     Attributes:
         run: settings, versions, hardware, data, status and timings.
         labels: number and text of each class, and its count in each split.
-        splits: the split of each source row, or the reason why it was dropped.
+        splits: the split of each source row, or the reason why bertsmith dropped the row.
         model: the fine-tuned Hugging Face checkpoint.
         history: one line per evaluation.
         metrics: metrics by split.
-        predictions: predictions for the validation and test splits.
+        predictions: predictions for the validation and test splits; with cross-validation, for the training texts too.
         explanations: word attributions of the most confident mistakes.
         report: the report page.
         tensorboard: event files of `train --track tensorboard`.
         checkpoints: checkpoints of an unfinished run.
         folds: probabilities of each scored fold of an unfinished run.
-        seeds: one run per seed, if there are several seeds.
+        seeds: one run per seed, with several seeds.
         exports: exported models by format.
         evaluations: evaluations on other tables.
     """

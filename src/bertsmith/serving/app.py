@@ -84,9 +84,9 @@ def create_app(
             (400, "The body is not valid JSON."),
             (401, "The token is missing or wrong."),
             (408, "The body did not arrive in time."),
-            (413, "The body or a text is too long."),
+            (413, "The body is too long, or the model does not read a text completely."),
             (415, "The content type of the body is not JSON."),
-            (422, "A value in the body is invalid; `error` names the field."),
+            (422, "A value in the body is invalid or exceeds a limit; `error` names the field."),
             (429, "The queue is full; `Retry-After` gives the seconds to wait."),
             (503, "The model is loading, the server is shutting down, or the request timed out."),
         )
@@ -212,8 +212,9 @@ def create_app(
     async def info() -> dict[str, Any]:
         """Return the name of the model, its labels, its test metrics, and the limits of a request.
 
-        `drift` compares the latest 1,000 texts of this process with the held-out texts of the model. Its value is null
-        before the first comparison, for multi-label and regression models, and with fewer than 50 held-out texts.
+        `drift` is the latest comparison of 1,000 texts of this process with the held-out texts of the model. A new
+        comparison follows after every 1,000 texts. The value is null before the first comparison, for multi-label and
+        regression models, and with fewer than 50 held-out texts.
         """
         service = require_service()
         return {

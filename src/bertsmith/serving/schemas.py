@@ -67,7 +67,9 @@ class PredictRequest(_RequestModel):
         "status 413.",
     )
     truncation_direction: Literal["Left", "Right", "left", "right"] = Field(
-        "Right", description="Side that is truncated; Right keeps the beginning."
+        "Right",
+        description="Side that is truncated; Right keeps the beginning. Without effect if `long` of `/info` is not "
+        "truncate.",
     )
     raw_scores: bool = Field(False, description="Return logits instead of probabilities.")
 
