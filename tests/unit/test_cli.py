@@ -59,6 +59,16 @@ def test_a_reader_that_ends_early_is_no_error(write, monkeypatch):
         assert _exit_code() == 0
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["doctor", "--help"], ["--version"], []], ids=" ".join)
+def test_the_reader_of_the_help_may_end_early(arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        command = [sys.executable, "-m", "bertsmith", *arguments]
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_another_broken_pipe_is_an_internal_error(monkeypatch, tmp_path, capsys):
     def lose_a_child():
         raise BrokenPipeError

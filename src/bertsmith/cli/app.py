@@ -129,12 +129,14 @@ def _run(arguments: list[str], debug: bool) -> tuple[int, str]:
         command = typer.main.get_command(app(*arguments[:1]))
         if _COMPLETE in os.environ:  # a shell requests completions
             command.main(arguments, prog_name="bertsmith")
-        # command.main() would exit with 1 on a closed pipe.
-        with command.make_context("bertsmith", arguments) as context:
-            command.invoke(context)
+        code = 0
+        try:
+            # command.main() would exit with 1 on a closed pipe.
+            with command.make_context("bertsmith", arguments) as context:
+                command.invoke(context)
+        except typer.Exit as exit_request:
+            code = exit_request.exit_code
         sys.stdout.flush()
-    except typer.Exit as exit_request:
-        return exit_request.exit_code, ""
     except UserError as error:
         return error.exit_code, f"[bold red]error:[/] {_escape(str(error))}"
     except Interrupted as interruption:
@@ -166,7 +168,7 @@ def _run(arguments: list[str], debug: bool) -> tuple[int, str]:
             f"  where: the traceback is in {save_traceback(error)}\n"
             "  what to do: report this error, with that file, to the maintainers; --debug shows the traceback"
         )
-    return 0, ""
+    return code, ""
 
 
 def _escape(text: str) -> str:
