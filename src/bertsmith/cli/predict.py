@@ -68,7 +68,8 @@ def predict(
             min=0.01,
             max=0.999,
             metavar="X",
-            help="Add a column label_set: a set of labels that contains the true label for this share of the texts.",
+            help="Add a column label_set: a set of labels that contains the true label for this share of the texts. "
+            "For numbers, add the columns lower and upper.",
         ),
     ] = None,
     decision_rule: DecisionRule = True,
@@ -107,7 +108,7 @@ def predict(
     settings: Config,
     config: Path | None,
 ) -> None:
-    """Label new texts. The output has the columns of the input, plus predicted, predicted_text and confidence.
+    """Label new texts. The output has the columns of the input, plus predictions such as predicted_text and confidence.
 
     Example: bertsmith predict runs/reviews new.csv -o predictions.csv
     """
