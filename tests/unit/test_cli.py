@@ -234,7 +234,7 @@ def test_train_evaluate_predict(cli, csv, tiny, tmp_path, monkeypatch):
         (("train", "T", "-o", "r", "--config", "none.toml"), "configuration file cannot be read"),
         (("train", "T", "-o", "r", "--epoch", "1"), "No such option"),
         (("train", "T"), "Missing option"),
-        (("train", "-o", "r"), "no table is given"),
+        (("train", "-o", "r"), "the table is missing"),
         (("train", "-o", "r", "--sql", "select 1"), "--sql needs --db"),
         (("inspect", "no-such.csv"), "no-such.csv"),
         (("inspect", "T", "--html", "T/x.html"), "cannot be written"),

@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
         os.environ["PYTHONWARNINGS"] = "ignore"  # for child processes
     atexit.register(gc.freeze)  # makes the exit faster
     if n_processes > 1 and arguments[:1] != ["train"]:
-        code, message = 2, "[bold red]error:[/] torchrun works only with bertsmith train: run this command without it"
+        code, message = 2, "[bold red]error:[/] torchrun works only with bertsmith train: leave out torchrun"
     else:
         code, message = _run([a for a in arguments if a != "--debug"], debug)
     if rank and code in (1, 2):  # torchrun stops all ranks when one exits
