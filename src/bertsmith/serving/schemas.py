@@ -67,7 +67,7 @@ class PredictRequest(_RequestModel):
         "status 413.",
     )
     truncation_direction: Literal["Left", "Right", "left", "right"] = Field(
-        "Right", description="Side that is truncated; Right keeps the beginning."
+        "Right", description="Side to truncate; Right keeps the beginning."
     )
     raw_scores: bool = Field(False, description="Return logits instead of probabilities.")
 
