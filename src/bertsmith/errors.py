@@ -337,7 +337,7 @@ def write_error(path: Path, error: Exception, remedy: str | None = None) -> Outp
         "Free some space, or choose another path." if disk_full else "Choose another path, or check the permissions."
     )
     if isinstance(error, PermissionError) and path.exists() and os.name == "nt":
-        default = "Close the programs that have it open, or choose another path."
+        default = "Close the programs that have the path open, or choose another path."
     return OutputError(f"the path cannot be written: {reason}", where=str(path), remedy=remedy or default)
 
 

@@ -157,7 +157,7 @@ def test_predict_turns_an_accuracy_and_a_coverage_into_thresholds(cli, finished,
         (("--min-confidence", "2"), "less than or equal to 1"),
         (("--coverage", "1"), "less than or equal to 0.999"),
         (("--target-accuracy", "1"), "--target-accuracy 1"),
-        (("--target-accuracy", "0.999"), "1,000 validation texts"),
+        (("--target-accuracy", "0.999"), "needs 1,000"),
     ],
 )
 def test_unreachable_targets_are_errors(flags, expected, cli, finished, tmp_path):

@@ -59,6 +59,16 @@ def test_a_reader_that_ends_early_is_no_error(write, monkeypatch):
         assert _exit_code() == 0
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["doctor", "--help"], ["--version"], []], ids=" ".join)
+def test_the_reader_of_the_help_may_end_early(arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        command = [sys.executable, "-m", "bertsmith", *arguments]
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_another_broken_pipe_is_an_internal_error(monkeypatch, tmp_path, capsys):
     def lose_a_child():
         raise BrokenPipeError
@@ -218,20 +228,20 @@ def test_train_evaluate_predict(cli, csv, tiny, tmp_path, monkeypatch):
             ("train", "T", "-o", "r", "--test", "T", "--model", "M"),
             "dropped: 120 rows (also in test)",
         ),
-        (("train", "T", "-o", "T"), "this is a file"),
+        (("train", "T", "-o", "T"), "the path is a file"),
         (("train", "T", "-o", "r", "--text-column", "txet"), "no column 'txet'. Did you mean 'Text'?"),
         (("train", "T", "-o", "r", "--resume"), "no run to resume"),
         (("train", "T", "-o", "r", "--config", "none.toml"), "configuration file cannot be read"),
         (("train", "T", "-o", "r", "--epoch", "1"), "No such option"),
         (("train", "T"), "Missing option"),
-        (("train", "-o", "r"), "no table is given"),
+        (("train", "-o", "r"), "the table is missing"),
         (("train", "-o", "r", "--sql", "select 1"), "--sql needs --db"),
         (("inspect", "no-such.csv"), "no-such.csv"),
         (("inspect", "T", "--html", "T/x.html"), "cannot be written"),
         (("inspect", "T", "--html", "T"), "never replaces"),
         (("inspect", "T", "--html", "T", "--overwrite"), "never replaces"),
         (("inspect", "T", "--html", "/dev/full", "--overwrite"), "not a plain file"),
-        (("inspect", "T", "--html", ".", "--overwrite"), "this is a folder"),
+        (("inspect", "T", "--html", ".", "--overwrite"), "the path is a folder"),
         (("inspect", "T", "--sheet", "x"), "Omit --sheet"),
         (("train", "T", "-o", "r", "--epochs", "0"), "--epochs:"),
         (("inspect", "T", "--label-column", "Text"), "column 'Text' is the label column"),

@@ -22,12 +22,12 @@ JAPANESE = "これは日本語の文章です"
 @pytest.mark.parametrize(
     ("texts", "model", "reason"),
     [
-        ([ENGLISH] * 20, DEFAULT_MODEL, "100% of the texts whose language could be guessed are English"),
+        ([ENGLISH] * 20, DEFAULT_MODEL, "100% of the texts whose language bertsmith can guess are English"),
         ([ENGLISH] * 19 + [GERMAN], DEFAULT_MODEL, "95%"),
         ([ENGLISH] * 17 + [GERMAN] * 3, MULTILINGUAL_MODEL, "85%"),
         ([GERMAN] * 20, MULTILINGUAL_MODEL, "German"),
         ([JAPANESE] * 20, MULTILINGUAL_MODEL, "Japanese"),
-        (["xyz", "abc"] * 10, DEFAULT_MODEL, "could not be guessed"),
+        (["xyz", "abc"] * 10, DEFAULT_MODEL, "cannot guess"),
     ],
 )
 def test_the_checkpoint_fits_the_language(texts, model, reason):

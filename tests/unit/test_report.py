@@ -76,7 +76,7 @@ def test_the_report_is_complete(finished):
     for heading in (
         "How good is it?",
         "What to fix",
-        "What was done",
+        "What bertsmith did",
         "All metrics",
         "Class by class",
         "Which classes the model confuses",
@@ -89,7 +89,7 @@ def test_the_report_is_complete(finished):
     ):
         assert f"<h2>{heading}</h2>" in page, heading
     what_to_fix = page.partition("<h2>What to fix</h2>")[2].partition("</section>")[0]
-    for heading in ("The most confident mistakes", "What was found in the data"):
+    for heading in ("The most confident mistakes", "What bertsmith found in the data"):
         assert f"<h3>{heading}</h3>" in what_to_fix, heading
     value = open_run(finished).metrics["splits"]["test"]["metrics"]["macro_f1"]["value"]
     assert f"<b>{value:.3f}</b>macro-F1" in page

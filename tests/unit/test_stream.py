@@ -384,7 +384,7 @@ def test_lines_from_stdin_go_to_every_format(suffix, cli, old_export, tmp_path, 
         _stdin(monkeypatch, b"caf\xe9\ncat\n")
         code, _, messages = cli(*command)
     assert code == 0, messages
-    assert "stdin is not UTF-8; it was read as cp1252" in " ".join(messages.split())
+    assert "cp1252" in messages
     assert (tmp_path / f"out{suffix}").stat().st_size
     _stdin(monkeypatch, b"a")
     code, _, messages = cli(*command, "--text-column", "x")

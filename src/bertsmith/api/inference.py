@@ -157,7 +157,7 @@ def export(
     accept: bool = False,
     overwrite: bool = False,
 ) -> Export:
-    """Export a run for a runtime without torch, and check it against the original on validation and test texts.
+    """Export a run for a runtime without torch, and check it against the original on texts of the run.
 
     Args:
         run: the run, or its folder.

@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
         os.environ["PYTHONWARNINGS"] = "ignore"  # for child processes
     atexit.register(gc.freeze)  # makes the exit faster
     if n_processes > 1 and arguments[:1] != ["train"]:
-        code, message = 2, "[bold red]error:[/] torchrun works only with bertsmith train: run this command without it"
+        code, message = 2, "[bold red]error:[/] torchrun works only with bertsmith train: leave out torchrun"
     else:
         code, message = _run([a for a in arguments if a != "--debug"], debug)
     if rank and code in (1, 2):  # torchrun stops all ranks when one exits
@@ -129,12 +129,14 @@ def _run(arguments: list[str], debug: bool) -> tuple[int, str]:
         command = typer.main.get_command(app(*arguments[:1]))
         if _COMPLETE in os.environ:  # a shell requests completions
             command.main(arguments, prog_name="bertsmith")
-        # command.main() would exit with 1 on a closed pipe.
-        with command.make_context("bertsmith", arguments) as context:
-            command.invoke(context)
+        code = 0
+        try:
+            # command.main() would exit with 1 on a closed pipe.
+            with command.make_context("bertsmith", arguments) as context:
+                command.invoke(context)
+        except typer.Exit as exit_request:
+            code = exit_request.exit_code
         sys.stdout.flush()
-    except typer.Exit as exit_request:
-        return exit_request.exit_code, ""
     except UserError as error:
         return error.exit_code, f"[bold red]error:[/] {_escape(str(error))}"
     except Interrupted as interruption:
@@ -166,7 +168,7 @@ def _run(arguments: list[str], debug: bool) -> tuple[int, str]:
             f"  where: the traceback is in {save_traceback(error)}\n"
             "  what to do: report this error, with that file, to the maintainers; --debug shows the traceback"
         )
-    return 0, ""
+    return code, ""
 
 
 def _escape(text: str) -> str:

@@ -55,4 +55,4 @@ def compare(
         )
     out = stdout_console()
     out.print(table)
-    out.print(f"on the same {entries[0]['texts']:,} test texts; 95 % intervals; differences are paired by text")
+    out.print(f"on the same {entries[0]['texts']:,} texts; 95 % intervals; differences are paired by text")

@@ -38,7 +38,7 @@ def doctor(*, json: Json = False, settings: Config) -> None:
         ("machine", [(name, value, "") for name, value in machine.items()]),
         ("versions", [(name, value, "") for name, value in found.versions.items()]),
         ("devices", [(name, value or "not available", "") for name, value in found.devices.items()]),
-        ("would be used", [(choice.name, choice.value, choice.reason) for choice in found.choices]),
+        ("bertsmith would use", [(choice.name, choice.value, choice.reason) for choice in found.choices]),
         ("extras", [(e.name, _state(e), e.enables) for e in found.extras]),
     ):
         table = Table(box=None, padding=(0, 2, 0, 2), show_header=False)

@@ -35,7 +35,7 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing export.")] = False,
     json: Json = False,
 ) -> None:
-    """Export a run to a runtime without torch, and compare the export with the original on validation and test texts.
+    """Export a run to a runtime without torch, and compare the export with the original on texts of the run.
 
     Example: bertsmith export runs/reviews --format onnx
     """
@@ -54,7 +54,7 @@ def export(
     out = stdout_console()
     speeds = parity["texts_per_second"]
     out.print(
-        f"{parity['agreement']:.2%} of {parity['texts']:,} validation and test texts {task.same_name} from export and "
+        f"{parity['agreement']:.2%} of {parity['texts']:,} texts of the run {task.same_name} from export and "
         f"original. The largest difference of a {task.score_name} is {parity['largest_difference']:.2g}{task.unit_name}"
     )
     if precision != "fp32":

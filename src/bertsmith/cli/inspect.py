@@ -61,7 +61,7 @@ def inspect(
         with claim(suspects, overwrite=overwrite), replaced_file(suspects.path) as part:
             write_csv(found, part)
         stderr_console().print(
-            f"{len(found):,} of {findings.usable:,} labels may be wrong; "
+            f"{len(found):,} of {counted(findings.usable, 'text')} may have a wrong label; "
             f"{label_errors} lists the most likely errors first\n  Where a label is wrong, write the correct label "
             "into the column 'corrected'. Then pass the file to bertsmith train with --corrections.",
             markup=False,

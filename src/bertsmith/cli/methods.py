@@ -36,9 +36,13 @@ def methods(
         try:
             measured = json.loads(measurement.read_text(encoding="utf-8"))
             _ = measured["shares"][0]["estimator"], measured["shares"][0]["label_text"]
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except OSError as error:
             raise DataError(
-                f"this is not the output of bertsmith measure --json ({type(error).__name__})",
+                f"the file cannot be read: {error.strerror}", where=str(measurement), remedy="Check the path."
+            ) from error
+        except (ValueError, LookupError, TypeError) as error:
+            raise DataError(
+                f"the file is not the output of bertsmith measure --json ({type(error).__name__})",
                 where=str(measurement),
                 remedy="Create it with: bertsmith measure RUN CORPUS … --json > FILE.json",
             ) from error

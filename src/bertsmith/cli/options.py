@@ -64,8 +64,19 @@ TableArgument = Annotated[
 ]
 
 
-class _WithoutFlagTypes:
-    """Show no type for flags in the help, because they have no value."""
+class _WithHelp:
+    """The help of typer, without types of flags, which have no value, and for pipes that close early."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help.
+
+        Raises:
+            typer.Exit: if the reader of a pipe has ended, as ``head`` does.
+        """
+        try:
+            super().format_help(ctx, formatter)  # type: ignore[misc]
+        except SystemExit:  # of rich, with 1
+            raise typer.Exit from None
 
     def get_params(self, ctx: Any) -> list[Any]:
         params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
@@ -75,11 +86,11 @@ class _WithoutFlagTypes:
         return params
 
 
-class Group(_WithoutFlagTypes, TyperGroup):
+class Group(_WithHelp, TyperGroup):
     """The command line."""
 
 
-class Command(_WithoutFlagTypes, TyperCommand):
+class Command(_WithHelp, TyperCommand):
     """A command that refuses repeated options; typer would use the last value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -39,6 +39,6 @@ def pack(
     err.print(f"{counted(n_files, 'file')} packed into {path}, {path.stat().st_size / 1e6:,.1f} MB", markup=False)
     if texts:
         err.print(
-            "[yellow]note:[/] the archive contains the validation and test texts: check that you may publish them, or "
-            "pass --no-texts"
+            "[yellow]note:[/] the archive contains texts of your tables: check that you may publish them, or pass "
+            "--no-texts"
         )

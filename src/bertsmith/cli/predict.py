@@ -110,7 +110,7 @@ def predict(
     settings: Config,
     config: Path | None,
 ) -> None:
-    """Label new texts. The output has the columns of the input, plus predicted, predicted_text and confidence.
+    """Label new texts. The output has the columns of the input, plus predictions such as predicted_text and confidence.
 
     Example: bertsmith predict runs/reviews new.csv -o predictions.csv
     """

@@ -66,7 +66,7 @@ def push(
     details = Details(repository, tuple(language or ()), license, tuple(dataset or ()))
     address = push_run(run, details, private=not public, exports=export, overwrite=overwrite, confirm=confirm)
     if address is None:
-        err.print("nothing was sent")
+        err.print("bertsmith sent nothing")
         return
     if json:
         print_json({"repository": repository, "address": address})

@@ -42,7 +42,12 @@ def serve(
     max_texts: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum number of texts in a request.")] = 1000,
     max_characters: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum characters in a text.")] = 100_000,
     max_wait: Annotated[
-        float, typer.Option(min=0.01, metavar="SECONDS", help="Maximum wait in the queue; longer waits get status 429.")
+        float,
+        typer.Option(
+            min=0.01,
+            metavar="SECONDS",
+            help="Maximum expected wait in the queue; the server refuses others with status 429.",
+        ),
     ] = 0.5,
     timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Time limit for a request.")] = 30.0,
 ) -> None:

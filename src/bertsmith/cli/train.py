@@ -151,7 +151,7 @@ def run_and_show(
         how = f"each predicted by a model that was not trained on it ({test['folds']} folds)"
     out.print(f"on {counted(test['texts'], 'text')}, {how}{few}")
     if never := [e["label_text"] for e in test.get("per_class", ()) if e["texts"] and not e["predicted"]]:
-        out.print(f"[yellow]labels that are never predicted:[/] {escape(listing(never))}")
+        out.print(f"[yellow]labels that the model never predicts:[/] {escape(listing(never))}")
     for compared in metrics["baseline"].values():
         if "verdict" in compared:
             out.print(f"the model is {compared['verdict']}", markup=False)

@@ -93,4 +93,4 @@ def choose_precision(device: torch.device) -> tuple[str, str]:
         if torch.xpu.is_bf16_supported():
             return "bf16", "bf16 is fast on this GPU"
         return "fp32", "this GPU does not support bf16"
-    return "fp32", "the safe choice on this device; it also supports bf16"
+    return "fp32", "the safe choice on this device, which also supports bf16"

@@ -119,8 +119,8 @@ def plan_token_budget(
         if budget <= longest:
             needed = format_bytes(estimate(longest))
             raise DeviceError(
-                f"memory is too small even for one text of {longest:,} tokens: it needs about {needed}, but only "
-                f"{format_bytes(free)} is free",
+                f"memory is too small even for one text of {longest:,} tokens: such a text needs about {needed}, but "
+                f"only {format_bytes(free)} is free",
                 remedy="Pass a smaller --max-length or --model, free memory, or raise the memory limit."
                 if training
                 else "Free memory, or raise the memory limit.",

@@ -93,18 +93,23 @@ def check_labels(inspected: Inspected) -> Iterator[Finding]:
 _DROPPED = {
     EMPTY: ("empty-text", "warning", "without a text", "dropped"),
     NO_LABEL: ("missing-label", "warning", "without a label", "dropped; predict can label such texts later"),
-    DUPLICATE: ("duplicate", "info", "with the same text and label as another row", "only the first is used"),
+    DUPLICATE: (
+        "duplicate",
+        "info",
+        "with the same text and label as another row",
+        "bertsmith uses only the first row of each text",
+    ),
     CONFLICT: (
         "conflict",
         "warning",
         "whose text has another label in another row",
-        "dropped; such a text is used if all its rows have the same label",
+        "dropped; to keep such a text, give all its rows the same label",
     ),
     AVERAGED: (
         "averaged",
         "info",
         "with the same text as another row, but another number",
-        "the first row of each text is used, with the mean of the numbers",
+        "bertsmith uses the first row of each text, with the mean of the numbers",
     ),
     IN_TEST: ("leak-test", "warning", "whose text is also in the test table", "dropped from train and validation"),
     IN_VALIDATION: ("leak-validation", "warning", "whose text is also in the validation table", "dropped from train"),
@@ -147,7 +152,7 @@ def check_near_duplicates(inspected: Inspected) -> Iterator[Finding]:
         (grouped[column].transform("nunique") > 1).to_numpy() for column in ("text", "target", "split")
     )
     is_held_out = frame["split"].isin(["validation", "test"]).to_numpy()
-    unless = "kept in one split, unless --near-duplicates ignore is given"
+    unless = "kept in one split, unless you pass --near-duplicates ignore"
     leak = "of the given validation and test tables with a near-duplicate in another split"
     for kind, severity, mask, message, action in (
         ("near-duplicate", "info", is_near, "with near-duplicates", f"used; {unless}"),
@@ -241,8 +246,8 @@ def check_languages(inspected: Inspected) -> Iterator[Finding]:
             "warning",
             int(mask.sum()),
             f"{scope} {n_main / total:.1%} seem to be {main}, {shares}",
-            "used unchanged; unless the checkpoint is multilingual, choose one that is, such as "
-            "FacebookAI/xlm-roberta-base",
+            "used unchanged; choose a multilingual checkpoint, such as FacebookAI/xlm-roberta-base, unless yours is "
+            "multilingual",
             inspected.name_rows(inspected.cleaned.table.frame[mask]),
         )
     if main != "English" and n_main > total / 2:
@@ -270,7 +275,7 @@ def check_tokens(inspected: Inspected) -> Iterator[Finding]:
             "info",
             has_symbol,
             f"with emoji that the model's tokenizer does not know ({has_symbol.mean():.1%})",
-            f"each is read as its name: {symbol} as {names[symbol]!r}",
+            f"the model reads each as its name: {symbol} as {names[symbol]!r}",
         )
     unknown = tokens.has_unknown
     if unknown.any() and tokens.encoder is not None:
@@ -301,7 +306,7 @@ def check_lengths(inspected: Inspected) -> Iterator[Finding]:
 def check_reading(inspected: Inspected) -> Iterator[Finding]:
     """Report the notes of the reader."""
     for note in inspected.table.notes:
-        yield Finding("reading", note.severity, note.count, note.message, "the table is used as read", note.rows)
+        yield Finding("reading", note.severity, note.count, note.message, "bertsmith uses the table as read", note.rows)
 
 
 CHECKS: tuple[Callable[[Inspected], Iterator[Finding]], ...] = (

@@ -156,7 +156,7 @@ def render(findings: Findings) -> RenderableType:
         parts += [finding_lines(finding) for finding in findings.findings]
         parts.append(Text("Row 1 is the first row after the header.", style="dim"))
     else:
-        parts.append(Text("No problems found.", style="green"))
+        parts.append(Text("bertsmith found no problems.", style="green"))
     return Group(*parts)
 
 

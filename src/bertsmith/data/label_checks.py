@@ -46,7 +46,7 @@ def label_findings(table: Table) -> Iterator[Finding]:
         "untrained-class",
         [labels.texts[i] for i in np.flatnonzero(n_train == 0)],
         f"{several} without a usable training text",
-        f"such {several} cannot be learned, and their texts in validation and test count as errors",
+        f"the model cannot learn such {several}, and their texts in validation and test count as errors",
     )
     n_held_out = 2 - sum(bool((split == name).any()) for name in ("validation", "test"))
     too_small, small = (
@@ -74,7 +74,7 @@ def label_findings(table: Table) -> Iterator[Finding]:
             "joined-labels",
             find_joined(labels.texts),
             "label texts that seem to contain several labels",
-            "each is used as one class; pass --task multi-label to separate them",
+            "bertsmith uses each as one class; pass --task multi-label to separate the labels",
         )
     n_single = int((table.counts == 1).sum())
     if len(labels) > MANY_CLASSES and 2 * n_single > len(labels):
@@ -83,7 +83,8 @@ def label_findings(table: Table) -> Iterator[Finding]:
             "warning",
             n_single,
             f"{n_single:,} of {len(labels):,} {several} have a single text",
-            f"such {several} cannot be learned; merge them, or name the column of the {several} with --label-column",
+            f"the model cannot learn such {several}; merge them, or name the column of the {several} with "
+            "--label-column",
         )
     ratio = n_train.max() / n_train[n_train > 0].min()
     if ratio >= 10:
@@ -102,8 +103,8 @@ def label_findings(table: Table) -> Iterator[Finding]:
             "info",
             len(labels),
             f"the classes seem to be ordered, from {labels.texts[0]!r} to {labels.texts[-1]!r}",
-            "the order is not used; pass --task ordinal if confusing distant classes is worse than confusing "
-            "neighbouring ones",
+            "bertsmith does not use the order; pass --task ordinal if confusing distant classes is worse than "
+            "confusing neighbouring ones",
         )
 
 

@@ -35,7 +35,7 @@ def read_raw(source: Any, config: DataConfig, role: str | None = None) -> RawTab
         source = source.table
     if source is None:
         if config.sql is None:
-            raise DataError("no table is given", remedy="Pass a file, or --sql with --db.")
+            raise DataError("the table is missing", remedy="Pass a file, or --sql with --db.")
         raw = _read_sql(config.sql, config.db or "")
     elif isinstance(source, pd.DataFrame):
         name = str(source.attrs.get("name", f"the data frame{suffix}"))

@@ -107,7 +107,7 @@ def check_not_in_run(path: Path, remedy: str, *, allowed: str | None = None) -> 
     """
     run = next((folder for folder in path.absolute().parents if (folder / "run.json").is_file()), None)
     if run is not None and not (allowed and path.absolute().parent == run / allowed):
-        raise ConfigError(f"this path is in the folder of the run {run}", where=str(path), remedy=remedy)
+        raise ConfigError(f"the path is in the folder of the run {run}", where=str(path), remedy=remedy)
 
 
 def check_contents(path: Path, foreign: list[str], what: str) -> None:
@@ -138,7 +138,7 @@ def check_empty(path: Path) -> None:
     if path.is_file() or (path.is_dir() and any(not p.name.startswith(".") for p in path.iterdir())):
         kind = "a file" if path.is_file() else "a folder with other files"
         raise RunFolderError(
-            f"this is {kind}, and bertsmith writes only to its own folders",
+            f"the path is {kind}, and bertsmith writes only to its own folders",
             where=str(path),
             remedy="Choose an empty or a new folder with -o.",
         )

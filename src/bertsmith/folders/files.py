@@ -34,10 +34,10 @@ class OutputFile(Output):
         path, remedy = self.path, "Choose another file."
         check_not_in_run(path, "Choose a file in another folder.")
         if path.exists() and any(_same_file(source, path) for source in self.sources):
-            raise ConfigError("this is the input, which bertsmith never replaces", where=str(path), remedy=remedy)
+            raise ConfigError("the output is the input, which bertsmith never replaces", where=str(path), remedy=remedy)
         if (path.exists() or path.is_symlink()) and not path.is_file():
             kind = "a folder" if path.is_dir() else "a broken link" if path.is_symlink() else "not a plain file"
-            raise ConfigError(f"this is {kind}, and cannot be replaced", where=str(path), remedy=remedy)
+            raise ConfigError(f"the path is {kind}, and bertsmith replaces only files", where=str(path), remedy=remedy)
         if self.suffixes and path.suffix.lower() not in self.suffixes:
             raise ConfigError(
                 f"the file name does not end in {self.suffixes[0]}",
@@ -76,7 +76,7 @@ class OutputFolder(Output):
         if not path.exists() and not path.is_symlink():
             return
         if not path.is_dir() or path.is_symlink():
-            raise ConfigError("this is not a folder, and cannot be replaced", where=str(path), remedy=remedy)
+            raise ConfigError("the path is not a folder", where=str(path), remedy=remedy)
         inputs = [self.source.absolute(), *self.source.absolute().parents]
         if path.absolute() in inputs or path.resolve() in [folder.resolve() for folder in inputs]:
             raise ConfigError("the input is in this folder", where=str(path), remedy=remedy)
@@ -110,7 +110,7 @@ class ExportFolder(Output):
             return
         elif not (path / self.FILE).is_file():
             kind = "a folder with other files" if path.is_dir() else "a file"
-            raise RunFolderError(f"this is {kind}", where=str(path), remedy="Choose a new folder with -o.")
+            raise RunFolderError(f"the path is {kind}", where=str(path), remedy="Choose a new folder with -o.")
         elif not overwrite:
             raise RunFolderError(
                 "the export already exists",

@@ -298,11 +298,11 @@ def open_run(path: Path | str) -> Run:
         remedy = "Pass the folder that bertsmith train wrote."
         what = "the folder contains no run" if run.path.is_dir() else "the run folder does not exist"
         if run.path.is_file():
-            what, remedy = "this is a file, not a run folder", f"{remedy} The run comes first, then the table."
+            what, remedy = "the path is a file, not a run folder", f"{remedy} The run comes first, then the table."
         elif (run.path / "study.json").is_file():
-            remedy = f"This is a study: pass its best run, {run.path / 'best'}."
+            remedy = f"The folder is a study: pass its best run, {run.path / 'best'}."
         elif (run.path / "export.json").is_file():
-            remedy = "This is an export: pass the run from which it was made."
+            remedy = "The folder is an export: pass its run."
         raise RunFolderError(what, where=str(path), remedy=remedy)
     run.check_finished()
     return run

@@ -26,7 +26,7 @@ class Study(Output):
     """
 
     disk_remedy: ClassVar[str | None] = (
-        "Free disk space or repair the disk, then run the same command. Finished trials are kept."
+        "Free disk space or repair the disk, then run the same command. bertsmith keeps finished trials."
     )
 
     def __repr__(self) -> str:

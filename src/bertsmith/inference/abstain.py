@@ -130,20 +130,20 @@ def fit_abstention(
         if min_confidence is None:
             needed = min_texts(target_accuracy)
             why = (
-                f"it needs {counted(needed, 'validation text')}, but the run has {n:,}"
+                f"this accuracy needs {counted(needed, 'held-out text')}, but the run has {n:,}"
                 if needed > n
-                else f"no threshold reaches this accuracy on at least {needed:,} of the {n:,} validation texts"
+                else f"no threshold reaches this accuracy on at least {needed:,} of the {n:,} held-out texts"
             )
             raise ConfigError(
-                f"--target-accuracy {target_accuracy:g}: {why} (accuracy on all of them: {right.mean():.3f})",
+                f"--target-accuracy {target_accuracy:g}: {why} (accuracy on all held-out texts: {right.mean():.3f})",
                 remedy="Pass a lower value, or --min-confidence.",
             )
     in_set = None
     if coverage is not None:
         if math.ceil((n + 1) * coverage - 1e-9) > n:
             raise ConfigError(
-                f"--coverage {coverage:g} needs more than {counted(n, 'validation text')}",
-                remedy=f"Pass at most {math.floor(1000 * n / (n + 1)) / 1000:g}, or train with more validation texts.",
+                f"--coverage {coverage:g} needs more than {counted(n, 'held-out text')}",
+                remedy=f"Pass at most {math.floor(1000 * n / (n + 1)) / 1000:g}, or train with more texts.",
             )
         in_set = conformal_threshold(task.conformity(targets, scores), coverage)
     return Abstention(min_confidence, in_set)

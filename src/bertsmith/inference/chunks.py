@@ -189,7 +189,9 @@ def write_stream(
     except OSError:
         if not chunks.done:
             raise
-        with disk_errors(output, f"The predictions of {chunks.counts['rows']:,} rows are saved. {RESUME_REMEDY}"):
+        with disk_errors(
+            output, f"{counted(chunks.counts['rows'], 'predicted row is', 'predicted rows are')} saved. {RESUME_REMEDY}"
+        ):
             raise
     finally:
         if not chunks.done:
@@ -216,7 +218,7 @@ def _read_about(output: Path) -> dict[str, Any]:
     folder = chunks_folder(output)
     if not folder.exists():
         raise RunFolderError(
-            "there are no unfinished predictions to resume",
+            "the output has no unfinished predictions to resume",
             where=str(folder),
             remedy="Leave out --resume, and pass --overwrite to replace the file."
             if output.exists()

@@ -122,7 +122,7 @@ def export(
             if failure and not accept:
                 other = "" if precision == "fp32" else "Pass --precision fp32, or "
                 accepting = f"{other or 'Pass '}--accept to accept the difference."
-                raise ModelError(failure, where=str(target), remedy=f"Nothing was written. {accepting}")
+                raise ModelError(failure, where=str(target), remedy=f"bertsmith wrote no export. {accepting}")
             parity |= {"held": not failure, "calibrated_with": len(calibration)}
             atomic.write_text(folder / "README.md", _readme(about, parity, evaluated))
             files = {p.name: file_digest(p) for p in sorted(folder.iterdir()) if p.name not in (ABOUT, "README.md")}
@@ -171,7 +171,7 @@ def _failed_check(parity: dict[str, Any], precision: str, task: Task) -> str:
     """Return why an export with this parity is not acceptable, or an empty string."""
     if parity["agreement"] < MIN_AGREEMENT[precision] or not parity["largest_difference"] <= MAX_DIFFERENCE[precision]:
         return (
-            f"the export differs from the original: {parity['agreement']:.2%} of {parity['texts']:,} held-out texts "
+            f"the export differs from the original: {parity['agreement']:.2%} of {parity['texts']:,} texts of the run "
             f"{task.same_name} (minimum {MIN_AGREEMENT[precision]:.1%}). A "
             f"{task.score_name} differs by up to {parity['largest_difference']:.4f} "
             f"(maximum {MAX_DIFFERENCE[precision]:g}{task.unit_name})"
@@ -210,7 +210,7 @@ def _readme(about: ExportInfo, parity: dict[str, Any], evaluated: str) -> str:
     )
     return f"""# {about.run["name"]}, exported
 
-A {describe(task, len(about.labels))}, fine-tuned from {base}, in {about.format} and {about.precision}.
+A {describe(task, len(about.labels))}, based on {base}, in {about.format} and {about.precision}.
 It needs neither torch nor transformers. Two lines install and run it:
 
 ```console
@@ -221,6 +221,6 @@ $ bertsmith predict . texts.csv -o predictions.csv
 `bertsmith serve .` answers over HTTP. In Python: `bertsmith.load(".").predict({[item]!r})`.
 
 The {task.primary_name} of the original is {score:.3f} on {test["texts"]:,} {evaluated}. This export gives the
-same prediction for {parity["agreement"]:.2%} of {parity["texts"]:,} held-out texts, and no {task.score_name}
+same prediction for {parity["agreement"]:.2%} of {parity["texts"]:,} texts of the run, and no {task.score_name}
 differs by more than {parity["largest_difference"]:.2g}{task.unit_name}.{bound} `export.json` contains all details.
 """

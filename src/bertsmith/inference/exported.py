@@ -186,7 +186,7 @@ class Exported(ModelPredictor):
         except ModuleNotFoundError as error:
             raise MissingPackageError(runtime.package, "the export", where=str(folder)) from error
         except Exception as error:
-            raise _damaged(folder, f"{runtime.package} cannot load it: {str(error).splitlines()[0]}") from error
+            raise _damaged(folder, f"{runtime.package} cannot load the model: {str(error).splitlines()[0]}") from error
         exported = cls(folder, about, session, decide=decide)
         exported.long = long
         return exported

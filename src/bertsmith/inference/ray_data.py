@@ -155,7 +155,7 @@ def _head(file: Path) -> tuple[Any, int]:
     with contextlib.suppress(OSError), file.open("rb") as opened:
         if opened.read(4) != b"PAR1":
             raise DataError(
-                "this is not a Parquet file, the only format of --ray",
+                "the file is not a Parquet file, the only format of --ray",
                 where=str(file),
                 remedy="Save the table as Parquet, or leave out --ray.",
             )
@@ -215,5 +215,5 @@ def _ray_errors(output: Path) -> Iterator[None]:
         raise OutputError(
             f"the cluster failed: {str(error).strip().splitlines()[-1]}",
             where=str(output),
-            remedy="See the logs of the cluster (ray logs). Nothing was written.",
+            remedy="See the logs of the cluster (ray logs). bertsmith wrote no output.",
         ) from error

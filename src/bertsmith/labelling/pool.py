@@ -59,9 +59,9 @@ class PoolFile:
         before, before_width = read_about(folder)
         if (before, before_width) != (model, width):
             raise RunFolderError(
-                f"the pool was embedded with {before}, not with {model}",
+                f"bertsmith embedded the pool with {before}, not with {model}",
                 where=str(folder),
-                remedy=f"Pass --model {before}, or remove the files embeddings.* to embed it again.",
+                remedy=f"Pass --model {before}, or remove the files embeddings.* to embed the pool again.",
             )
         self.hashes = np.fromfile(folder / HASHES, dtype=np.uint64) if (folder / HASHES).is_file() else np.empty(0)
         size = (folder / EMBEDDINGS).stat().st_size if (folder / EMBEDDINGS).is_file() else 0

@@ -126,7 +126,7 @@ class Project:
         )
         if others or self.path.is_file():
             raise RunFolderError(
-                "this path is a file, or a folder with other files",
+                "the path is a file, or a folder with other files",
                 where=str(self.path),
                 remedy="Choose another folder with -o.",
             )

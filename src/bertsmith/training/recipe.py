@@ -151,7 +151,7 @@ def choose(
         float(rdrop),
         f"weight of R-Drop, which reads each text twice: the training texts have only {tokens or 0:,} tokens"
         if rdrop
-        else "each text is read once",
+        else "the model reads each text once",
     )
     per_epoch = steps_per_epoch(texts, batch_size, config.set)
     default_epochs, steps = EPOCHS, min(MIN_STEPS, max(MAX_EPOCHS * per_epoch, LEAST_STEPS))
@@ -170,7 +170,7 @@ def choose(
         f"enough for {steps} steps" if min_epochs > default_epochs else "the default",
     )
     if config.effort == "quick":
-        epochs, reasons["epochs"] = 0.0, "only the head is fitted, as a regression"
+        epochs, reasons["epochs"] = 0.0, "bertsmith fits only the head, as a regression"
     rates = (1e-4, 2e-4) if parameters < 50e6 else (3e-5, 5e-5) if parameters < 200e6 else (1e-5, 2e-5)
     learning_rate = setting(
         "learning_rate",

@@ -15,10 +15,10 @@ from bertsmith.workflows.score import stored_groups
 def compare_runs(opened: Sequence[Run]) -> list[dict[str, Any]]:
     """Compare runs, each paired with the first; see `bertsmith.compare`."""
     if len(opened) < 2:
-        raise ConfigError("at least two runs are needed", remedy="Pass two or more runs.")
+        raise ConfigError("a comparison needs at least two runs", remedy="Pass two or more runs.")
     names = [str(run.path) for run in opened]
     if len(set(names)) < len(names):
-        raise ConfigError("a run is given twice", where=", ".join(names), remedy="Pass each run once.")
+        raise ConfigError("the same run occurs twice", where=", ".join(names), remedy="Pass each run once.")
     task = get_task(opened[0].task)
     frames = [run.predictions for run in opened]
     # Runs may read different columns: what both read identifies a row.

@@ -79,7 +79,7 @@ def compare_texts(
     if "by" in run.metrics["splits"]["test"]:  # by cross-validation
         raise DataError(
             "bertsmith drift needs the test texts of the run, but this run has none: the model was trained on all "
-            "texts, so that it represents other texts differently",
+            "texts",
             where=str(path),
             remedy="Train again with --test-size 0.1, or label some new texts and run bertsmith evaluate.",
         )

@@ -124,6 +124,7 @@ def run_evaluation(
     if table.labels != run.labels or table.task != run.task:
         raise DataError(
             "the Table and the run have different labels or tasks",
+            where=table.name,
             remedy="Pass the path of the file instead of a Table.",
         )
     if table.columns.template != template and not (table.columns.template.is_plain and template.is_plain):

@@ -151,7 +151,7 @@ def choose_for_project(
             observe(RowsPredicted(len(texts)))
         if first < pool.done:
             raise DataError(
-                f"the pool has {counted(first, 'row')}, but had {pool.done:,} when it was embedded",
+                f"the pool has {counted(first, 'row')}, but had {pool.done:,} when bertsmith embedded it",
                 where=stream.name,
                 remedy="Pass the same pool, with new rows only at its end.",
             )

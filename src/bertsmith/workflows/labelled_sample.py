@@ -243,18 +243,17 @@ def _check_blanks(table: Table, cleaned: Cleaned, outcomes: np.ndarray) -> list[
             f"{number_form(len(gaps), 'this text is', 'these texts are')} unlike the others, each share can be off by "
             f"up to {100 * len(gaps) / drawn:.1f} percentage points"
         )
-    if len(rows) > len(gaps):
+    if rest := len(rows) - len(gaps):
         if is_drawn.sum() > 1 and order_trend(outcomes[is_drawn]) > SORTED:
             raise DataError(
-                f"the last {len(rows) - len(gaps):,} drawn rows have no label, and the labels of the others change "
-                "along the rows, so these are not a random sample",
+                f"the last {number_form(rest, 'drawn row has', f'{rest:,} drawn rows have')} no label, and the labels "
+                "of the others change along the rows, so the labelled rows are not a random sample",
                 where=table.name,
                 remedy="The rows are sorted. Label all of them, or shuffle the rows before you label the first ones.",
             )
         notes.append(
-            f"{counted(len(rows) - len(gaps), 'row')} at the end of the sample "
-            f"{number_form(len(rows) - len(gaps), 'has', 'have')} no label; the others are a random sample only if the "
-            "rows are in random order"
+            f"{counted(rest, 'row')} at the end of the sample {number_form(rest, 'has', 'have')} no label; the others "
+            "are a random sample only if the rows are in random order"
         )
     return notes
 

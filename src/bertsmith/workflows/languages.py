@@ -34,10 +34,10 @@ def with_checkpoint(config: Config, table: Table, observe: RunListener = lambda 
     guesses = Counter(filter(None, map(guess_language, texts[:: -(-len(texts) // MAX_TEXTS) or 1])))
     total = guesses.total()
     if not total:
-        name, reason = DEFAULT_MODEL, "the language of the texts could not be guessed"
+        name, reason = DEFAULT_MODEL, "bertsmith cannot guess the language of the texts"
     else:
         language, n = guesses.most_common(1)[0]
         name = DEFAULT_MODEL if guesses["English"] > MIN_SHARE * total else MULTILINGUAL_MODEL
-        reason = f"{n / total:.0%} of the texts whose language could be guessed are {language}"
+        reason = f"{n / total:.0%} of the texts whose language bertsmith can guess are {language}"
     observe(CheckpointChosen(name, reason))
     return config.model_copy(update={"model": name})

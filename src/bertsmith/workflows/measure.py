@@ -188,11 +188,11 @@ class Tally:
         if not self.trained:
             return empty_rows(self.empty)
         if self.leaves_out:
-            known += f": the shares are for the other {sum_totals(self.totals.values()).texts:,} texts"
+            known += f": the shares are for the other {counted(sum_totals(self.totals.values()).texts, 'text')}"
         else:
             known += (
-                ", and none was drawn: the shares are for the whole corpus if you drew from all its texts. If you drew "
-                "from the others, remove these texts from the corpus"
+                ", but not in the sample. The shares are for the whole corpus if you drew from all its texts. If you "
+                "drew only from the other texts, remove such texts from the corpus"
             )
         return [known, *empty_rows(self.empty)]
 
@@ -289,7 +289,7 @@ def _corrected(
     narrowest, widest = (f"{width:.2f}" for width in (widths.min(), widths.max()))
     several, by_class = ("", "") if narrowest == widest else (f" to {widest}", ", depending on the class")
     notes.append(
-        f"the best width of an interval with this model is {narrowest}{several} of that from the labelled texts alone"
+        f"with this model, an interval is at best {narrowest}{several} times as wide as from the labelled texts alone"
         f"{by_class}"
         if narrowest < "1.00"
         else "the predictions of this model do not narrow the intervals of the labelled texts"

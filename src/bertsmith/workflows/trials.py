@@ -211,7 +211,7 @@ def _fit(
         raise ConfigError(
             "a trial ended before its first evaluation",
             where=f"training argument eval_steps={config.set.get('eval_steps')}",
-            remedy="Remove eval_steps: trials are evaluated at fractions of an epoch.",
+            remedy="Remove eval_steps: bertsmith evaluates trials at fractions of an epoch.",
         )
     targets = validation.labels  # bool for label sets; a batch has numbers
     # The epoch metric of label sets already has the best thresholds, so the gain is added to the score without them.

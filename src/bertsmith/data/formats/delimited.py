@@ -53,7 +53,7 @@ def read_delimited(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRow
         except DataError as error:
             first_error = first_error or error
             continue
-        notes = (Note("info", f"{file.path.name} was read with {how}"),) if how else ()
+        notes = (Note("info", f"bertsmith reads {file.path.name} with {how}"),) if how else ()
         return replace(table, notes=(*file.text.notes, *notes))
     assert first_error is not None
     raise first_error

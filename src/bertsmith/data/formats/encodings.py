@@ -119,7 +119,7 @@ def decode_blocks(
             raise _not_in(str(encoding), name, str(error)) from error
         if not has_note and "\ufffd" in text and "\ufffd".encode(file.codec, "ignore") not in block:
             has_note = True
-            message = f"{name} has bytes that are not {file.codec}; they were read as U+FFFD"
+            message = f"{name} has bytes that are not {file.codec}, and bertsmith reads them as U+FFFD"
             on_note(Note("warning", f"{message}. If the encoding is another one, pass --encoding"))
         yield text.removeprefix("\ufeff")
 
@@ -128,7 +128,7 @@ def _not_in(encoding: str, name: str, reason: str) -> DataError:
     return DataError(
         f"the file cannot be decoded as {encoding}: {reason}",
         where=name,
-        remedy="Leave out --encoding, and bertsmith detects it. Or pass the right one, such as cp1252.",
+        remedy="Leave out --encoding, so that bertsmith detects the encoding. Or pass the right one, such as cp1252.",
     )
 
 
@@ -176,14 +176,14 @@ def open_text(binary: BinaryIO, name: str, encoding: str | None = None) -> TextF
         codec = "utf-16-le" if odd > even else "utf-16-be"
         if _first_invalid(binary, codec):
             raise DataError("the file is not a text file", where=name, remedy="Save it as CSV in UTF-8.")
-        return TextFile(binary, codec, "strict", (Note("info", f"{name} was read as {codec}"),))
+        return TextFile(binary, codec, "strict", (Note("info", f"bertsmith reads {name} as {codec}"),))
     invalid = _first_invalid(binary, "utf-8")
     if invalid is None:
         return TextFile(binary, "utf-8", "strict", ())
     sample = _sample(binary, invalid)
     if _is_mostly_utf_8([line for _, line in sample], invalid.truncated):
         message = (
-            f"{name} has invalid UTF-8: {invalid.reason}. It was read as UTF-8, with U+FFFD for invalid bytes. "
+            f"{name} has invalid UTF-8: {invalid.reason}. bertsmith reads invalid bytes as U+FFFD. "
             f"Correct line {invalid.line:,} and similar lines, or pass --encoding if the file is not UTF-8"
         )
         return TextFile(binary, "utf-8", "replace", (Note("warning", message),))
@@ -194,7 +194,7 @@ def open_text(binary: BinaryIO, name: str, encoding: str | None = None) -> TextF
     )
     line = invalid.line + _count_newlines(binary, invalid.line_start, position)
     shown = _excerpt(example.decode(codec, errors="replace"))
-    message = f"{name} is not UTF-8; it was read as {codec}. If accented letters look wrong, pass --encoding"
+    message = f"{name} is not UTF-8, so bertsmith reads it as {codec}. If accented letters look wrong, pass --encoding"
     return TextFile(binary, codec, "replace", (Note("warning", f"{message}. Line {line:,}: {shown}"),))
 
 

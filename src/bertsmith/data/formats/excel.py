@@ -68,7 +68,7 @@ def read_excel(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRow | N
 
     notes = []
     if not sheet and len(names) > 1:
-        notes.append(Note("info", f"sheet {name!r} was read; {path.name} also has {listing(names[1:])}"))
+        notes.append(Note("info", f"bertsmith reads the sheet {name!r}; {path.name} also has {listing(names[1:])}"))
     if n_formulas:
         message = (
             f"sheet {name!r} of {path.name} has {counted(n_formulas, 'formula')} without a stored value, and bertsmith "
