@@ -69,7 +69,7 @@ def predict(
             max=0.999,
             metavar="X",
             help="Add a column label_set: a set of labels that contains the true label for this share of the texts. "
-            "For numbers, add columns lower and upper.",
+            "For numbers, add the columns lower and upper.",
         ),
     ] = None,
     decision_rule: DecisionRule = True,
