@@ -22,6 +22,7 @@ from bertsmith.data.table import Labels
 from bertsmith.data.template import Template
 from bertsmith.errors import ConfigError, DataError, DeviceError, MissingPackageError, ModelError, RunFolderError
 from bertsmith.evaluation.rule import Rule
+from bertsmith.folders.run import open_run
 from bertsmith.inference import export as exporting
 from bertsmith.inference import export_formats
 from bertsmith.inference.classifier import Classifier
@@ -410,6 +411,17 @@ def test_openvino_int8_is_not_compared_on_its_calibration_texts(run, in_openvino
     assert 1e-7 < found["largest_difference"] < 0.2
     assert found["neighbours"] < 0.005
     assert (made.path / "model.bin").stat().st_size < (in_openvino.path / "model.bin").stat().st_size / 2
+
+
+def test_an_export_of_a_run_without_test_texts_is_compared_once_with_each_text(own_run, attempts, tmp_path):
+    metrics = json.loads((own_run / "metrics.json").read_text())
+    metrics["splits"]["test"]["by"] = "cross-validation"
+    (own_run / "metrics.json").write_text(json.dumps(metrics))
+    shutil.copy(own_run / "predictions" / "validation.parquet", own_run / "predictions" / "test.parquet")
+    run = open_run(own_run)
+    made = bs.export(run, format="openvino", precision="int8", output=tmp_path / "e", accept=True)
+    ((calibration, _, _), *_) = attempts
+    assert made.about.parity["texts"] == len(run.validation_predictions) - len(calibration) > 0
 
 
 def test_openvino_int8_falls_back_to_conservative_quantization(run, attempts, tmp_path, monkeypatch):

@@ -85,8 +85,10 @@ def export(
             remedy="Serve or predict with the run itself, or train a checkpoint that has a tokenizer.json.",
         )
     validation, n = opened.validation_predictions, CALIBRATION_TEXTS.get((format, precision), 0)
-    calibration = validation.sample(min(n, len(validation)), random_state=0)
-    others = (validation.drop(calibration.index), opened.predictions)
+    # Cross-validation without test texts scores the same texts as validation and as test.
+    has_test = "by" not in opened.metrics["splits"]["test"]
+    calibration = validation.sample(min(n, len(validation) // (1 if has_test else 2)), random_state=0)
+    others = (validation.drop(calibration.index), *([opened.predictions] if has_test else []))
     texts = Texts([text for frame in others for text in texts_of(frame)][:MAX_PARITY_TEXTS])
     with atomic.disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
