@@ -219,6 +219,12 @@ def _quotes(c: _Corpus) -> None:
     c.repaired("lines-inside.csv", _rows('"cat\n\ncat",a', "dog,b", "red,a", "blue,b"), ["cat\n\ncat", *TEXTS[1:]])
     c.repaired("curly.csv", _rows("“cat”,a", "dog,b", "red,a", "blue,b"), ["“cat”", *TEXTS[1:]])
     c.repaired("open.tsv", GOOD.replace(",", "\t").replace("cat", '"cat'), ['"cat', *TEXTS[1:]])
+    tabs = _rows('" cat\ta', "dog\tb", 'red "\ta', "blue\tb", header="Text\tLabel")
+    c.repaired("quote-to-quote.tsv", tabs, ['" cat', "dog", 'red "', "blue"], LABELS, "plain characters")
+    tabs = _rows('"cat\ncat"\ta', "dog\tb", "red\ta", "blue\tb", header="Text\tLabel")
+    c.repaired("lines-inside.tsv", tabs, ["cat\ncat", *TEXTS[1:]])
+    tabs = _rows('"cat\tcat\ncat"\ta', "dog\tb", "red\ta", "blue\tb", header='"Text"\t"Label"')
+    c.repaired("tab-and-line-inside.tsv", tabs, ["cat\tcat\ncat", *TEXTS[1:]])
 
 
 def _encodings(c: _Corpus) -> None:
