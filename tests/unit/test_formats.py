@@ -9,6 +9,7 @@ import sqlite3
 import zipfile
 
 import datasets
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +20,8 @@ from bertsmith.config import DataConfig
 from bertsmith.data.formats.encodings import decode
 from bertsmith.data.read import read_table
 from bertsmith.data.sources import read_raw
-from bertsmith.errors import DataError
+from bertsmith.data.stream import open_stream
+from bertsmith.errors import DataError, RowError
 from tests.conftest import ArrowTable
 
 ROWS = [
@@ -90,6 +92,21 @@ def test_arrow_tables_of_other_libraries_give_the_same_rows():
     assert bs.inspect(ArrowTable(FRAME)).usable == 4
     codes = {"Label Text": pa.array(["good", "bad", "good", "bad"]).dictionary_encode(), "Text": FRAME["Text"].tolist()}
     assert bs.read_table(pa.table(codes)).labels.texts == ("bad", "good")
+
+
+@pytest.mark.parametrize("column", ["Text", "Label"])
+def test_arrays_are_neither_texts_nor_classes(column):
+    frame = FRAME.drop(columns="Label Text")
+    frame[column] = [np.array([1, 2])] * 4
+    with pytest.raises(RowError):
+        read_table(frame, DataConfig(task="single-label"))
+    with pytest.raises(RowError), open_stream(frame, DataConfig(text_column=column)):
+        pass
+
+
+def test_an_array_without_dimensions_is_its_value():
+    labels = [np.array(name) for name in FRAME["Label Text"]]
+    assert read_table(pd.DataFrame({"Text": FRAME["Text"], "Label": labels})).labels.texts == ("bad", "good")
 
 
 @pytest.mark.parametrize("source", [pa.chunked_array([["a"]]), ArrowTable({"Text": ["a"]}), ArrowTable({"a": [[1]]})])

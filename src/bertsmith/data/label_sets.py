@@ -43,8 +43,8 @@ class SetsOfLabels(NamedTuple):
 
 
 def is_list(cell: Any) -> bool:
-    """Return whether a cell is a list of labels."""
-    return isinstance(cell, list | tuple | set | np.ndarray)
+    """Return whether a cell is a list of labels; an array without dimensions is a scalar."""
+    return isinstance(cell, list | tuple | set) or (isinstance(cell, np.ndarray) and cell.ndim > 0)
 
 
 def read_label_sets(
