@@ -47,7 +47,7 @@ def apply_corrections(table: Table, file: Path, config: DataConfig) -> Table:
     Raises:
         DataError: if corrections do not match the table (unknown row, different text, unknown label), listing all.
     """
-    raw = read_raw(file, DataConfig(encoding=config.encoding, max_unpacked=config.max_unpacked))
+    raw = read_raw(file, DataConfig(max_unpacked=config.max_unpacked))  # ``encoding`` is that of the table
     frame = raw.frame.rename(columns=lambda name: canonical(str(name)))
     absent = [name for name in REQUIRED if name not in frame.columns]
     if absent:
