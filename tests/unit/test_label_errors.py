@@ -85,6 +85,7 @@ def test_a_correction_round_trips(cli, flipped, tmp_path):
         ({"corrected": "fruts"}, "'fruits'"),
         ({"row": 900}, "row 900"),
         ({"row": "x"}, "row x"),
+        ({"row": "²"}, "row ²"),
         ({"text": "something else"}, "row 3 of t.csv"),
         ({"corrected": "7"}, "'animals', 'colours', 'fruits'"),
     ],

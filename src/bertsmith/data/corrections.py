@@ -13,7 +13,7 @@ from bertsmith.data.columns import canonical
 from bertsmith.data.outcomes import NO_LABELS, SEPARATOR, Outcomes
 from bertsmith.data.sources import read_raw
 from bertsmith.data.table import MISSING, Labels, Note, Table
-from bertsmith.data.texts import normalise, to_texts
+from bertsmith.data.texts import INTEGER, normalise, to_texts
 from bertsmith.errors import DataError, counted, listing, number_form
 
 COLUMNS = (
@@ -79,7 +79,7 @@ def apply_corrections(table: Table, file: Path, config: DataConfig) -> Table:
         if not correction:
             continue
         number = re.sub(r"\.0+$", "", row or "")
-        position = positions.get((source, int(number))) if number.isdigit() else None
+        position = positions.get((source, int(number))) if INTEGER.fullmatch(number) else None
         try:
             target, outcomes = _code(correction, outcomes, table.labels)
         except ValueError as error:
