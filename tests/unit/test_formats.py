@@ -18,9 +18,11 @@ import pytest
 import bertsmith as bs
 from bertsmith.config import DataConfig
 from bertsmith.data.formats.encodings import decode
+from bertsmith.data.formats.registry import to_data_frame
 from bertsmith.data.read import read_table
 from bertsmith.data.sources import read_raw
 from bertsmith.data.stream import open_stream
+from bertsmith.data.table import to_frame
 from bertsmith.errors import DataError, RowError
 from tests.conftest import ArrowTable
 
@@ -94,6 +96,13 @@ def test_arrow_tables_of_other_libraries_give_the_same_rows():
     assert bs.read_table(pa.table(codes)).labels.texts == ("bad", "good")
 
 
+def test_large_integers_are_not_rounded_beside_missing_ones():
+    frame = to_data_frame(pa.table({"n": [2**60 + 1, None], "more": pa.array([2**63 + 1, None], pa.uint64())}))
+    assert frame["n"].dtype == "Int64"
+    assert (frame["n"][0], frame["more"][0]) == (2**60 + 1, 2**63 + 1)
+    assert to_frame({"n": [1, 2], "x": [1, 0.5]}).dtypes.tolist() == ["int64", "float64"]
+
+
 @pytest.mark.parametrize("column", ["Text", "Label"])
 def test_arrays_are_neither_texts_nor_classes(column):
     frame = FRAME.drop(columns="Label Text")
@@ -117,9 +126,11 @@ def test_arrow_streams_that_hold_no_labelled_table_are_refused(source):
 
 def test_arrow_tables_are_predicted_as_data_frames(finished, tmp_path):
     rows = pd.DataFrame({"Text": ["my cat", "red", None], "n": [1, 2, 3], "day": pd.to_datetime(["2025-01-01"] * 3)})
+    rows["id"] = pd.array([2**60 + 1, 2**60 + 3, None], dtype="Int64")
     arrow = ArrowTable(rows)
     expected, found = (bs.predict(finished, source).frame for source in (rows, arrow))
     assert found["predicted_text"].tolist() == expected["predicted_text"].tolist()
+    assert found["id"].equals(rows["id"])
     bs.predict(finished, arrow, output=tmp_path / "out.parquet")
     written = pq.read_table(tmp_path / "out.parquet")
     assert written.schema.field("Text").type == pa.string()
