@@ -804,6 +804,10 @@ def _arrow_files(c: _Corpus) -> None:
         bomb = bomb.set_column(0, "text", bomb["text"].cast(pa.string()))
         c.refused(f"bomb.{kind}", write(bomb), "0.02 GB.*--max-unpacked", "--max-unpacked", "0.02")
         c.refused(f"text.{kind}", GOOD, f"(?i){kind}")
+        invalid = pa.array([t.encode() + b"\xff" for t in TEXTS]).view(pa.string())
+        c.repaired(f"invalid-utf-8.{kind}", write(_arrow(text=invalid, label=LABELS)), [f"{t}\ufffd" for t in TEXTS])
+        far = _arrow(text=TEXTS, label=LABELS, far=pa.array([2**62, 0, 0, 0], pa.timestamp("us")))
+        c.repaired(f"far-times.{kind}", write(far), TEXTS, LABELS, "'far'")
     c.refused("footer.parquet", _parquet(good, change=True), "Parquet")
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import sqlite3
 import zipfile
+from datetime import UTC, date, datetime
 
 import datasets
 import numpy as np
@@ -94,6 +95,19 @@ def test_arrow_tables_of_other_libraries_give_the_same_rows():
     assert bs.inspect(ArrowTable(FRAME)).usable == 4
     codes = {"Label Text": pa.array(["good", "bad", "good", "bad"]).dictionary_encode(), "Text": FRAME["Text"].tolist()}
     assert bs.read_table(pa.table(codes)).labels.texts == ("bad", "good")
+
+
+def test_values_that_python_cannot_hold_change_only_their_cells():
+    zone = pa.timestamp("us", "Europe/Berlin")
+    last, day = 253_402_300_799_000_000, pa.array([20_000, 10**8], pa.date32())
+    lists = pa.ListArray.from_arrays([0, 1, 2], pa.array([b"a", b"\xff"]).view(pa.string()))
+    source = pa.table({"Text": ["a", "b"], "until": pa.array([0, last], zone), "day": day, "lists": lists})
+    raw = read_raw(source, DataConfig())
+    until = [datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)]
+    assert raw.frame["until"].tolist() == until
+    assert raw.frame["day"].tolist() == [date(2024, 10, 4), None]
+    assert raw.frame["lists"].tolist() == [["a"], None]
+    assert [(note.severity, note.count) for note in raw.notes] == [("warning", 2)]
 
 
 def test_large_integers_are_not_rounded_beside_missing_ones():
