@@ -330,6 +330,11 @@ def test_an_excel_sheet_is_selected_by_name(tmp_path):
         read_table(tmp_path / "t.xlsx", DataConfig(sheet="Data"))
 
 
+def test_whole_numbers_in_the_header_of_a_workbook_are_integers(tmp_path):
+    pd.DataFrame({"Text": ["a"], 2020: [1], 0.5: [2]}).to_excel(tmp_path / "t.xlsx", index=False)
+    assert read_raw(tmp_path / "t.xlsx", DataConfig()).frame.columns.tolist() == ["Text", "2020", "0.5"]
+
+
 def test_split_columns(tmp_path):
     frame = FRAME.assign(part=["train", "TRAIN", "dev", "test"])
     table = read_table(frame, DataConfig(split_column="part"))
