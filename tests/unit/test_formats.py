@@ -335,6 +335,10 @@ def test_whole_numbers_in_the_header_of_a_workbook_are_integers(tmp_path):
     assert read_raw(tmp_path / "t.xlsx", DataConfig()).frame.columns.tolist() == ["Text", "2020", "0.5"]
 
 
+def test_a_column_of_lists_is_no_split_column():
+    assert read_table(FRAME.assign(split=[["a"]] * 4)).notes == ()
+
+
 def test_split_columns(tmp_path):
     frame = FRAME.assign(part=["train", "TRAIN", "dev", "test"])
     table = read_table(frame, DataConfig(split_column="part"))
