@@ -219,6 +219,12 @@ def _quotes(c: _Corpus) -> None:
     c.repaired("lines-inside.csv", _rows('"cat\n\ncat",a', "dog,b", "red,a", "blue,b"), ["cat\n\ncat", *TEXTS[1:]])
     c.repaired("curly.csv", _rows("“cat”,a", "dog,b", "red,a", "blue,b"), ["“cat”", *TEXTS[1:]])
     c.repaired("open.tsv", GOOD.replace(",", "\t").replace("cat", '"cat'), ['"cat', *TEXTS[1:]])
+    tabs = _rows('" cat\ta', "dog\tb", 'red "\ta', "blue\tb", header="Text\tLabel")
+    c.repaired("quote-to-quote.tsv", tabs, ['" cat', "dog", 'red "', "blue"], LABELS, "plain characters")
+    tabs = _rows('"cat\ncat"\ta', "dog\tb", "red\ta", "blue\tb", header="Text\tLabel")
+    c.repaired("lines-inside.tsv", tabs, ["cat\ncat", *TEXTS[1:]])
+    tabs = _rows('"cat\tcat\ncat"\ta', "dog\tb", "red\ta", "blue\tb", header='"Text"\t"Label"')
+    c.repaired("tab-and-line-inside.tsv", tabs, ["cat\tcat\ncat", *TEXTS[1:]])
 
 
 def _encodings(c: _Corpus) -> None:
@@ -798,6 +804,10 @@ def _arrow_files(c: _Corpus) -> None:
         bomb = bomb.set_column(0, "text", bomb["text"].cast(pa.string()))
         c.refused(f"bomb.{kind}", write(bomb), "0.02 GB.*--max-unpacked", "--max-unpacked", "0.02")
         c.refused(f"text.{kind}", GOOD, f"(?i){kind}")
+        invalid = pa.array([t.encode() + b"\xff" for t in TEXTS]).view(pa.string())
+        c.repaired(f"invalid-utf-8.{kind}", write(_arrow(text=invalid, label=LABELS)), [f"{t}\ufffd" for t in TEXTS])
+        far = _arrow(text=TEXTS, label=LABELS, far=pa.array([2**62, 0, 0, 0], pa.timestamp("us")))
+        c.repaired(f"far-times.{kind}", write(far), TEXTS, LABELS, "'far'")
     c.refused("footer.parquet", _parquet(good, change=True), "Parquet")
 
 

@@ -141,7 +141,7 @@ def test_each_coder_has_a_row():
             ]
         },
     }
-    assert list(flatten([record])) == [
+    assert list(flatten([record], "f.json")) == [
         {"text": "a text", "Label": ["x"], "coder": "ann"},
         {"text": "a text", "Label": ["y"], "coder": "ben"},
     ]
@@ -150,7 +150,32 @@ def test_each_coder_has_a_row():
 def test_other_records_stay_as_they_are():
     records = [{"text": "a", "answer": "accept"}, {"data": 1, "annotations": []}, {"fields": {}}]
     for record in records:
-        assert list(flatten([record])) == [record]
+        assert list(flatten([record], "f.json")) == [record]
+
+
+def test_the_answer_of_prodigy_is_not_replaced_by_its_metadata():
+    meta = {"text": "of the pool", "Label": "x", "coder": "y", "row": 3}
+    (row,) = flatten([{**PRODIGY[1], "meta": meta}], "f.jsonl")
+    assert row == {"text": PRODIGY[1]["text"], "Label": ["POLITICS"], "coder": "news-ann", "row": 3}
+
+
+LABEL_STUDIO = {"data": {"text": "a"}, "annotations": [{"result": []}]}
+
+
+@pytest.mark.parametrize(
+    ("record", "damaged"),
+    [
+        (LABEL_STUDIO, {"data": "a"}),
+        (LABEL_STUDIO, {"annotations": [3, 4]}),
+        (LABEL_STUDIO, {"annotations": [{"result": ["x"]}]}),
+        (PRODIGY[1], {"meta": "a"}),
+        (ARGILLA_1[0], {"responses": ["u"]}),
+    ],
+)
+def test_a_damaged_record_is_refused_with_its_number(record, damaged):
+    with pytest.raises(DataError) as caught:
+        list(flatten([record, {**record, **damaged}, record], "f.json"))
+    assert caught.value.where == "f.json, record 2"
 
 
 @pytest.mark.parametrize("tool", TOOLS)

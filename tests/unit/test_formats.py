@@ -7,8 +7,10 @@ import os
 import re
 import sqlite3
 import zipfile
+from datetime import UTC, date, datetime
 
 import datasets
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,9 +19,12 @@ import pytest
 import bertsmith as bs
 from bertsmith.config import DataConfig
 from bertsmith.data.formats.encodings import decode
+from bertsmith.data.formats.registry import to_data_frame
 from bertsmith.data.read import read_table
 from bertsmith.data.sources import read_raw
-from bertsmith.errors import DataError
+from bertsmith.data.stream import open_stream
+from bertsmith.data.table import to_frame
+from bertsmith.errors import DataError, RowError
 from tests.conftest import ArrowTable
 
 ROWS = [
@@ -92,6 +97,41 @@ def test_arrow_tables_of_other_libraries_give_the_same_rows():
     assert bs.read_table(pa.table(codes)).labels.texts == ("bad", "good")
 
 
+def test_values_that_python_cannot_hold_change_only_their_cells():
+    zone = pa.timestamp("us", "Europe/Berlin")
+    last, day = 253_402_300_799_000_000, pa.array([20_000, 10**8], pa.date32())
+    lists = pa.ListArray.from_arrays([0, 1, 2], pa.array([b"a", b"\xff"]).view(pa.string()))
+    source = pa.table({"Text": ["a", "b"], "until": pa.array([0, last], zone), "day": day, "lists": lists})
+    raw = read_raw(source, DataConfig())
+    until = [datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)]
+    assert raw.frame["until"].tolist() == until
+    assert raw.frame["day"].tolist() == [date(2024, 10, 4), None]
+    assert raw.frame["lists"].tolist() == [["a"], None]
+    assert [(note.severity, note.count) for note in raw.notes] == [("warning", 2)]
+
+
+def test_large_integers_are_not_rounded_beside_missing_ones():
+    frame = to_data_frame(pa.table({"n": [2**60 + 1, None], "more": pa.array([2**63 + 1, None], pa.uint64())}))
+    assert frame["n"].dtype == "Int64"
+    assert (frame["n"][0], frame["more"][0]) == (2**60 + 1, 2**63 + 1)
+    assert to_frame({"n": [1, 2], "x": [1, 0.5]}).dtypes.tolist() == ["int64", "float64"]
+
+
+@pytest.mark.parametrize("column", ["Text", "Label"])
+def test_arrays_are_neither_texts_nor_classes(column):
+    frame = FRAME.drop(columns="Label Text")
+    frame[column] = [np.array([1, 2])] * 4
+    with pytest.raises(RowError):
+        read_table(frame, DataConfig(task="single-label"))
+    with pytest.raises(RowError), open_stream(frame, DataConfig(text_column=column)):
+        pass
+
+
+def test_an_array_without_dimensions_is_its_value():
+    labels = [np.array(name) for name in FRAME["Label Text"]]
+    assert read_table(pd.DataFrame({"Text": FRAME["Text"], "Label": labels})).labels.texts == ("bad", "good")
+
+
 @pytest.mark.parametrize("source", [pa.chunked_array([["a"]]), ArrowTable({"Text": ["a"]}), ArrowTable({"a": [[1]]})])
 def test_arrow_streams_that_hold_no_labelled_table_are_refused(source):
     with pytest.raises(DataError):
@@ -100,9 +140,11 @@ def test_arrow_streams_that_hold_no_labelled_table_are_refused(source):
 
 def test_arrow_tables_are_predicted_as_data_frames(finished, tmp_path):
     rows = pd.DataFrame({"Text": ["my cat", "red", None], "n": [1, 2, 3], "day": pd.to_datetime(["2025-01-01"] * 3)})
+    rows["id"] = pd.array([2**60 + 1, 2**60 + 3, None], dtype="Int64")
     arrow = ArrowTable(rows)
     expected, found = (bs.predict(finished, source).frame for source in (rows, arrow))
     assert found["predicted_text"].tolist() == expected["predicted_text"].tolist()
+    assert found["id"].equals(rows["id"])
     bs.predict(finished, arrow, output=tmp_path / "out.parquet")
     written = pq.read_table(tmp_path / "out.parquet")
     assert written.schema.field("Text").type == pa.string()
@@ -286,6 +328,15 @@ def test_an_excel_sheet_is_selected_by_name(tmp_path):
     _check(read_table(tmp_path / "t.xlsx", DataConfig(sheet="data")))
     with pytest.raises(DataError, match="'notes', 'data'"):
         read_table(tmp_path / "t.xlsx", DataConfig(sheet="Data"))
+
+
+def test_whole_numbers_in_the_header_of_a_workbook_are_integers(tmp_path):
+    pd.DataFrame({"Text": ["a"], 2020: [1], 0.5: [2]}).to_excel(tmp_path / "t.xlsx", index=False)
+    assert read_raw(tmp_path / "t.xlsx", DataConfig()).frame.columns.tolist() == ["Text", "2020", "0.5"]
+
+
+def test_a_column_of_lists_is_no_split_column():
+    assert read_table(FRAME.assign(split=[["a"]] * 4)).notes == ()
 
 
 def test_split_columns(tmp_path):

@@ -85,6 +85,7 @@ def test_a_correction_round_trips(cli, flipped, tmp_path):
         ({"corrected": "fruts"}, "'fruits'"),
         ({"row": 900}, "row 900"),
         ({"row": "x"}, "row x"),
+        ({"row": "²"}, "row ²"),
         ({"text": "something else"}, "row 3 of t.csv"),
         ({"corrected": "7"}, "'animals', 'colours', 'fruits'"),
     ],
@@ -110,6 +111,16 @@ def test_corrections_changed_by_spreadsheets_are_understood(flipped, tmp_path):
     table = bs.read_table(tmp_path / "renamed.csv", corrections=tmp_path / "c.xlsx")
     assert table.labels.texts[table.targets[2]] == "colours"
     assert table.targets[39] == -1
+
+
+@pytest.mark.parametrize("suffix", ["csv", "xlsx"])
+def test_the_encoding_of_the_table_is_not_that_of_the_corrections(suffix, tmp_path):
+    table = pd.DataFrame({"text": [f"café {i}" for i in range(8)], "label": ["positif", "négatif"] * 4})
+    table.to_csv(tmp_path / "t.csv", index=False, encoding="cp1252")
+    rows = pd.DataFrame({"row": [1], "text": ["café 0"], "corrected": ["négatif"]})
+    getattr(rows, {"csv": "to_csv", "xlsx": "to_excel"}[suffix])(tmp_path / f"c.{suffix}", index=False)
+    read = bs.read_table(tmp_path / "t.csv", encoding="cp1252", corrections=tmp_path / f"c.{suffix}")
+    assert read.labels.texts[read.targets[0]] == "négatif"
 
 
 def test_rows_whose_label_changed_since_the_file_was_created_are_reported(flipped, tmp_path):

@@ -25,6 +25,7 @@ from bertsmith.labelling.pool import PoolFile
 from bertsmith.labelling.store import Decision, Project
 from bertsmith.measuring.design import read_design
 from bertsmith.testing import tiny_table
+from tests.conftest import ArrowTable
 
 # -- the random sample -------------------------------------------------------------------------------------------------
 
@@ -251,6 +252,14 @@ def test_a_run_chooses_new_texts_the_same_with_the_same_seed(finished, pool, tmp
     design = read_design({n: chosen[n].tolist() for n in ("random", "inclusion_probability")}, range(30), "table")
     assert design.usable.tolist() == chosen["random"].tolist()
     assert design.inclusion[design.usable] == pytest.approx(6 / 119)
+
+
+def test_chosen_rows_keep_large_integers(finished, pool):
+    texts = pd.read_csv(pool)["Text"]
+    ids = pd.array([None, *range(2**60 + 1, 2**60 + len(texts))], dtype="Int64")
+    chosen = bs.next_texts(finished, ArrowTable(pd.DataFrame({"Text": texts, "id": ids})), n=len(texts), device="cpu")
+    assert set(chosen["id"].dropna()) <= set(ids[1:])
+    assert chosen["id"].isna().any()
 
 
 @pytest.mark.parametrize("arguments", [(), ("missing.csv",), ("pool.csv", "-o", "pool.csv")])

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 import bertsmith as bs
+from bertsmith.config import Config
 from bertsmith.errors import ConfigError, DataError
 from bertsmith.folders.run import open_run
 from bertsmith.measuring.design import read_design, was_drawn
@@ -34,7 +35,7 @@ from bertsmith.report.shares import shares_csv
 from bertsmith.testing import tiny_table
 from bertsmith.workflows.corpus_sample import CorpusSample
 from bertsmith.workflows.label_shift import HeldOut
-from bertsmith.workflows.labelled_sample import LabelledSample
+from bertsmith.workflows.labelled_sample import LabelledSample, read_sample
 from tests.conftest import ArrowTable
 
 
@@ -578,6 +579,14 @@ def test_without_labels_the_shares_are_counted_with_a_note(finished, corpus, mon
     with pytest.raises(DataError) as caught:
         bs.measure(finished, corpus / "corpus.csv")
     assert "labelled" in caught.value.remedy
+
+
+def test_the_encoding_of_the_corpus_is_not_that_of_the_sample(finished, corpus, tmp_path):
+    sample = pd.read_csv(corpus / "sample.csv").head(20)
+    sample["Text"] = "café " + sample["Text"]
+    sample.to_csv(tmp_path / "s.csv", index=False)
+    read = read_sample(open_run(finished), tmp_path / "s.csv", Config(encoding="cp1252"), None, random_sample=True)
+    assert all(text.startswith("café ") for text in read.texts)
 
 
 def test_a_sample_without_a_design_is_refused(finished, corpus, cli):

@@ -133,6 +133,13 @@ def test_bad_rows_are_skipped_and_reported_on_request(name, cli, finished, tmp_p
     assert not (tmp_path / "no.csv").exists()
 
 
+def test_no_row_is_skipped_because_of_a_quote_in_a_text(tmp_path):
+    (tmp_path / "t.tsv").write_text('Text\tn\n" a\t1\nb\t2 "\nc\t3\n')
+    with open_stream(tmp_path / "t.tsv", DataConfig(), skip=True) as stream:
+        assert stream.skipped == ()
+        assert [text for _, some in stream.chunks() for text in some] == ['" a', "b", "c"]
+
+
 def test_a_table_without_a_readable_row_is_refused(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"Text": [1]}\n')
     with (

@@ -50,12 +50,11 @@ def next_texts(
     Raises:
         UserError: if the pool cannot be read or has no new text, or run or project are not usable.
     """
-    import pandas as pd
-
+    from bertsmith.data.table import to_frame
     from bertsmith.workflows.label_next import choose_texts
 
     config = resolve(settings, api=True, only=NextSettings.__optional_keys__)
     use_cores(config.threads)
     folder = run.path if isinstance(run, Run) else to_path(run, "run")
     observe = on_event or (lambda event: None)
-    return pd.DataFrame(choose_texts(folder, pool, config, n, random_share=random_share, observe=observe).cells())
+    return to_frame(choose_texts(folder, pool, config, n, random_share=random_share, observe=observe).cells())

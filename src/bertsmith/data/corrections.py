@@ -13,7 +13,7 @@ from bertsmith.data.columns import canonical
 from bertsmith.data.outcomes import NO_LABELS, SEPARATOR, Outcomes
 from bertsmith.data.sources import read_raw
 from bertsmith.data.table import MISSING, Labels, Note, Table
-from bertsmith.data.texts import normalise, to_texts
+from bertsmith.data.texts import INTEGER, normalise, to_texts
 from bertsmith.errors import DataError, counted, listing, number_form
 
 COLUMNS = (
@@ -47,7 +47,7 @@ def apply_corrections(table: Table, file: Path, config: DataConfig) -> Table:
     Raises:
         DataError: if corrections do not match the table (unknown row, different text, unknown label), listing all.
     """
-    raw = read_raw(file, DataConfig(encoding=config.encoding, max_unpacked=config.max_unpacked))
+    raw = read_raw(file, DataConfig(max_unpacked=config.max_unpacked))  # ``encoding`` is that of the table
     frame = raw.frame.rename(columns=lambda name: canonical(str(name)))
     absent = [name for name in REQUIRED if name not in frame.columns]
     if absent:
@@ -79,7 +79,7 @@ def apply_corrections(table: Table, file: Path, config: DataConfig) -> Table:
         if not correction:
             continue
         number = re.sub(r"\.0+$", "", row or "")
-        position = positions.get((source, int(number))) if number.isdigit() else None
+        position = positions.get((source, int(number))) if INTEGER.fullmatch(number) else None
         try:
             target, outcomes = _code(correction, outcomes, table.labels)
         except ValueError as error:

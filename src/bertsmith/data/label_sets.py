@@ -13,7 +13,7 @@ from bertsmith.data.joined_labels import SEPARATORS, split_parts, unpack_lists
 from bertsmith.data.labels import link_labels
 from bertsmith.data.outcomes import LabelSets
 from bertsmith.data.table import MISSING, Labels, Note
-from bertsmith.data.texts import is_missing, to_text
+from bertsmith.data.texts import INTEGER, is_missing, to_text
 from bertsmith.errors import DataError, counted, listing, quoted, shorten, with_article
 
 _INDICATORS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
@@ -43,8 +43,8 @@ class SetsOfLabels(NamedTuple):
 
 
 def is_list(cell: Any) -> bool:
-    """Return whether a cell is a list of labels."""
-    return isinstance(cell, list | tuple | set | np.ndarray)
+    """Return whether a cell is a list of labels; an array without dimensions is a scalar."""
+    return isinstance(cell, list | tuple | set) or (isinstance(cell, np.ndarray) and cell.ndim > 0)
 
 
 def read_label_sets(
@@ -106,7 +106,7 @@ def _link_columns(
     rows: list[RowLabels] = []
     numbers: list[int | None] = []
     texts: list[str | None] = []
-    is_number = all(n.lstrip("+-").isdigit() for some in with_numbers for row in some or () for n in row or ())
+    is_number = all(INTEGER.fullmatch(n) for some in with_numbers for row in some or () for n in row or ())
     if not is_number and any(some is not None for some in with_texts):
         raise DataError(
             "the column of label numbers holds label texts", where=where, remedy="Pass only --label-text-column."

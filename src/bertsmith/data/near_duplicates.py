@@ -36,7 +36,7 @@ def group_near_duplicates(texts: Sequence[str]) -> np.ndarray:
     Returns:
         The group of every text, shape (n,): the position of the first text in the group.
     """
-    signatures = MinHash.bulk(
+    signatures = MinHash.generator(
         ([shingle.encode() for shingle in _shingles(text)] for text in texts),
         num_perm=PERMUTATIONS,
         hashfunc=xxhash.xxh32_intdigest,

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bertsmith.data.texts import INTEGER
 from bertsmith.errors import did_you_mean, listing
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ def _class_index(written: str, labels: Labels) -> int:
     for text in (written, written.removeprefix("'")):  # CSV output puts ' before cells that a spreadsheet would execute
         if text in labels.label2id:
             return labels.label2id[text]
-        if labels.numbered and text.lstrip("-").isdigit() and int(text) in labels.numbers:
+        if labels.numbered and INTEGER.fullmatch(text) and int(text) in labels.numbers:
             return labels.numbers.index(int(text))
     hint = did_you_mean(written, labels.texts) or f" The labels are {listing(labels.texts)}."
     raise ValueError(f"{written!r} is not a label of the table.{hint}")

@@ -161,5 +161,5 @@ def _note_split_columns(columns: Columns, extra: pd.DataFrame) -> list[Note]:
         Note("info", f"column {name!r} looks like a split column: pass --split-column {name!r} to use it")
         for name in extra.columns
         if canonical(name) in ("split", "fold", "subset")
-        and {_SPLIT_SYNONYMS.get(canonical(str(value))) for value in extra[name].unique()} <= set(SPLITS)
+        and {_SPLIT_SYNONYMS.get(canonical(value)) for value in set(map(str, extra[name]))} <= set(SPLITS)
     ]

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from bertsmith.data.outcomes import CLASSES, Outcomes
+from bertsmith.data.texts import is_missing
 from bertsmith.errors import counted
 
 if TYPE_CHECKING:
@@ -26,6 +27,20 @@ Cells = dict[str, list[Any]]
 """The cells of some rows, by column."""
 OnBadRow = Callable[[str, str], None]
 """Receives the location of a row that cannot be read, such as ``"line 3"``, and the reason."""
+
+
+def to_frame(cells: Cells) -> pd.DataFrame:
+    """Return cells as a data frame; integers with missing values are ``Int64``, because floats would round them."""
+    import pandas as pd
+
+    def column(values: list[Any]) -> Any:
+        present = [value for value in values if not is_missing(value)]
+        if not present or len(present) == len(values) or any(type(value) is not int for value in present):
+            return values
+        fits = all(-(2**63) <= value < 2**63 for value in present)
+        return pd.Series([None if is_missing(value) else value for value in values], dtype="Int64" if fits else object)
+
+    return pd.DataFrame({name: column(values) for name, values in cells.items()})
 
 
 @dataclass(frozen=True)

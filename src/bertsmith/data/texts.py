@@ -9,12 +9,14 @@ from collections.abc import Iterable, Sequence
 from numbers import Number
 from typing import Any, Literal
 
-from bertsmith.errors import RowError
+from bertsmith.errors import RowError, with_article
 
 _WHITE_SPACE = "\x0b\x0c\x1c\x1d\x1e\x1f\x85"
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]")
 _DECIMAL_COMMA = re.compile(r"[+-]?(\d+(,\d*)?|,\d+)([eE][+-]?\d+)?", re.ASCII)
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}", re.ASCII)
+INTEGER = re.compile(r"[+-]?\d{1,18}")
+"""A whole number that fits into 64 bits."""
 _FORMULA = re.compile(r"[=+\-@\t\r]")
 _NUMBER = re.compile(
     r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?"
@@ -115,10 +117,10 @@ def check_scalar(cell: Any, row: int, where: str, flag: str) -> None:
         flag: the flag that names the column, for messages.
 
     Raises:
-        RowError: if the cell holds a list, an object or bytes.
+        RowError: if the cell holds a list, an array, an object or bytes.
     """
-    if isinstance(cell, list | dict | bytes | set | tuple):
-        found = "bytes" if isinstance(cell, bytes) else f"a {type(cell).__name__}"
+    if isinstance(cell, list | dict | bytes | set | tuple) or getattr(cell, "ndim", 0) > 0:
+        found = "bytes" if isinstance(cell, bytes) else with_article(cell)
         raise RowError(
             f"row {row:,} holds {found}, not text",
             where=where,

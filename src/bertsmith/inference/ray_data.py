@@ -13,7 +13,7 @@ from typing import Any
 
 from bertsmith.config import DataConfig
 from bertsmith.data.columns import check_columns, find_text_columns
-from bertsmith.data.formats.arrow import parquet_schema
+from bertsmith.data.formats.arrow import parquet_schema, to_cells
 from bertsmith.data.stream import CHUNK_ROWS
 from bertsmith.data.template import Template
 from bertsmith.errors import ConfigError, DataError, MissingPackageError, OutputError, UserError, counted
@@ -120,7 +120,7 @@ class Worker:
 
     def __call__(self, batch: Any) -> Any:
         """Return the table with the columns of the predictions."""
-        cells = {name: values.to_pylist() for name, values in zip(batch.column_names, batch.columns, strict=True)}
+        cells = {name: to_cells(values) for name, values in zip(batch.column_names, batch.columns, strict=True)}
         texts = self.template.texts(self.template.read_cells(cells, self.columns, self.source))
         label = partial(predict_rows, probabilities=self.request.probabilities, abstain=self.abstain)
         return to_arrow(label(self.classifier, cells, texts), self.types, as_read=True)

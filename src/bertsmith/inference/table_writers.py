@@ -15,6 +15,7 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
+from bertsmith.data.formats.arrow import to_cells
 from bertsmith.data.table import Cells
 from bertsmith.data.texts import guarded_cell, is_missing, quoting
 from bertsmith.errors import ConfigError, listing
@@ -238,7 +239,7 @@ def _for_excel(table: Any) -> Cells:
     """Return the cells of an Arrow table as in CSV, but with numbers, dates and Booleans as they are."""
     names = table.column_names
     added = names[names.index(PREDICTED) :] if PREDICTED in names else []
-    cells: Cells = {name: table[name].to_pylist() for name in names}
+    cells: Cells = {name: to_cells(table[name]) for name in names}
 
     def cell(value: Any, name: str) -> Any:
         if isinstance(value, float) and name in added:

@@ -148,7 +148,7 @@ def read_sample(
     Raises:
         DataError: if the sampling design is unknown, too few texts are usable, or many drawn texts have no label.
     """
-    unused = dict.fromkeys(("sql", "db", "sheet", "validation", "test"))
+    unused = dict.fromkeys(("sql", "db", "sheet", "encoding", "validation", "test"))
     config = config.model_copy(update={**unused, "task": run.task})
     whole = read_table(source, config, known=run.labels, template=run.template)
     cleaned = clean(dataclasses.replace(whole, frame=whole.frame.assign(split="test")))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bertsmith import __version__
 from bertsmith.config import Config
 from bertsmith.data.stream import Stream, check_lines, file_of, open_stream
-from bertsmith.data.table import ORDINAL, SINGLE_LABEL, Cells
+from bertsmith.data.table import ORDINAL, SINGLE_LABEL, Cells, to_frame
 from bertsmith.data.template import SETTINGS, Template
 from bertsmith.errors import ConfigError, RowError, UserError, rendered_by
 from bertsmith.events import InputOpened, ModelOpened, PredictionListener, RowsPredicted, RowsResumed
@@ -226,7 +226,7 @@ def predict_in_memory(
             columns.setdefault(name, []).extend(values)
 
     predictions = run_prediction(run, source, config, options, write=add, resume=resume, observe=observe)
-    frame = pd.DataFrame(columns)
+    frame = to_frame(columns)
     if (predictions.empty or predictions.abstained) and "predicted_text" in frame.columns:
         texts = pd.Series(frame["predicted_text"].tolist(), dtype="str")  # also if all are missing
         frame = frame.assign(predicted_text=texts).astype({"predicted": "Int64", "confidence": "float64"})

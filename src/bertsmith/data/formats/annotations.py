@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from bertsmith.data.texts import is_missing
+from bertsmith.errors import DataError
 
 Record = dict[str, Any]
 Answers = dict[str, list[Any]]
@@ -27,13 +28,35 @@ _UNFINISHED = ("draft", "discarded", "pending")
 """States of Argilla records and responses that have no label."""
 
 
-def flatten(records: Iterable[Record]) -> Iterator[Record]:
-    """Yield rows for the records of an annotation tool; other records stay as they are."""
+def flatten(records: Iterable[Record], name: str) -> Iterator[Record]:
+    """Yield rows for the records of an annotation tool; other records stay as they are.
+
+    Args:
+        records: the records.
+        name: the name of the file, for messages.
+
+    Raises:
+        DataError: if a record does not have the fields of the tool.
+    """
     iterator = iter(records)
+    number = 0
+
+    def numbered(first: Record) -> Iterator[Record]:
+        nonlocal number
+        for record in itertools.chain([first], iterator):
+            number += 1
+            yield record
+
     for first in iterator:
-        convert = next((rows for is_shape, rows in _SHAPES if is_shape(first)), None)
-        whole = itertools.chain([first], iterator)
-        yield from whole if convert is None else convert(whole)
+        convert = next((rows for is_shape, rows in _SHAPES if is_shape(first)), iter)
+        try:
+            yield from convert(numbered(first))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise DataError(
+                "this is not a complete record of an annotation tool",
+                where=f"{name}, record {number:,}",
+                remedy="Export the project again as JSON, with its annotations.",
+            ) from error
 
 
 # -- Label Studio ------------------------------------------------------------------------------------------------------
@@ -48,7 +71,7 @@ def _label_studio(records: Iterable[Record]) -> Iterator[Record]:
     rows: list[Row] = []
     for record in records:
         given = [a for a in record.get("annotations") or [] if not a.get("was_cancelled")]
-        columns = record.get("data") or {}
+        columns = {**(record.get("data") or {})}
         rows += [(columns, _answers(a), _name(a.get("completed_by"), "email", "id")) for a in given]
         rows += [] if given else [(columns, None, None)]
     return _by_question(rows)
@@ -123,7 +146,7 @@ def _prodigy(record: Record) -> Iterator[Record]:
         chosen = record.get("accept")
         labels = list(chosen) if isinstance(chosen, list) else [record["label"]] if "label" in record else []
     coder = record.get("_annotator_id") or record.get("_session_id")
-    yield {"text": record.get("text"), LABEL: labels, CODER: coder, **columns}
+    yield {**columns, "text": record.get("text"), LABEL: labels, CODER: coder}
 
 
 def _is_argilla(record: Record) -> bool:

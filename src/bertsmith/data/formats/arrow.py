@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from bertsmith.data.formats.files import TableFile, check_unpacked_size
-from bertsmith.data.table import Cells, ChunkedTable, OnBadRow
-from bertsmith.errors import DataError
+from bertsmith.data.table import Cells, ChunkedTable, Note, OnBadRow
+from bertsmith.errors import DataError, listing, number_form
 
 _BATCH_ROWS = 65536
 """Maximum number of rows in memory both as Arrow and as Python values while a file is read whole."""
+_TIMES = re.compile("timestamp|date|duration")
+"""Arrow types whose values may be too large for Python, also within lists and objects."""
 
 
 def read_arrow(
@@ -24,19 +27,16 @@ def read_arrow(
         DataError: if it is damaged or too large unpacked.
     """
     max_rows = chunk_rows or _BATCH_ROWS
-    schema, batches = _record_batches(file.binary, file.path, kind, max_rows)
-    n_rows = n_bytes = 0
-    for batch in batches:
-        n_rows, n_bytes = n_rows + batch.num_rows, n_bytes + batch.nbytes
-        check_unpacked_size(n_bytes, file.config.max_unpacked, file.path)
 
-    def chunks() -> Iterator[Cells]:
+    def batches() -> Iterator[Any]:
+        n_bytes = 0
         for batch in _record_batches(file.binary, file.path, kind, max_rows)[1]:
-            yield {name: column.to_pylist() for name, column in zip(schema.names, batch.columns, strict=True)}
+            n_bytes += batch.nbytes
+            check_unpacked_size(n_bytes, file.config.max_unpacked, file.path)
+            yield batch
 
-    types = dict(zip(schema.names, schema.types, strict=True))
-    nested = {name for name, arrow_type in types.items() if _is_nested(arrow_type)}
-    return ChunkedTable(file.path.name, list(schema.names), chunks, n_rows, nested, types=types)
+    schema = _record_batches(file.binary, file.path, kind, max_rows)[0]
+    return _table(file.path.name, list(schema.names), list(schema.types), batches)
 
 
 def read_stream(source: Any, name: str, chunk_rows: int | None) -> ChunkedTable:
@@ -58,14 +58,68 @@ def read_stream(source: Any, name: str, chunk_rows: int | None) -> ChunkedTable:
         ) from error
     max_rows = chunk_rows or _BATCH_ROWS
 
-    def chunks() -> Iterator[Cells]:
-        for start in range(0, table.num_rows, max_rows):
-            part = table.slice(start, max_rows)
-            yield {name: column.to_pylist() for name, column in zip(part.column_names, part.columns, strict=True)}
+    def slices() -> Iterator[Any]:
+        return (table.slice(start, max_rows) for start in range(0, table.num_rows, max_rows))
 
-    types = {field.name: _as_written(field.type) for field in table.schema}
-    nested = {name for name, arrow_type in types.items() if _is_nested(arrow_type)}
-    return ChunkedTable(name, list(table.column_names), chunks, table.num_rows, nested, types=types)
+    return _table(name, list(table.column_names), list(map(_as_written, table.schema.types)), slices)
+
+
+def _table(name: str, columns: list[str], types: list[Any], parts: Callable[[], Iterator[Any]]) -> ChunkedTable:
+    """Return a table whose record batches come from ``parts``, and note the columns with values that change."""
+    n_rows, changed = 0, dict.fromkeys(columns, False)
+    for part in parts():
+        n_rows += part.num_rows
+        for column, values in zip(columns, part.columns, strict=True):
+            changed[column] = changed[column] or _has_unreadable(values)
+    names = [column for column in columns if changed[column]]
+    message = (
+        f"{name} has values that Python cannot hold, in {number_form(len(names), 'column')} {listing(names)}. "
+        "Text that is not UTF-8 has U+FFFD, and other such values are missing"
+    )
+    notes = (Note("warning", message, len(names)),) if names else ()
+
+    def chunks() -> Iterator[Cells]:
+        for part in parts():
+            yield {column: to_cells(values) for column, values in zip(columns, part.columns, strict=True)}
+
+    nested = {column for column, arrow_type in zip(columns, types, strict=True) if _is_nested(arrow_type)}
+    return ChunkedTable(name, columns, chunks, n_rows, nested, notes, dict(zip(columns, types, strict=True)))
+
+
+def to_cells(column: Any) -> list[Any]:
+    """Return an Arrow column as Python values.
+
+    Invalid UTF-8 becomes U+FFFD. Times in a zone in which Python cannot hold them are in UTC. Other values that Python
+    cannot hold become ``None``.
+    """
+    import pyarrow as pa
+
+    try:
+        return list(column.to_pylist())
+    except (OverflowError, ValueError):
+        if getattr(column.type, "tz", None):
+            column = column.cast(pa.timestamp(column.type.unit, "UTC"))
+        return [_cell(value) for value in column]
+
+
+def _cell(value: Any) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError as error:
+        return None if _is_nested(value.type) else error.object.decode(errors="replace")
+    except (OverflowError, ValueError):
+        return None
+
+
+def _has_unreadable(column: Any) -> bool:
+    """Return whether `to_cells` changes values: text that is not UTF-8, or times that Python cannot hold."""
+    import pyarrow as pa
+
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        return True
+    return bool(_TIMES.search(str(column.type)) and to_cells(column).count(None) > column.null_count)
 
 
 def _as_written(arrow_type: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import re
@@ -36,27 +37,38 @@ def read_delimited(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRow
         expected, sample = declared[1], sample[declared.end() :]
     header = sample.lstrip("\n").partition("\n")[0]
     delimiter = expected if expected and expected in header else _detect_delimiter(sample)
+    plain = {"quoting": csv.QUOTE_NONE}
+    n_lines = 0  # rows of a tab-separated file in which every line is a row, if it has quotes
+    if delimiter == "\t" and '"' not in header and _contains(file, '"'):
+        with contextlib.suppress(DataError):
+            n_lines = _read(file, _Dialect(delimiter, plain, bool(declared)), 1, None).n_rows
     first_error: DataError | None = None
     for options, how in (
         ({}, ""),
         ({"escapechar": "\\", "doublequote": False}, 'quotes escaped as \\"'),
-        ({"quoting": csv.QUOTE_NONE}, "quotes as plain characters"),
+        (plain, "quotes as plain characters"),
     ):
-        if "escapechar" in options:
-            with file.text.open() as text:
-                if not any('\\"' in line for line in text):
-                    continue
-        if "quoting" in options and delimiter != "\t":
+        if "escapechar" in options and not _contains(file, '\\"'):
             continue
+        if options is plain and delimiter != "\t":
+            continue
+        dialect = _Dialect(delimiter, options, bool(declared))
         try:
-            table = _read(file, _Dialect(delimiter, options, bool(declared)), chunk_rows, on_bad_row)
+            table = _read(file, dialect, chunk_rows, None if n_lines else on_bad_row)
         except DataError as error:
             first_error = first_error or error
+            continue
+        if table.n_rows < n_lines:  # a quote that belongs to a text joined several lines
             continue
         notes = (Note("info", f"bertsmith reads {file.path.name} with {how}"),) if how else ()
         return replace(table, notes=(*file.text.notes, *notes))
     assert first_error is not None
     raise first_error
+
+
+def _contains(file: TableFile, characters: str) -> bool:
+    with file.text.open() as text:
+        return any(characters in line for line in text)
 
 
 def _read(file: TableFile, dialect: _Dialect, chunk_rows: int | None, on_bad_row: OnBadRow | None) -> ChunkedTable:

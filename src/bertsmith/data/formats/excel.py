@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 from bertsmith.data.formats.files import TableFile, check_unpacked_size
 from bertsmith.data.table import Cells, ChunkedTable, Note, OnBadRow
+from bertsmith.data.texts import to_text
 from bertsmith.errors import DataError, MissingPackageError, counted, listing, quoted
 
 
@@ -58,7 +59,7 @@ def read_excel(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRow | N
             where=f"{path}, with the sheets {listing(names)}",
             remedy="Name another sheet with --sheet.",
         )
-    header = [str(cell).strip() or f"column {i}" for i, cell in enumerate(rows[0], start=1)]
+    header = [to_text(cell).strip() or f"column {i}" for i, cell in enumerate(rows[0], start=1)]
 
     def chunks() -> Iterator[Cells]:
         step = chunk_rows or len(rows)

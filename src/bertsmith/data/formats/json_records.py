@@ -31,7 +31,7 @@ def read_json_array(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRo
         ) from error
     for number, record in enumerate(records, start=1):
         _check_record(record, f"{name}, entry {number:,}")
-    records = list(flatten(records))
+    records = list(flatten(records, name))
     return _table(file, chunk_rows, lambda: iter(records), records)
 
 
@@ -44,7 +44,7 @@ def read_json_lines(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRo
 
     def records(on_bad_row: OnBadRow | None) -> Iterator[dict[str, Any]]:
         with file.text.open("\n") as lines:
-            yield from flatten(_parse_lines(lines, file.path.name, on_bad_row))
+            yield from flatten(_parse_lines(lines, file.path.name, on_bad_row), file.path.name)
 
     ignore = None if on_bad_row is None else lambda where, reason: None  # the first pass reports bad rows
     return _table(file, chunk_rows, lambda: records(ignore), records(on_bad_row))

@@ -13,7 +13,7 @@ from bertsmith.config import DataConfig, is_arrow_table
 from bertsmith.data.columns import check_columns
 from bertsmith.data.formats import arrow, delimited, excel, json_records
 from bertsmith.data.formats.files import TableFile, open_binary
-from bertsmith.data.table import Cells, ChunkedTable, OnBadRow, RawTable
+from bertsmith.data.table import Cells, ChunkedTable, OnBadRow, RawTable, to_frame
 from bertsmith.errors import DataError, quoted
 
 
@@ -90,7 +90,8 @@ def to_data_frame(table: Any) -> Any:
     """
     if not is_arrow_table(table):
         return table
-    return collect(arrow.read_stream(table, f"the {type(table).__name__}", None), DataConfig()).frame.infer_objects()
+    frame = collect(arrow.read_stream(table, f"the {type(table).__name__}", None), DataConfig()).frame
+    return to_frame({str(name): cells.tolist() for name, cells in frame.items()})
 
 
 @contextlib.contextmanager
