@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bertsmith.config import Config
-from bertsmith.data.stream import Chunk, Stream
 from bertsmith.data.table import MULTI_LABEL, ORDINAL, REGRESSION, Cells
 from bertsmith.data.template import Text, flat, is_empty, normalise_text
 from bertsmith.errors import ConfigError, DataError, counted, did_you_mean, listing, number_form, quoted
@@ -86,12 +84,10 @@ def run_measurement(
         with opened(source, config, run.template, options, observe) as stream:
             classifier, *_ = open_model(path, config, options, observe)
             tally = Tally(get_task(run.task), asked, by, sample, outcomes, run.training_hashes)
-            texts: deque[Sequence[Text]] = deque()
-            chunks = predict_chunks(
-                classifier, keep_texts(stream, texts), probabilities=True, progress=lambda n: observe(RowsPredicted(n))
-            )
-            for cells, _counts in chunks:
-                tally.add(cells, texts.popleft())
+            for cells, _counts, texts in predict_chunks(
+                classifier, stream.chunks(), probabilities=True, progress=lambda n: observe(RowsPredicted(n))
+            ):
+                tally.add(cells, texts)
         if not tally.totals:
             raise DataError(
                 "all texts of the corpus are empty or in the training or validation texts of the run",
@@ -107,13 +103,6 @@ def run_measurement(
     finally:
         if outcomes is not None:
             outcomes.close()
-
-
-def keep_texts(stream: Stream, texts: deque[Sequence[Text]]) -> Iterator[Chunk]:
-    """Yield the chunks of a stream, and add their texts to a queue."""
-    for cells, some in stream.chunks():
-        texts.append(some)
-        yield cells, some
 
 
 class Tally:
