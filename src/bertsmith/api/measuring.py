@@ -61,7 +61,7 @@ def measure(
     config = resolve(settings, api=True, only=EvaluateSettings.__optional_keys__)
     use_cores(config.threads)
     return run_measurement(
-        run.path if isinstance(run, Run) else to_path(run, "run"),
+        to_path(run, "run"),
         corpus,
         config,
         labelled=labelled,
@@ -98,7 +98,7 @@ def drift(
 
     config = resolve(settings, api=True, only=PredictSettings.__optional_keys__)
     use_cores(config.threads)
-    folder = run.path if isinstance(run, Run) else to_path(run, "run")
+    folder = to_path(run, "run")
     return compare_texts(folder, new, config, observe=on_event or (lambda event: None))
 
 
