@@ -31,9 +31,10 @@ from bertsmith.measuring.regression import fit_regression
 from bertsmith.measuring.result import Measurement, Share
 from bertsmith.measuring.text_features import Axes, Clusters
 from bertsmith.report.shares import shares_csv
+from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_table
 from bertsmith.workflows.corpus_sample import CorpusSample
-from bertsmith.workflows.label_shift import HeldOut
+from bertsmith.workflows.label_shift import HeldOut, features_of
 from bertsmith.workflows.labelled_sample import LabelledSample
 from tests.conftest import ArrowTable
 
@@ -781,6 +782,14 @@ def test_axes_and_clusters_together_find_shares_of_topics_that_changed():
             rejected[name].append(combined_p_value(p_values) < 0.05)
     assert np.mean(rejected["same"]) < 0.2
     assert np.mean(rejected["other"]) > 0.8
+
+
+@pytest.mark.parametrize(("task", "features"), [("ordinal", [0.1, 0, 1]), ("single-label", [0.46, 1, 0])])
+def test_features_have_the_label_that_the_task_predicts(task, features):
+    sample = CorpusSample()
+    sample.add(["a text"], np.array([[0.46, 0.1, 0.44]]), [""])
+    found = features_of(get_task(task), sample, np.zeros((1, 0)))
+    assert found[0, [0, 2, 3]].tolist() == features
 
 
 def test_p_values_are_combined():
