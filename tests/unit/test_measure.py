@@ -587,6 +587,18 @@ def test_a_sample_without_a_design_is_refused(finished, corpus, cli):
     assert "--random-sample" in err
 
 
+def test_a_sample_is_read_with_the_label_column_of_the_training(own_run, corpus):
+    run = open_run(own_run)
+    run.update(config={**run.info["config"], "label_text_column": "gold"})
+    sample = pd.read_csv(corpus / "sample.csv").rename(columns={"Label Text": "gold"})
+    labels = sample["gold"].sample(frac=1, random_state=0).tolist()  # another coder, who guesses
+    table = sample.assign(label=labels)
+    found, expected = (
+        bs.measure(run, corpus / "corpus.csv", labelled=some, random_sample=True) for some in (table, sample)
+    )
+    assert found.shares == expected.shares
+
+
 def test_texts_of_the_training_are_left_out(finished, corpus, tmp_path):
     sample = pd.read_csv(corpus / "sample.csv")
     trained = pd.read_parquet(finished / "splits.parquet")
