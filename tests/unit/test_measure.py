@@ -1,6 +1,7 @@
 """Shares of a corpus: the estimators, the design of the sample, and the command from end to end."""
 
 import csv
+import errno
 import importlib.util
 import io
 import json
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 
 import bertsmith as bs
-from bertsmith.errors import ConfigError, DataError
+from bertsmith.errors import ConfigError, DataError, OutputError
 from bertsmith.folders.run import open_run
 from bertsmith.measuring.design import read_design, was_drawn
 from bertsmith.measuring.drift import compare_counts, compare_positions, compare_scalars
@@ -423,11 +424,29 @@ def test_outcomes_have_the_corrected_share_as_mean_if_rows_of_the_sample_are_lef
     rows = np.random.default_rng(0).permutation(1000)[:90]  # of 100 drawn
     sample = Sample(outcomes[rows], predictions[rows], np.where(outcomes[rows, 0] == 1, 0.2, 0.1))
     file = OutcomeFile(tmp_path / "o.csv", ["hate"], np.zeros(1), np.ones(1))
-    file.add({"x": [0] * 1000}, range(1000), range(1000), predictions, ["t"] * 1000)
+    file.add({"x": [0] * 1000}, range(1000), range(1000), predictions)
     estimate = corrected_means(sample, Totals.of(predictions, predictions > 0.5))
     file.finish(sample, estimate.tuning, {int(row): i for i, row in enumerate(rows)})
     file.close()
     assert pd.read_csv(tmp_path / "o.csv")["outcome hate"].mean() == pytest.approx(estimate.value[0])
+
+
+def test_outcomes_keep_every_cell_and_have_distinct_columns(tmp_path):
+    outcomes, predictions = _population(n=50)
+    cells = {
+        "note": ["x" * 140_000, "a\rb", None, float("nan"), 0.1, '"q", 1'],
+        "Row": [7] * 6,
+        "labelled": [False] * 6,
+    }
+    file = OutcomeFile(tmp_path / "o.csv", ["hate"], np.zeros(1), np.ones(1))
+    file.add(cells, range(6), range(1, 7), predictions[:6])
+    file.finish(Sample(outcomes, predictions, np.full(50, 0.5)), np.ones(1), {})
+    file.close()
+    found = pd.read_csv(tmp_path / "o.csv", keep_default_na=False)
+    assert list(found) == ["row", "note", "corpus Row", "corpus labelled", *found.columns[4:]]
+    assert found["note"].tolist() == ["x" * 140_000, "a\rb", "", "", "0.1", '"q", 1']
+    assert found["row"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert found["outcome hate"].tolist() == pytest.approx(predictions[:6, 0].tolist())
 
 
 @pytest.mark.parametrize("model", ["linear", "logistic"])
@@ -529,6 +548,31 @@ def test_the_command_measures_a_corpus(finished, corpus, cli, tmp_path):
     assert page.count("<svg") == 4
     code, _, _ = cli(*arguments)
     assert code == 2  # the files exist
+
+
+def test_outcomes_have_no_text_and_replace_no_file_without_permission(finished, corpus, tmp_path, monkeypatch):
+    source = tmp_path / "corpus.csv"
+    frame = pd.read_csv(corpus / "corpus.csv").assign(copy=lambda t: t["Text"])
+    pd.concat([pd.DataFrame({"Text": [None], "month": ["x"], "copy": ["y"]}), frame]).to_csv(source, index=False)
+    before = source.read_bytes()
+    given = {"labelled": corpus / "sample.csv", "random_sample": True}
+    for _ in range(2):
+        bs.measure(finished, source, for_regression=tmp_path / "o.csv", overwrite=True, **given)
+    assert list(pd.read_csv(tmp_path / "o.csv"))[:4] == ["row", "month", "copy", "labelled"]
+    for file in (tmp_path / "o.csv", source, tmp_path / "o.xlsx"):
+        with pytest.raises(ConfigError) as caught:
+            bs.measure(finished, source, for_regression=file, overwrite=file == source, **given)
+        assert caught.value.where == str(file)
+    assert source.read_bytes() == before
+
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, "disk full")
+
+    monkeypatch.setattr(OutcomeFile, "add", fail)
+    with pytest.raises(OutputError) as failed:
+        bs.measure(finished, source, for_regression=tmp_path / "o.csv", overwrite=True, **given)
+    assert failed.value.where == str(tmp_path / "o.csv")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["corpus.csv", "o.csv"]
 
 
 def test_the_predictions_are_those_of_predict(finished, corpus):

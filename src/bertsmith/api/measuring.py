@@ -29,6 +29,7 @@ def measure(
     by: str | None = None,
     random_sample: bool = False,
     for_regression: Path | str | None = None,
+    overwrite: bool = False,
     on_event: PredictionListener | None = None,
     **settings: Unpack[EvaluateSettings],
 ) -> Measurement:
@@ -46,6 +47,7 @@ def measure(
         by: a column of the corpus; also measure the texts with each of its values.
         random_sample: declare that a sample without these columns is a simple random sample of the corpus.
         for_regression: a CSV file to write with one pseudo-outcome per text and class, for `regress`.
+        overwrite: replace this file.
         on_event: called with each event (see `bertsmith.events`).
         **settings: fields of `DataConfig` and `ModelConfig` for reading the tables, and the device. If whole groups
             were drawn, such as all texts of an author, ``group_column`` names the column of the groups in the sample.
@@ -54,7 +56,7 @@ def measure(
         The shares with their intervals, and notes.
 
     Raises:
-        UserError: if the sampling design is unknown, or the corpus cannot be measured.
+        UserError: if the sampling design is unknown, the corpus cannot be measured, or ``for_regression`` exists.
     """
     from bertsmith.workflows.measure import run_measurement
 
@@ -68,6 +70,7 @@ def measure(
         by=by,
         random_sample=random_sample,
         for_regression=None if for_regression is None else to_path(for_regression, "for_regression"),
+        overwrite=overwrite,
         observe=on_event or (lambda event: None),
     )
 

@@ -89,6 +89,7 @@ def measure(
             by=by,
             random_sample=random_sample,
             for_regression=for_regression,
+            overwrite=overwrite,
             observe=progress,
         )
     from bertsmith.report.shares import shares_csv, shares_page
