@@ -157,9 +157,10 @@ class Tally:
         predictions = probabilities @ outcomes
         if self.sample is None:
             self.kept.add([texts[i] for i in rows], probabilities, names)
-        codes = np.unique(names, return_inverse=True)
-        for code, name in enumerate(codes[0].tolist()):
-            inside = codes[1] == code
+        groups: dict[str, list[int]] = {}
+        for i, name in enumerate(names):
+            groups.setdefault(name, []).append(i)
+        for name, inside in groups.items():
             some = Totals.of(predictions[inside], decided[inside])
             self.totals[name] = self.totals[name] + some if name in self.totals else some
         if len(self.totals) > MAX_GROUPS:
