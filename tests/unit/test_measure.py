@@ -5,12 +5,15 @@ import errno
 import importlib.util
 import io
 import json
+import tracemalloc
+from collections import Counter
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import bertsmith as bs
+from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, DataError, OutputError
 from bertsmith.folders.run import open_run
 from bertsmith.measuring.design import read_design, was_drawn
@@ -28,6 +31,7 @@ from bertsmith.measuring.estimate import (
 )
 from bertsmith.measuring.label_shift import adjusted_count, combined_p_value, label_shift_test
 from bertsmith.measuring.pseudo_outcomes import OutcomeFile
+from bertsmith.measuring.quantities import Quantities
 from bertsmith.measuring.regression import fit_regression
 from bertsmith.measuring.result import Measurement, Share
 from bertsmith.measuring.text_features import Axes, Clusters
@@ -37,6 +41,7 @@ from bertsmith.testing import tiny_table
 from bertsmith.workflows.corpus_sample import CorpusSample
 from bertsmith.workflows.label_shift import HeldOut, features_of
 from bertsmith.workflows.labelled_sample import LabelledSample
+from bertsmith.workflows.measure import Tally
 from tests.conftest import ArrowTable
 
 
@@ -465,7 +470,7 @@ def test_names_that_look_like_missing_values_are_names(tmp_path):
     country = ["NA", "None", "DE"] * 100
     frame = _outcomes(0, n=300, labelled=60).assign(country=country, other="x")
     frame.rename(columns={"other": "country"}).to_csv(tmp_path / "o.csv", index=False)
-    found = fit_regression(tmp_path / "o.csv", "hate", ["country"])
+    found = fit_regression(tmp_path / "o.csv", "hate", "country")
     assert found.names[1:] == ("country_NA", "country_None")
     _outcomes(0, n=300, labelled=60).assign(country=[*country[1:], ""]).to_csv(tmp_path / "o.csv", index=False)
     with pytest.raises(DataError):
@@ -507,6 +512,20 @@ def corpus(tmp_path_factory):
     table.sample(120, random_state=2)[["Text", "Label Text"]].to_csv(folder / "sample.csv", index=False)
     table.to_csv(folder / "truth.csv", index=False)
     return folder
+
+
+def test_long_names_of_groups_take_little_memory():
+    asked = Quantities(Labels((0, 1), ("a", "b")), ordered=False)
+    tally = Tally(get_task("single-label"), asked, "x", None, None)
+    names = ["y" * 100_000, *"abcd" * 50]
+    n = len(names)
+    cells = {"x": names, "probability of a": [0.2] * n, "probability of b": [0.8] * n}
+    tracemalloc.start()
+    tally.add(cells, [f"text {i}" for i in range(n)])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * 2**20
+    assert {name: totals.texts for name, totals in tally.totals.items()} == Counter(names)
 
 
 def test_the_command_measures_a_corpus(finished, corpus, cli, tmp_path):
@@ -767,6 +786,12 @@ def test_what_does_not_fit_is_refused(finished, corpus, cli, flags):
     code, _, err = cli("measure", finished, corpus / "corpus.csv", *labelled, *flags)
     assert code == 2
     assert "what to do" in err
+
+
+def test_a_lone_carriage_return_in_a_group_stays_within_its_cell():
+    share = Share("a", "x\ry", 0.5, (0.4, 0.6), 0.5, "PPI++", 20, 100)
+    content = shares_csv(Measurement("c", "s", "by", (share, share)))
+    assert [row["group"] for row in csv.DictReader(io.StringIO(content, newline=""))] == ["x\ry"] * 2
 
 
 def test_no_cell_of_the_shares_is_a_formula():

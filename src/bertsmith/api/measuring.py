@@ -109,7 +109,7 @@ def drift(
 def regress(
     table: Any,
     label_text: str,
-    on: Sequence[str],
+    on: str | Sequence[str],
     *,
     model: Literal["linear", "logistic"] = "linear",
     clusters: str | None = None,
@@ -120,7 +120,8 @@ def regress(
         table: the file of ``for_regression`` of `measure`, or its content as a data frame or Arrow table; you may
             add columns to it.
         label_text: the class; ``"(level)"`` for the level of ordered labels.
-        on: columns of explanatory variables. A column of words becomes one indicator for each value except the first.
+        on: a column of an explanatory variable, or several. A column of words becomes one indicator for each value
+            except the first.
         model: ``"linear"`` or ``"logistic"``.
         clusters: a column of groups, such as authors, whose texts depend on each other.
 
