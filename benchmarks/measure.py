@@ -201,7 +201,8 @@ def adjusted(pool: Pool, model: str, draws: int) -> dict[str, dict[str, float]]:
     share of intervals that do not contain the true share; refused draws count as 0.
     """
     predictions, predicted, k = pool.models[model], pool.models[model].argmax(axis=1), pool.n_classes
-    properties = text_features(pool.texts.tolist(), predictions, np.zeros((len(predicted), 0)))
+    indicators, none = np.eye(k)[predicted], np.zeros((len(predicted), 0))
+    properties = text_features(pool.texts.tolist(), predictions.max(axis=1), indicators, none)
     result = {}
     for shift in (*SHIFTS, "topic"):
         rng = np.random.default_rng(0)

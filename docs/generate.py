@@ -278,7 +278,7 @@ The file of `--for-regression` has one row for each text of the corpus:
 | column | content |
 | --- | --- |
 | `row` | row of the corpus |
-| columns of the corpus | all but the text |
+| columns of the corpus | all but the text; a column whose name another column has becomes `corpus NAME` |
 | `labelled` | 1 if the text is in the labelled sample, otherwise 0 |
 | `inclusion_probability` | for a labelled text, the probability that it is in the sample; otherwise empty |
 | `outcome LABEL TEXT` | corrected outcome of each class, for `regress`; `outcome (level)` for ordered labels |

@@ -284,15 +284,16 @@ def to_path(value: Any, name: str, error_type: type[UserError] = ConfigError) ->
     """
     if not isinstance(value, str | os.PathLike):
         raise error_type(f"{name} should be a path, not {with_article(value)}", remedy="Pass a str or a pathlib.Path.")
+    value = os.fspath(value)
     if not is_valid_path(value):
         raise error_type(
-            f"{name} is not a valid path: {quoted(str(value))} ({len(str(value)):,} characters)",
+            f"{name} is not a valid path: {quoted(value)} ({len(value):,} characters)",
             remedy="Pass the path of a file or folder, not its content.",
         )
-    if is_url(str(value)):
+    if is_url(value):
         raise error_type(
             f"{name} is a URL, but bertsmith reads and writes only files and folders",
-            where=str(value),
+            where=value,
             remedy="Mount the storage as a folder, or copy the files before or after the command.",
         )
     return Path(value)

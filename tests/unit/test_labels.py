@@ -1,17 +1,21 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertsmith.config import DataConfig
+from bertsmith.config import Config, DataConfig
 from bertsmith.data.joined_labels import find_joined
 from bertsmith.data.labels import check_classes, link_labels, parse_label_numbers, parse_label_texts
 from bertsmith.data.outcomes import CLASSES
 from bertsmith.data.read import read_table
 from bertsmith.data.table import Labels
+from bertsmith.data.template import Template
 from bertsmith.errors import DataError
 from bertsmith.inference.table_writers import DIALECTS, open_writer
+from bertsmith.workflows.labelled_table import read_labelled
 
 
 @pytest.mark.parametrize(
@@ -309,3 +313,58 @@ def test_linked_labels_return_the_pairs(pairs):
     labels, targets = link_labels([n for n, _ in pairs], [t for _, t in pairs], "t")
     assert [(labels.numbers[i], labels.texts[i]) for i in targets] == pairs
     assert sorted(labels.numbers) == list(labels.numbers)
+
+
+# -- labels of a finished run ------------------------------------------------------------------------------------------
+
+
+def _later(table, labels, *, settings=None, **trained):
+    """Read a later table for a run with these labels and settings."""
+    run = SimpleNamespace(
+        info={"config": trained}, labels=Labels((0, 1), labels), template=Template(), task=trained.get("task")
+    )
+    config = Config(**(settings or {}), task=trained.get("task", "single-label"))
+    return read_labelled(pd.DataFrame({"text": [f"text {i}" for i in range(4)], **table}), config, run)
+
+
+@pytest.mark.parametrize(
+    ("trained", "settings", "column"),
+    [
+        ({}, {}, "label"),
+        ({"label_column": "gold"}, {}, "Gold"),
+        ({"label_text_column": "gold"}, {}, "Gold"),
+        ({"label_column": "gold"}, {"label_column": "label"}, "label"),
+        ({"label_column": "absent"}, {}, "label"),
+        ({"label_column": None, "label_text_column": "absent"}, {}, "label"),
+    ],
+)
+def test_a_later_table_is_read_with_the_label_column_of_the_training(trained, settings, column):
+    table = {"label": ["a", "b", "a", "b"], "Gold": ["b", "b", "b", "a"]}
+    assert _later(table, ("a", "b"), settings=settings, **trained).columns.label_names == (column,)
+
+
+def test_an_error_in_the_label_column_of_the_training_is_not_hidden_by_another_column():
+    with pytest.raises(DataError) as caught:
+        _later({"label": ["a", "b", "a", "b"], "gold": ["b", "b", "b", "c"]}, ("a", "b"), label_column="gold")
+    assert "'gold'" in caught.value.where
+
+
+def test_a_later_regression_table_has_the_number_of_the_training():
+    table = {"label": [0, 1, 1, 0], "score": [2.5, 3.5, 1, 0]}
+    found = _later(table, ("score", ""), task="regression", label_column="score")
+    assert found.targets.tolist() == [2.5, 3.5, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("cells", "trained", "expected"),
+    [
+        (["b & c", "a;b & c", "a", ""], ";", ["b & c", "a;b & c", "a", ""]),
+        (["b & c", "b & c", "a", ""], ";", ["b & c", "b & c", "a", ""]),
+        (["b & c", "a/b & c", "a", ""], "/", ["b & c", "a;b & c", "a", ""]),
+        (["b c", "a|b c", "a", ""], ";", ["b c", "a;b c", "a", ""]),
+    ],
+)
+def test_the_separator_of_the_training_comes_before_a_detected_one(cells, trained, expected):
+    table = _later({"labels": cells}, ("a", cells[0]), task="multi-label", label_separator=trained)
+    names = np.array(table.labels.texts)
+    assert [";".join(names[row == 1]) for row in table.targets] == expected

@@ -1,9 +1,12 @@
 """Shares of a corpus: the estimators, the design of the sample, and the command from end to end."""
 
 import csv
+import errno
 import importlib.util
 import io
 import json
+import tracemalloc
+from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -11,7 +14,8 @@ import pytest
 
 import bertsmith as bs
 from bertsmith.config import Config
-from bertsmith.errors import ConfigError, DataError
+from bertsmith.data.table import Labels
+from bertsmith.errors import ConfigError, DataError, OutputError
 from bertsmith.folders.run import open_run
 from bertsmith.measuring.design import read_design, was_drawn
 from bertsmith.measuring.drift import compare_counts, compare_positions, compare_scalars
@@ -28,14 +32,17 @@ from bertsmith.measuring.estimate import (
 )
 from bertsmith.measuring.label_shift import adjusted_count, combined_p_value, label_shift_test
 from bertsmith.measuring.pseudo_outcomes import OutcomeFile
+from bertsmith.measuring.quantities import Quantities
 from bertsmith.measuring.regression import fit_regression
 from bertsmith.measuring.result import Measurement, Share
 from bertsmith.measuring.text_features import Axes, Clusters
 from bertsmith.report.shares import shares_csv
+from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_table
 from bertsmith.workflows.corpus_sample import CorpusSample
-from bertsmith.workflows.label_shift import HeldOut
+from bertsmith.workflows.label_shift import HeldOut, features_of
 from bertsmith.workflows.labelled_sample import LabelledSample, read_sample
+from bertsmith.workflows.measure import Tally
 from tests.conftest import ArrowTable
 
 
@@ -423,11 +430,29 @@ def test_outcomes_have_the_corrected_share_as_mean_if_rows_of_the_sample_are_lef
     rows = np.random.default_rng(0).permutation(1000)[:90]  # of 100 drawn
     sample = Sample(outcomes[rows], predictions[rows], np.where(outcomes[rows, 0] == 1, 0.2, 0.1))
     file = OutcomeFile(tmp_path / "o.csv", ["hate"], np.zeros(1), np.ones(1))
-    file.add({"x": [0] * 1000}, range(1000), range(1000), predictions, ["t"] * 1000)
+    file.add({"x": [0] * 1000}, range(1000), range(1000), predictions)
     estimate = corrected_means(sample, Totals.of(predictions, predictions > 0.5))
     file.finish(sample, estimate.tuning, {int(row): i for i, row in enumerate(rows)})
     file.close()
     assert pd.read_csv(tmp_path / "o.csv")["outcome hate"].mean() == pytest.approx(estimate.value[0])
+
+
+def test_outcomes_keep_every_cell_and_have_distinct_columns(tmp_path):
+    outcomes, predictions = _population(n=50)
+    cells = {
+        "note": ["x" * 140_000, "a\rb", None, float("nan"), 0.1, '"q", 1'],
+        "Row": [7] * 6,
+        "labelled": [False] * 6,
+    }
+    file = OutcomeFile(tmp_path / "o.csv", ["hate"], np.zeros(1), np.ones(1))
+    file.add(cells, range(6), range(1, 7), predictions[:6])
+    file.finish(Sample(outcomes, predictions, np.full(50, 0.5)), np.ones(1), {})
+    file.close()
+    found = pd.read_csv(tmp_path / "o.csv", keep_default_na=False)
+    assert list(found) == ["row", "note", "corpus Row", "corpus labelled", *found.columns[4:]]
+    assert found["note"].tolist() == ["x" * 140_000, "a\rb", "", "", "0.1", '"q", 1']
+    assert found["row"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert found["outcome hate"].tolist() == pytest.approx(predictions[:6, 0].tolist())
 
 
 @pytest.mark.parametrize("model", ["linear", "logistic"])
@@ -446,7 +471,7 @@ def test_names_that_look_like_missing_values_are_names(tmp_path):
     country = ["NA", "None", "DE"] * 100
     frame = _outcomes(0, n=300, labelled=60).assign(country=country, other="x")
     frame.rename(columns={"other": "country"}).to_csv(tmp_path / "o.csv", index=False)
-    found = fit_regression(tmp_path / "o.csv", "hate", ["country"])
+    found = fit_regression(tmp_path / "o.csv", "hate", "country")
     assert found.names[1:] == ("country_NA", "country_None")
     _outcomes(0, n=300, labelled=60).assign(country=[*country[1:], ""]).to_csv(tmp_path / "o.csv", index=False)
     with pytest.raises(DataError):
@@ -490,6 +515,20 @@ def corpus(tmp_path_factory):
     return folder
 
 
+def test_long_names_of_groups_take_little_memory():
+    asked = Quantities(Labels((0, 1), ("a", "b")), ordered=False)
+    tally = Tally(get_task("single-label"), asked, "x", None, None)
+    names = ["y" * 100_000, *"abcd" * 50]
+    n = len(names)
+    cells = {"x": names, "probability of a": [0.2] * n, "probability of b": [0.8] * n}
+    tracemalloc.start()
+    tally.add(cells, [f"text {i}" for i in range(n)])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * 2**20
+    assert {name: totals.texts for name, totals in tally.totals.items()} == Counter(names)
+
+
 def test_the_command_measures_a_corpus(finished, corpus, cli, tmp_path):
     files = {"-o": tmp_path / "o.csv", "--html": tmp_path / "p.html", "--for-regression": tmp_path / "r.csv"}
     arguments = ["measure", finished, corpus / "corpus.csv", "--labelled", corpus / "sample.csv", "--by", "month"]
@@ -529,6 +568,31 @@ def test_the_command_measures_a_corpus(finished, corpus, cli, tmp_path):
     assert page.count("<svg") == 4
     code, _, _ = cli(*arguments)
     assert code == 2  # the files exist
+
+
+def test_outcomes_have_no_text_and_replace_no_file_without_permission(finished, corpus, tmp_path, monkeypatch):
+    source = tmp_path / "corpus.csv"
+    frame = pd.read_csv(corpus / "corpus.csv").assign(copy=lambda t: t["Text"])
+    pd.concat([pd.DataFrame({"Text": [None], "month": ["x"], "copy": ["y"]}), frame]).to_csv(source, index=False)
+    before = source.read_bytes()
+    given = {"labelled": corpus / "sample.csv", "random_sample": True}
+    for _ in range(2):
+        bs.measure(finished, source, for_regression=tmp_path / "o.csv", overwrite=True, **given)
+    assert list(pd.read_csv(tmp_path / "o.csv"))[:4] == ["row", "month", "copy", "labelled"]
+    for file in (tmp_path / "o.csv", source, tmp_path / "o.xlsx"):
+        with pytest.raises(ConfigError) as caught:
+            bs.measure(finished, source, for_regression=file, overwrite=file == source, **given)
+        assert caught.value.where == str(file)
+    assert source.read_bytes() == before
+
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, "disk full")
+
+    monkeypatch.setattr(OutcomeFile, "add", fail)
+    with pytest.raises(OutputError) as failed:
+        bs.measure(finished, source, for_regression=tmp_path / "o.csv", overwrite=True, **given)
+    assert failed.value.where == str(tmp_path / "o.csv")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["corpus.csv", "o.csv"]
 
 
 def test_the_predictions_are_those_of_predict(finished, corpus):
@@ -593,6 +657,18 @@ def test_a_sample_without_a_design_is_refused(finished, corpus, cli):
     code, _, err = cli("measure", finished, corpus / "corpus.csv", "--labelled", corpus / "sample.csv")
     assert code == 2
     assert "--random-sample" in err
+
+
+def test_a_sample_is_read_with_the_label_column_of_the_training(own_run, corpus):
+    run = open_run(own_run)
+    run.update(config={**run.info["config"], "label_text_column": "gold"})
+    sample = pd.read_csv(corpus / "sample.csv").rename(columns={"Label Text": "gold"})
+    labels = sample["gold"].sample(frac=1, random_state=0).tolist()  # another coder, who guesses
+    table = sample.assign(label=labels)
+    found, expected = (
+        bs.measure(run, corpus / "corpus.csv", labelled=some, random_sample=True) for some in (table, sample)
+    )
+    assert found.shares == expected.shares
 
 
 def test_texts_of_the_training_are_left_out(finished, corpus, tmp_path):
@@ -721,6 +797,12 @@ def test_what_does_not_fit_is_refused(finished, corpus, cli, flags):
     assert "what to do" in err
 
 
+def test_a_lone_carriage_return_in_a_group_stays_within_its_cell():
+    share = Share("a", "x\ry", 0.5, (0.4, 0.6), 0.5, "PPI++", 20, 100)
+    content = shares_csv(Measurement("c", "s", "by", (share, share)))
+    assert [row["group"] for row in csv.DictReader(io.StringIO(content, newline=""))] == ["x\ry"] * 2
+
+
 def test_no_cell_of_the_shares_is_a_formula():
     share = Share("=1+1", "@group", 0.5, (0.4, 0.6), 0.5, "PPI++", 20, 100)
     (row,) = csv.DictReader(shares_csv(Measurement("c", "s", "by", (share,))).splitlines())
@@ -790,6 +872,14 @@ def test_axes_and_clusters_together_find_shares_of_topics_that_changed():
             rejected[name].append(combined_p_value(p_values) < 0.05)
     assert np.mean(rejected["same"]) < 0.2
     assert np.mean(rejected["other"]) > 0.8
+
+
+@pytest.mark.parametrize(("task", "features"), [("ordinal", [0.1, 0, 1]), ("single-label", [0.46, 1, 0])])
+def test_features_have_the_label_that_the_task_predicts(task, features):
+    sample = CorpusSample()
+    sample.add(["a text"], np.array([[0.46, 0.1, 0.44]]), [""])
+    found = features_of(get_task(task), sample, np.zeros((1, 0)))
+    assert found[0, [0, 2, 3]].tolist() == features
 
 
 def test_p_values_are_combined():

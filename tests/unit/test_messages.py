@@ -92,6 +92,7 @@ def test_valid_paths_need_not_exist(tmp_path):
     assert to_path(there, "x") == there
     assert to_path(str(tmp_path / "new" / "run"), "x") == tmp_path / "new" / "run"
     assert to_path("C:/run", "x") == Path("C:/run")
+    assert to_path(bs.Run(there), "x") == there
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/run", "https://host/t.csv", "file:///run"])

@@ -434,7 +434,10 @@ def test_a_task_of_a_newer_version_is_named():
 def test_evaluate_finds_the_label_column_that_training_was_given(tiny, tmp_path):
     table = make("regression", 120).rename(columns={"Label": "score"})
     run = train(tiny, tmp_path / "run", table=table, task="regression", label_column="score", epochs=1)
-    assert bs.evaluate(run, table[:40])["texts"] == 40
+    found = bs.evaluate(run, table[:40])
+    assert found["texts"] == 40
+    other = bs.evaluate(run, table[:40].assign(label=range(40)), name="other")  # a usual name
+    assert other["metrics"] == found["metrics"]
     with pytest.raises(DataError) as error:  # the message of a table without any label column stays
         bs.evaluate(run, table[["Text"]])
     assert "no column name suggests labels" in error.value.what

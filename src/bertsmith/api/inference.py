@@ -51,8 +51,7 @@ def load(
     """
     from bertsmith.inference.load import open_classifier
 
-    path = run.path if isinstance(run, Run) else run
-    return open_classifier(path, device=device, decide=decide, ensemble=ensemble, runtime=runtime, long=long)[0]
+    return open_classifier(run, device=device, decide=decide, ensemble=ensemble, runtime=runtime, long=long)[0]
 
 
 @public()
@@ -120,7 +119,7 @@ def predict(
 
     config = resolve(settings, api=True, only=PredictSettings.__optional_keys__)
     use_cores(config.threads)
-    folder = run.path if isinstance(run, Run) else to_path(run, "run")
+    folder = to_path(run, "run")
     file = None if output is None else to_path(output, "output")
     options = PredictOptions(
         probabilities=probabilities,
@@ -224,5 +223,5 @@ def push(
     names = (language,) if isinstance(language, str) else language
     ids = (datasets,) if isinstance(datasets, str) else datasets
     details = Details(repository, tuple(names), license, tuple(ids))
-    path = run.path if isinstance(run, Run) else to_path(run, "run")
+    path = to_path(run, "run")
     return str(push_run(path, details, private=private, exports=exports, overwrite=overwrite))

@@ -55,6 +55,6 @@ def next_texts(
 
     config = resolve(settings, api=True, only=NextSettings.__optional_keys__)
     use_cores(config.threads)
-    folder = run.path if isinstance(run, Run) else to_path(run, "run")
+    folder = to_path(run, "run")
     observe = on_event or (lambda event: None)
     return to_frame(choose_texts(folder, pool, config, n, random_share=random_share, observe=observe).cells())

@@ -29,6 +29,7 @@ def measure(
     by: str | None = None,
     random_sample: bool = False,
     for_regression: Path | str | None = None,
+    overwrite: bool = False,
     on_event: PredictionListener | None = None,
     **settings: Unpack[EvaluateSettings],
 ) -> Measurement:
@@ -46,6 +47,7 @@ def measure(
         by: a column of the corpus; also measure the texts with each of its values.
         random_sample: declare that a sample without these columns is a simple random sample of the corpus.
         for_regression: a CSV file to write with one pseudo-outcome per text and class, for `regress`.
+        overwrite: replace this file.
         on_event: called with each event (see `bertsmith.events`).
         **settings: fields of `DataConfig` and `ModelConfig` for reading the tables, and the device. If whole groups
             were drawn, such as all texts of an author, ``group_column`` names the column of the groups in the sample.
@@ -54,20 +56,21 @@ def measure(
         The shares with their intervals, and notes.
 
     Raises:
-        UserError: if the sampling design is unknown, or the corpus cannot be measured.
+        UserError: if the sampling design is unknown, the corpus cannot be measured, or ``for_regression`` exists.
     """
     from bertsmith.workflows.measure import run_measurement
 
     config = resolve(settings, api=True, only=EvaluateSettings.__optional_keys__)
     use_cores(config.threads)
     return run_measurement(
-        run.path if isinstance(run, Run) else to_path(run, "run"),
+        to_path(run, "run"),
         corpus,
         config,
         labelled=labelled,
         by=by,
         random_sample=random_sample,
         for_regression=None if for_regression is None else to_path(for_regression, "for_regression"),
+        overwrite=overwrite,
         observe=on_event or (lambda event: None),
     )
 
@@ -98,7 +101,7 @@ def drift(
 
     config = resolve(settings, api=True, only=PredictSettings.__optional_keys__)
     use_cores(config.threads)
-    folder = run.path if isinstance(run, Run) else to_path(run, "run")
+    folder = to_path(run, "run")
     return compare_texts(folder, new, config, observe=on_event or (lambda event: None))
 
 
@@ -106,7 +109,7 @@ def drift(
 def regress(
     table: Any,
     label_text: str,
-    on: Sequence[str],
+    on: str | Sequence[str],
     *,
     model: Literal["linear", "logistic"] = "linear",
     clusters: str | None = None,
@@ -117,7 +120,8 @@ def regress(
         table: the file of ``for_regression`` of `measure`, or its content as a data frame or Arrow table; you may
             add columns to it.
         label_text: the class; ``"(level)"`` for the level of ordered labels.
-        on: columns of explanatory variables. A column of words becomes one indicator for each value except the first.
+        on: a column of an explanatory variable, or several. A column of words becomes one indicator for each value
+            except the first.
         model: ``"linear"`` or ``"logistic"``.
         clusters: a column of groups, such as authors, whose texts depend on each other.
 

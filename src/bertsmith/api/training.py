@@ -249,7 +249,7 @@ def evaluate(
     """
     from bertsmith.workflows.evaluate import run_evaluation
 
-    folder = run.path if isinstance(run, Run) else to_path(run, "run")
+    folder = to_path(run, "run")
     config = resolve(settings, api=True, only=EvaluateSettings.__optional_keys__)
     return run_evaluation(folder, table, config, name=name, overwrite=overwrite).metrics
 
@@ -270,7 +270,7 @@ def compare(*runs: Run | Path | str) -> list[dict[str, Any]]:
     """
     from bertsmith.workflows.compare import compare_runs
 
-    return compare_runs([run if isinstance(run, Run) else open_run(run) for run in runs])
+    return compare_runs([open_run(run) for run in runs])
 
 
 @public("train")

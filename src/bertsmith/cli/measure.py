@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bertsmith.cli.evaluate import READ_SETTINGS
 from bertsmith.cli.options import Json, RunArgument, with_settings
 from bertsmith.cli.terminal import print_json, sigterm_like_ctrl_c, stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, ModelConfig
@@ -15,18 +16,6 @@ from bertsmith.config import Config, DataConfig, ModelConfig
 if TYPE_CHECKING:
     from bertsmith.measuring.result import MeanLevel, Measurement, Share
 
-READ_SETTINGS = (
-    "text_column",
-    "label_column",
-    "label_columns",
-    "label_text_column",
-    "group_column",
-    "sql",
-    "db",
-    "sheet",
-    "encoding",
-    "max_unpacked",
-)
 MAX_SHOWN = 40
 """Maximum number of shares in the summary."""
 
@@ -100,6 +89,7 @@ def measure(
             by=by,
             random_sample=random_sample,
             for_regression=for_regression,
+            overwrite=overwrite,
             observe=progress,
         )
     from bertsmith.report.shares import shares_csv, shares_page

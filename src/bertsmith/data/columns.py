@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bertsmith.config import DataConfig
 from bertsmith.data.template import Template
@@ -50,6 +50,12 @@ class Columns:
 def canonical(name: str) -> str:
     """Return a name without case, spaces and punctuation: ``"Label Text"`` becomes ``"labeltext"``."""
     return re.sub(r"[\W_]+", "", name).casefold()
+
+
+def with_own_names(columns: Mapping[str, Any], taken: Iterable[str], origin: str) -> dict[str, Any]:
+    """Return columns under names of their own: ``ORIGIN NAME`` if another column has this name."""
+    used = set(map(canonical, taken))
+    return {f"{origin} {name}" if canonical(name) in used else name: value for name, value in columns.items()}
 
 
 def find_columns(

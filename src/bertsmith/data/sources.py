@@ -23,7 +23,7 @@ def read_raw(source: Any, config: DataConfig, role: str | None = None) -> RawTab
 
     Args:
         source: a path, ``hf://owner/name``, a data frame, an Arrow table, a ``datasets.Dataset`` or ``DatasetDict``, a
-            `Source` of one of these, or ``None`` for ``config.sql``.
+            `Source` of one of these, a table that is read already, or ``None`` for ``config.sql``.
         config: the settings for reading.
         role: ``"validation"`` or ``"test"``, to name such a table in messages.
 
@@ -31,6 +31,8 @@ def read_raw(source: Any, config: DataConfig, role: str | None = None) -> RawTab
         DataError: if the source is missing, unreadable, or empty.
     """
     suffix = f" ({role})" if role else ""
+    if isinstance(source, RawTable):
+        return source
     if isinstance(source, Source):
         source = source.table
     if source is None:

@@ -40,6 +40,7 @@ class Stream:
         skipped: the location of every row that cannot be read, and the reason.
         types: returns the Arrow types of the columns, and whether they come from the source.
         path: the file, if the source is one.
+        text_columns: the columns of the texts, without further columns and that of a second text.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Stream:
     skipped: tuple[tuple[str, str], ...] = ()
     types: Callable[[], tuple[dict[str, Any], bool]] = lambda: ({}, False)
     path: Path | None = None
+    text_columns: tuple[str, ...] = ("text",)
 
 
 @contextmanager
@@ -135,7 +137,15 @@ def _stream(
             return table.types, True
         return common_types(cells for cells, _ in chunks(ignore)), False
 
-    return Stream(table.name, lambda: chunks(ignore), n_rows, table.notes, tuple(skipped.items()), types)
+    return Stream(
+        table.name,
+        lambda: chunks(ignore),
+        n_rows,
+        table.notes,
+        tuple(skipped.items()),
+        types,
+        text_columns=columns[: len(template.text_column)],
+    )
 
 
 def _check_scalars(values: list[Any], first_row: int, where: str, flag: str, on_bad_row: OnBadRow) -> list[bool]:

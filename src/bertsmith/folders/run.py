@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -85,6 +83,9 @@ class Run:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", to_path(self.path, "run"))
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
     @property
     def layout(self) -> Layout:
@@ -241,8 +242,7 @@ class Run:
 
     def log(self, entry: Mapping[str, Any]) -> None:
         """Append a line to ``history.jsonl``."""
-        if not self.path.is_dir():  # a removed run is not created again
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
+        self.path.stat()  # an OSError if the run was removed: it is not created again
         lines = self.layout.history.read_text(encoding="utf-8") if self.layout.history.is_file() else ""
         write_text(self.layout.history, lines + json.dumps(entry) + "\n")
 
@@ -287,7 +287,7 @@ class Run:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def open_run(path: Path | str) -> Run:
+def open_run(path: Run | Path | str) -> Run:
     """Return the finished run in a folder.
 
     Raises:

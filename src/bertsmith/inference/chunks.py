@@ -7,12 +7,13 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bertsmith.data.stream import CHUNK_ROWS, Chunk, Stream
 from bertsmith.data.table import Cells
+from bertsmith.data.template import Text
 from bertsmith.errors import Interrupted, RunFolderError, counted, needing
 from bertsmith.folders.atomic import RESUME_REMEDY, checksum, disk_errors, replaced_file, write_json
 from bertsmith.folders.claim import differences, refuse_changes
@@ -126,7 +127,7 @@ class Chunks:
 
 
 def write_stream(
-    label: Callable[[Iterable[Chunk]], Iterable[tuple[Cells, Counter[str]]]],
+    label: Callable[[Iterable[Chunk]], Iterable[tuple[Cells, Counter[str], Sequence[Text]]]],
     stream: Stream,
     output: Path,
     about: Mapping[str, Any],
@@ -166,7 +167,7 @@ def write_stream(
     if not resume and (stream.path is None or stream.n_rows is None or stream.n_rows <= CHUNK_ROWS):
         chunks.remove()
         with replaced_file(output) as file, open_writer(kind, file, style=style, types=types) as writer:
-            for cells, counts in label(stream.chunks()):
+            for cells, counts, _ in label(stream.chunks()):
                 writer.write(cells)
                 chunks.counts += counts
         return chunks.counts
@@ -176,7 +177,7 @@ def write_stream(
     else:
         chunks.begin(about)
     try:
-        for cells, counts in label(itertools.islice(stream.chunks(), chunks.done, None)):
+        for cells, counts, _ in label(itertools.islice(stream.chunks(), chunks.done, None)):
             chunks.add(cells, counts)
         chunks.finish()
     except KeyboardInterrupt:

@@ -69,7 +69,7 @@ def export(
             f"--precision {precision}: {format} supports {' or '.join(PRECISIONS[format])}",
             remedy=f"Pass --precision {PRECISIONS[format][0]}{elsewhere}.",
         )
-    opened = run if isinstance(run, Run) else open_run(run)
+    opened = open_run(run)
     target = output or opened.layout.exports / (format if precision == "fp32" else f"{format}-{precision}")
     ExportFolder(target).check(overwrite=overwrite)
     import torch  # imported late, because wrong arguments should fail fast

@@ -22,7 +22,7 @@ RUNTIME_CHOICES = ("auto", "torch", *RUNTIMES)
 
 
 def open_classifier(
-    path: Path | str,
+    path: Run | Path | str,
     *,
     device: str = "auto",
     decide: bool = True,
@@ -33,7 +33,7 @@ def open_classifier(
     """Load a classifier.
 
     Args:
-        path: a run folder, its ``model`` folder, or an export folder.
+        path: a run, its folder, its ``model`` folder, or an export folder.
         device: device of the model; exports run on the CPU.
         decide: use the decision rule, if the model has one.
         ensemble: average the models of all seeds of the run.

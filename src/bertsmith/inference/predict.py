@@ -58,26 +58,24 @@ class _Prepared:
 
     Attributes:
         cells: the input columns.
-        n_rows: number of rows.
+        texts: the texts of all rows.
         rows: the rows with a text.
         predict_proba: computes the probabilities of the texts.
         cut: number of truncated texts.
-        lengths: characters of the texts.
     """
 
     cells: Cells
-    n_rows: int
+    texts: Sequence[Text]
     rows: list[int]
     predict_proba: PredictProba
     cut: int
-    lengths: list[int]
 
 
 def _prepare(classifier: Predictor, chunk: Chunk) -> _Prepared:
     cells, texts = chunk
     rows = [i for i, text in enumerate(texts) if not is_empty(text)]
     predict_proba, cut = classifier.prepare(Texts(texts[i] for i in rows))
-    return _Prepared(cells, len(texts), rows, predict_proba, cut, [len(flat(texts[i])) for i in rows])
+    return _Prepared(cells, texts, rows, predict_proba, cut)
 
 
 def _label(
@@ -91,7 +89,7 @@ def _label(
     scores = prepared.predict_proba(progress)
 
     def column(values: Iterable[Any]) -> list[Any]:
-        result: list[Any] = [None] * prepared.n_rows
+        result: list[Any] = [None] * len(prepared.texts)
         for i, value in zip(prepared.rows, values, strict=True):
             result[i] = value
         return result
@@ -126,7 +124,7 @@ def predict_chunks(
     abstain: Abstention | None = None,
     progress: Callable[[int], None] = lambda n: None,
     waits: bool = False,
-) -> Iterator[tuple[Cells, Counter[str]]]:
+) -> Iterator[tuple[Cells, Counter[str], Sequence[Text]]]:
     """Predict chunk by chunk, in order. A thread reads and tokenizes the next chunk in advance.
 
     Args:
@@ -136,23 +134,25 @@ def predict_chunks(
         waits: reading can block, as from stdin; chunks are then read without a thread, which might never end.
 
     Yields:
-        The result of `predict_rows` for each chunk, and its counts: ``rows``, ``empty``, ``abstained``, ``cut``
-        (truncated texts), ``none`` (texts without any label). Further counts have the prefixes `LABELLED`, `CONFIDENCE`
-        and `LENGTH`: the rows of each label, and of each bin of `grid_of` and of `length_bin`.
+        The result of `predict_rows` for each chunk, its counts, and its texts. The counts are ``rows``, ``empty``,
+        ``abstained``, ``cut`` (truncated texts) and ``none`` (texts without any label). Further counts have the
+        prefixes `LABELLED`, `CONFIDENCE` and `LENGTH`: the rows of each label, and of each bin of `grid_of` and of
+        `length_bin`.
     """
     all_prepared = (_prepare(classifier, chunk) for chunk in chunks)
     for prepared in all_prepared if waits else _prefetch(all_prepared):
         cells = _label(classifier, prepared, probabilities, abstain or Abstention(), progress)
-        empty = prepared.n_rows - len(prepared.rows)
+        n_rows = len(prepared.texts)
+        empty = n_rows - len(prepared.rows)
         progress(empty)
         abstained = cells.get(ABSTAINED, []).count(True)
-        counts = Counter(rows=prepared.n_rows, empty=empty, abstained=abstained, cut=prepared.cut)
+        counts = Counter(rows=n_rows, empty=empty, abstained=abstained, cut=prepared.cut)
         counts.update(f"{CONFIDENCE}{grid_of(c)}" for c in cells.get("confidence", ()) if c is not None)
-        counts.update(f"{LENGTH}{length_bin(n)}" for n in prepared.lengths)
+        counts.update(f"{LENGTH}{length_bin(len(flat(prepared.texts[i])))}" for i in prepared.rows)
         for text in cells.get(classifier.task.predicted_column, ()) if classifier.task.name != REGRESSION else ():
             counts["none"] += text == []
             counts.update(f"{LABELLED}{t}" for t in (text if isinstance(text, list) else [text]) if t is not None)
-        yield cells, counts
+        yield cells, counts, prepared.texts
 
 
 def _prefetch(items: Iterator[_Prepared]) -> Iterator[_Prepared]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from bertsmith.data.columns import LABEL, LABEL_TEXT, TEXT, canonical
+from bertsmith.data.columns import LABEL, LABEL_TEXT, TEXT, with_own_names
 from bertsmith.data.outcomes import SEPARATOR
 from bertsmith.data.table import MULTI_LABEL, ORDINAL
 from bertsmith.data.texts import quoting
@@ -169,14 +169,8 @@ class Snapshot:
                 "row": text.row,
                 "note": " | ".join(each.notes),
             }
-            records.append(record | pool_columns(text.columns, [*record, *_ROLES]))
+            records.append(record | with_own_names(text.columns, [*record, *_ROLES], "pool"))
         return records
-
-
-def pool_columns(columns: Mapping[str, Any], taken: Iterable[str]) -> dict[str, Any]:
-    """Return the columns of a pool under names of their own: ``pool NAME`` if another column has this name."""
-    used = set(map(canonical, taken))
-    return {f"pool {name}" if canonical(name) in used else name: value for name, value in columns.items()}
 
 
 def export(project: Project, path: Path | None = None) -> int:

@@ -8,14 +8,17 @@ text, it adds the error divided by the inclusion probability.
 from __future__ import annotations
 
 import csv
+import json
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bertsmith.data.columns import with_own_names
 from bertsmith.data.table import Cells
+from bertsmith.data.texts import is_missing
 from bertsmith.folders.atomic import replaced_file
 from bertsmith.measuring.estimate import Sample
 
@@ -30,44 +33,35 @@ class OutcomeFile:
     """Writes the table in two steps, so that memory does not grow: first rows without corrections, then all.
 
     Args:
-        path: the file to write.
+        path: the file to write; the rows without corrections are in a temporary file in its folder.
         names: of the outcomes: label texts, and for ordered labels `LEVEL_NAME`.
         lowest, span: of the outcomes, whose predictions are from 0 to 1, shape (outcomes,).
     """
 
     def __init__(self, path: Path, names: Sequence[str], lowest: np.ndarray, span: np.ndarray) -> None:
         self.path, self.names, self.lowest, self.span = path, tuple(names), lowest, span
-        self._spool = tempfile.TemporaryFile("w+", newline="", encoding="utf-8")  # noqa: SIM115 - see `close`
-        self._writer = csv.writer(self._spool)
-        self._columns: list[str] | None = None
+        self._spool = tempfile.TemporaryFile("w+", dir=path.parent, encoding="utf-8")  # noqa: SIM115 - see `close`
+        self._columns: list[str] = []
         self._texts = 0
 
     def close(self) -> None:
         """Remove the temporary file."""
         self._spool.close()
 
-    def add(
-        self,
-        cells: Cells,
-        rows: Iterable[int],
-        numbers: Iterable[int],
-        predictions: np.ndarray,
-        texts: Sequence[str],
-    ) -> None:
+    def add(self, cells: Cells, rows: Sequence[int], numbers: Sequence[int], predictions: np.ndarray) -> None:
         """Add rows of the corpus.
 
         Args:
-            cells: the input columns of a chunk.
+            cells: the columns of a chunk that the table shall have.
             rows: positions of its n rows with a text.
             numbers: their row numbers in the corpus.
             predictions: of these texts, shape (n, outcomes).
-            texts: of all rows; their column is not repeated.
         """
-        if self._columns is None:
-            self._columns = [name for name, column in cells.items() if list(map(str, column)) != list(texts)]
+        self._columns = list(cells)
         for i, number, values in zip(rows, numbers, predictions.tolist(), strict=True):
-            self._texts += 1
-            self._writer.writerow([number, *(cells[name][i] for name in self._columns), *values])
+            line = ["" if is_missing(column[i]) else str(column[i]) for column in cells.values()]
+            self._spool.write(json.dumps([number, line, values]) + "\n")
+        self._texts += len(rows)
 
     def finish(self, sample: Sample, tuning: np.ndarray, labelled: Mapping[int, int]) -> None:
         """Write the table.
@@ -78,7 +72,6 @@ class OutcomeFile:
             labelled: the position in the sample of each labelled row, by row number.
         """
         self._spool.seek(0)
-        k = len(self.names)
         # Each labelled text also represents unlabelled texts, by the inverse of its inclusion probability. The weights
         # are scaled to sum to the corpus, as in the corrected shares: rows may have been left out of the sample.
         weights = 1 / sample.inclusion
@@ -86,13 +79,14 @@ class OutcomeFile:
         corrections = (sample.outcomes - tuning * sample.predictions) * weights[:, None]
         with replaced_file(self.path) as file, file.open("w", newline="", encoding="utf-8") as output:
             writer = csv.writer(output)
-            outcomes = [f"{OUTCOME}{name}" for name in self.names]
-            writer.writerow([ROW, *(self._columns or []), LABELLED, INCLUSION, *outcomes])
-            for line in csv.reader(self._spool):
-                values = tuning * np.array(line[-k:], dtype=np.float64)
-                position = labelled.get(int(line[0]))
+            added = [LABELLED, INCLUSION, *(f"{OUTCOME}{name}" for name in self.names)]
+            columns = with_own_names(dict.fromkeys(self._columns), [ROW, *added], "corpus")
+            writer.writerow([ROW, *columns, *added])
+            for number, line, predictions in map(json.loads, self._spool):
+                values = tuning * np.array(predictions)
+                position = labelled.get(number)
                 known: list[Any] = [0, ""]
                 if position is not None:
                     values, known = values + corrections[position], [1, f"{sample.inclusion[position]:.8g}"]
                 values = self.lowest + self.span * values
-                writer.writerow([*line[:-k], *known, *(f"{value:.8g}" for value in values)])
+                writer.writerow([number, *line, *known, *(f"{value:.8g}" for value in values)])

@@ -66,7 +66,7 @@ class Regression:
 
 
 def fit_regression(
-    table: Any, label_text: str, on: Sequence[str], *, model: str = "linear", clusters: str | None = None
+    table: Any, label_text: str, on: str | Sequence[str], *, model: str = "linear", clusters: str | None = None
 ) -> Regression:
     """Regress a pseudo-outcome on columns; see `bertsmith.regress`."""
     import pandas as pd
@@ -75,6 +75,7 @@ def fit_regression(
         raise ConfigError(f"model={model!r} is not a valid value", remedy="Pass linear or logistic.")
     if model == "logistic" and label_text == LEVEL_NAME:
         raise ConfigError("a logistic regression needs a class, not a level", remedy="Use a linear regression.")
+    on = [on] if isinstance(on, str) else on
     table = to_data_frame(table)
     frame = table if isinstance(table, pd.DataFrame) else _read(Path(table))
     outcome = f"{OUTCOME}{label_text}"

@@ -69,14 +69,16 @@ class Clusters:
         return indicators
 
 
-def text_features(texts: Sequence[str], probabilities: np.ndarray, positions: np.ndarray) -> np.ndarray:
+def text_features(
+    texts: Sequence[str], confidence: np.ndarray, predicted: np.ndarray, positions: np.ndarray
+) -> np.ndarray:
     """Return confidence, length (logarithm of characters), indicators of predicted labels but the last, and positions.
 
     Args:
         texts: n texts.
-        probabilities: of their classes, shape (n, classes).
+        confidence: of their predicted labels, shape (n,).
+        predicted: 0 or 1 for each label of each text, shape (n, labels).
         positions: of their embeddings along `Axes` or in `Clusters`, shape (n, columns).
     """
-    predicted = np.eye(probabilities.shape[1])[probabilities.argmax(axis=1)][:, :-1]
     lengths = np.log1p([len(text) for text in texts])
-    return np.column_stack([probabilities.max(axis=1), lengths, predicted, positions])
+    return np.column_stack([confidence, lengths, predicted[:, :-1], positions])

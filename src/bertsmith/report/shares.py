@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from bertsmith.data.texts import guarded_cell
+from bertsmith.data.texts import guarded_cell, quoting
 from bertsmith.measuring.pseudo_outcomes import LEVEL_NAME
 from bertsmith.measuring.result import MeanLevel, Measurement, Share
 from bertsmith.report.figures import BOTTOM, FULL_WIDTH, HALF_WIDTH, HEIGHT, LEFT, RIGHT, TOP, Axis, svg
@@ -31,9 +31,8 @@ ALONE = ("labelled_share", "labelled_low", "labelled_high")
 def shares_csv(measurement: Measurement) -> str:
     """Return one line per share, and per mean level in the column ``mean``, for spreadsheets and R."""
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
     means = ["mean", "labelled_mean"] if measurement.means else []
-    writer.writerow([*COLUMNS, *ALONE, *means])
+    rows: list[list[Any]] = [[*COLUMNS, *ALONE, *means]]
     estimates: list[Share | MeanLevel] = [*measurement.shares, *measurement.means]
     for e in estimates:
         name, share, alone, mean = (
@@ -43,16 +42,10 @@ def shares_csv(measurement: Measurement) -> str:
         )
         first = (share, *(e.interval or (None, None)), e.naive, e.difference)
         rest = (alone, *(e.labelled_interval or (None, None)), *(mean if means else ()))
-        row = [
-            guarded_cell(e.group or ""),
-            guarded_cell(name),
-            *map(_six, first),
-            e.estimator,
-            e.labelled,
-            e.texts,
-            *map(_six, rest),
-        ]
-        writer.writerow(row)
+        names = map(guarded_cell, (e.group or "", name))
+        rows.append([*names, *map(_six, first), e.estimator, e.labelled, e.texts, *map(_six, rest)])
+    for row in rows:
+        csv.writer(file, lineterminator="\n", quoting=quoting(row)).writerow(row)
     return file.getvalue()
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from bertsmith.data.template import Text, Texts, flat, flat_texts
 from bertsmith.folders.run import Run
+from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.predictor import Predictor
-
-if TYPE_CHECKING:
-    import pandas as pd
+from bertsmith.model.batch import TokenBatch
+from bertsmith.model.outputs import compute_embeddings
 
 SIZE = 2000
 """Maximum number of texts in a sample, and of test and validation texts to compare it with."""
@@ -62,16 +62,11 @@ class Embedder:
     """
 
     def __init__(self, run: Run, classifier: Predictor, device: str) -> None:
-        from bertsmith.inference.classifier import Classifier
-
         self.run = run
         self.model = classifier if isinstance(classifier, Classifier) else Classifier.load(run.path, device=device)
 
     def embeddings(self, texts: Sequence[Text]) -> np.ndarray:
         """Return the mean of the last hidden states of n texts, cut at the maximum length, shape (n, hidden size)."""
-        from bertsmith.model.batch import TokenBatch
-        from bertsmith.model.outputs import compute_embeddings
-
         tokens = self.model.encode(Texts(texts), truncate=False).truncate(self.model.max_length)
         return compute_embeddings(self.model.loaded, TokenBatch.from_tokens(tokens))
 

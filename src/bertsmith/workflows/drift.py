@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,6 @@ from bertsmith.measuring.drift import LEVEL, Difference, compare_counts, compare
 from bertsmith.measuring.text_features import Axes
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.corpus_sample import SIZE, CorpusSample, Embedder, validation_rows
-from bertsmith.workflows.measure import keep_texts
 from bertsmith.workflows.predict import open_model, opened
 from bertsmith.workflows.predict_options import PredictOptions
 
@@ -88,11 +87,9 @@ def compare_texts(
     options = PredictOptions(probabilities=True)
     with opened(source, config, run.template, options, observe) as stream:
         classifier, *_ = open_model(path, config, options, observe)
-        read: deque[Sequence[Text]] = deque()
-        for cells, _counts in predict_chunks(
-            classifier, keep_texts(stream, read), probabilities=True, progress=lambda n: observe(RowsPredicted(n))
+        for cells, _counts, chunk in predict_chunks(
+            classifier, stream.chunks(), probabilities=True, progress=lambda n: observe(RowsPredicted(n))
         ):
-            chunk = read.popleft()
             rows = [i for i, text in enumerate(chunk) if not is_empty(text)]
             if not rows:
                 continue

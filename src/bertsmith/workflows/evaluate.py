@@ -11,7 +11,6 @@ from typing import Any
 
 from bertsmith.config import Config
 from bertsmith.data.clean import clean
-from bertsmith.data.read import read_table
 from bertsmith.data.table import REGRESSION, Table
 from bertsmith.data.template import flat, texts_of
 from bertsmith.errors import ConfigError, DataError, counted, listing, number_form, quoted
@@ -19,9 +18,9 @@ from bertsmith.evaluation.evaluate import evaluate
 from bertsmith.folders import atomic
 from bertsmith.folders import run as runs
 from bertsmith.inference.classifier import Classifier
+from bertsmith.workflows.labelled_table import read_labelled
 from bertsmith.workflows.score import hash_texts, predictions_frame, table_groups, write_predictions
 
-_LABEL_SETTINGS = ("label_column", "label_text_column", "label_columns", "label_separator")
 _MAX_NAME_BYTES = 200
 """Longest name of an evaluation; file systems take 255 bytes, and the name of a temporary folder is longer."""
 
@@ -72,26 +71,6 @@ class Evaluation:
     path: Path
 
 
-def _read(source: Any, config: Config, run: runs.Run) -> Table:
-    """Read a table with the settings, or else with the label columns of the training.
-
-    Raises:
-        DataError: if neither finds labels.
-    """
-    trained = {name: run.info["config"].get(name) for name in _LABEL_SETTINGS}
-    try:
-        return read_table(source, config, known=run.labels, template=run.template)
-    except DataError:
-        if any(getattr(config, name) for name in _LABEL_SETTINGS) or not any(trained.values()):
-            raise
-        with_labels = config.model_copy(update={name: value for name, value in trained.items() if value})
-        try:
-            return read_table(source, with_labels, known=run.labels, template=run.template)
-        except DataError:
-            pass
-        raise
-
-
 def _notes(table: Table) -> list[str]:
     """Return what else to know about the metrics: classes without a text, and texts with different labels."""
     notes = []
@@ -120,7 +99,7 @@ def run_evaluation(
     # Only one table is scored.
     config = config.model_copy(update={"validation": None, "test": None, "task": run.task})
     template = run.template
-    table = source if isinstance(source, Table) else _read(source, config, run)
+    table = source if isinstance(source, Table) else read_labelled(source, config, run)
     if table.labels != run.labels or table.task != run.task:
         raise DataError(
             "the Table and the run have different labels or tasks",

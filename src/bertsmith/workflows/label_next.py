@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bertsmith.config import Config
-from bertsmith.data.columns import LABEL, LABEL_TEXT, canonical
+from bertsmith.data.columns import LABEL, LABEL_TEXT, canonical, with_own_names
 from bertsmith.data.formats.annotations import write_tasks
 from bertsmith.data.stream import Stream, open_stream
 from bertsmith.data.table import REGRESSION, Cells
@@ -33,7 +33,7 @@ from bertsmith.labelling.choose import (
 )
 from bertsmith.labelling.pool import EMPTY, EmptyPoolError, PoolFile
 from bertsmith.labelling.store import TABLE, Project, Queued
-from bertsmith.labelling.table import Snapshot, pool_columns
+from bertsmith.labelling.table import Snapshot
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.label_model import embed_texts, embedding_model, fit_head, head_features, load_encoder
 
@@ -68,7 +68,8 @@ class Chosen:
             "random": [text.random for text in self.texts],
             "inclusion_probability": [self.inclusion.get(text.row) for text in self.texts],
         }
-        return pool_columns({name: [text.columns.get(name) for text in self.texts] for name in names}, added) | added
+        pool = {name: [text.columns.get(name) for text in self.texts] for name in names}
+        return with_own_names(pool, added, "pool") | added
 
     def tasks(self, tool: str) -> str:
         """Return the texts as a file of tasks for an annotation tool, with the other columns of `cells`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,7 @@ from bertsmith.measuring.label_shift import (
 from bertsmith.measuring.quantities import Quantities, Results
 from bertsmith.measuring.result import Measurement
 from bertsmith.measuring.text_features import Axes, Clusters, text_features
+from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.corpus_sample import SIZE, CorpusSample, Embedder, validation_rows
 
@@ -118,10 +120,11 @@ class LabelShiftTest:
         embeddings = [before] if trained else [before, fitted]
         self.targets, self.n_classes = np.concatenate([some.targets for some in known]), test.probabilities.shape[1]
         self.groups = np.array(sample.groups, dtype=object)
+        features = partial(features_of, get_task(held_out.run.task))
         self.features = [
             (
-                np.concatenate([_features(some, where(e)) for some, e in zip(known, embeddings, strict=True)]),
-                _features(sample, where(now)),
+                np.concatenate([features(some, where(e)) for some, e in zip(known, embeddings, strict=True)]),
+                features(sample, where(now)),
             )
             for where in (Axes.fit(fitted, len(before)), Clusters.fit(fitted, len(before)))
         ]
@@ -136,8 +139,11 @@ class LabelShiftTest:
         )
 
 
-def _features(some: HeldOut | CorpusSample, positions: np.ndarray) -> np.ndarray:
-    return text_features([flat(text) for text in some.texts], some.probabilities, positions)
+def features_of(task: Task, some: HeldOut | CorpusSample, positions: np.ndarray) -> np.ndarray:
+    """Return the features of texts, with the labels that the task predicts."""
+    scores = some.probabilities
+    predicted = task.indicators(task.predicted(scores), scores.shape[1])
+    return text_features([flat(text) for text in some.texts], task.confidence(scores), predicted, positions)
 
 
 def measure_under_label_shift(

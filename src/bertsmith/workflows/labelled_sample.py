@@ -13,7 +13,6 @@ import numpy as np
 from bertsmith.config import Config
 from bertsmith.data.clean import NO_LABEL, Cleaned, clean
 from bertsmith.data.columns import canonical
-from bertsmith.data.read import read_table
 from bertsmith.data.table import Table
 from bertsmith.data.template import Texts, flat, texts_of
 from bertsmith.data.texts import is_missing, to_text
@@ -22,6 +21,7 @@ from bertsmith.folders.run import Run
 from bertsmith.measuring.design import NOT_RANDOM, read_design, was_drawn
 from bertsmith.measuring.estimate import Sample, order_trend
 from bertsmith.tasks.registry import get_task
+from bertsmith.workflows.labelled_table import read_labelled
 from bertsmith.workflows.score import hash_texts
 
 FEWEST_LABELLED = 20
@@ -150,7 +150,7 @@ def read_sample(
     """
     unused = dict.fromkeys(("sql", "db", "sheet", "encoding", "validation", "test"))
     config = config.model_copy(update={**unused, "task": run.task})
-    whole = read_table(source, config, known=run.labels, template=run.template)
+    whole = read_labelled(source, config, run)
     cleaned = clean(dataclasses.replace(whole, frame=whole.frame.assign(split="test")))
     table = cleaned.table
     rows, texts = table.frame["row"].tolist(), texts_of(table.frame)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bertsmith.config import Config
-from bertsmith.data.stream import Chunk, Stream
 from bertsmith.data.table import MULTI_LABEL, ORDINAL, REGRESSION, Cells
 from bertsmith.data.template import Text, flat, is_empty, normalise_text
 from bertsmith.errors import ConfigError, DataError, counted, did_you_mean, listing, number_form, quoted
 from bertsmith.events import PredictionListener, RowsPredicted
+from bertsmith.folders.claim import claim
+from bertsmith.folders.files import OutputFile
 from bertsmith.folders.run import open_run
 from bertsmith.inference.predict import predict_chunks
 from bertsmith.inference.table_writers import PROBABILITY
@@ -56,6 +57,7 @@ def run_measurement(
     by: str | None = None,
     random_sample: bool = False,
     for_regression: Path | None = None,
+    overwrite: bool = False,
     observe: PredictionListener = lambda event: None,
 ) -> Measurement:
     """Measure the shares of the classes in a corpus; see `bertsmith.measure`."""
@@ -75,23 +77,23 @@ def run_measurement(
     if labelled is None and (random_sample or for_regression):
         flag = "--random-sample" if random_sample else "--for-regression"
         raise ConfigError(f"{flag} needs a labelled sample", remedy="Pass it with --labelled.")
-    sample = None if labelled is None else read_sample(run, labelled, config, by, random_sample=random_sample)
-    held_out = HeldOut.of(run) if sample is None else None
-    options = PredictOptions(probabilities=True)
-    asked = Quantities(run.labels, ordered=run.task == ORDINAL)
+    asked, options = Quantities(run.labels, ordered=run.task == ORDINAL), PredictOptions(probabilities=True)
     outcomes = None
-    if for_regression is not None:
-        outcomes = OutcomeFile(for_regression, asked.names, asked.lowest, asked.span)
-    try:
+    with ExitStack() as stack:
+        if for_regression is not None:
+            output = OutputFile(for_regression, (source, labelled, config.db), (".csv",))
+            stack.enter_context(claim(output, overwrite=overwrite))
+            outcomes = OutcomeFile(for_regression, asked.names, asked.lowest, asked.span)
+            stack.callback(outcomes.close)
+        sample = None if labelled is None else read_sample(run, labelled, config, by, random_sample=random_sample)
+        held_out = HeldOut.of(run) if sample is None else None
         with opened(source, config, run.template, options, observe) as stream:
             classifier, *_ = open_model(path, config, options, observe)
-            tally = Tally(get_task(run.task), asked, by, sample, outcomes, run.training_hashes)
-            texts: deque[Sequence[Text]] = deque()
-            chunks = predict_chunks(
-                classifier, keep_texts(stream, texts), probabilities=True, progress=lambda n: observe(RowsPredicted(n))
-            )
-            for cells, _counts in chunks:
-                tally.add(cells, texts.popleft())
+            tally = Tally(get_task(run.task), asked, by, sample, outcomes, run.training_hashes, stream.text_columns)
+            for cells, _counts, texts in predict_chunks(
+                classifier, stream.chunks(), probabilities=True, progress=lambda n: observe(RowsPredicted(n))
+            ):
+                tally.add(cells, texts)
         if not tally.totals:
             raise DataError(
                 "all texts of the corpus are empty or in the training or validation texts of the run",
@@ -104,16 +106,6 @@ def run_measurement(
             return measure_under_label_shift(asked, stream.name, tally, held_out, embedder)
         predictions = classifier.predict_proba(sample.texts)
         return _corrected(asked, stream.name, tally, sample, predictions, outcomes)
-    finally:
-        if outcomes is not None:
-            outcomes.close()
-
-
-def keep_texts(stream: Stream, texts: deque[Sequence[Text]]) -> Iterator[Chunk]:
-    """Yield the chunks of a stream, and add their texts to a queue."""
-    for cells, some in stream.chunks():
-        texts.append(some)
-        yield cells, some
 
 
 class Tally:
@@ -136,9 +128,10 @@ class Tally:
         sample: LabelledSample | None,
         outcomes: OutcomeFile | None,
         trained: Set[str] = frozenset(),
+        text_columns: Sequence[str] = (),
     ) -> None:
         self.task, self.asked, self.by, self.sample = task, asked, by, sample
-        self.outcomes, self.kept = outcomes, CorpusSample()
+        self.outcomes, self.text_columns, self.kept = outcomes, text_columns, CorpusSample()
         self.totals: dict[str, Totals] = {}
         self.rows = self.empty = self.trained = 0
         self._trained = trained if sample is None else sample.trained
@@ -164,9 +157,10 @@ class Tally:
         predictions = probabilities @ outcomes
         if self.sample is None:
             self.kept.add([texts[i] for i in rows], probabilities, names)
-        codes = np.unique(names, return_inverse=True)
-        for code, name in enumerate(codes[0].tolist()):
-            inside = codes[1] == code
+        groups: dict[str, list[int]] = {}
+        for i, name in enumerate(names):
+            groups.setdefault(name, []).append(i)
+        for name, inside in groups.items():
             some = Totals.of(predictions[inside], decided[inside])
             self.totals[name] = self.totals[name] + some if name in self.totals else some
         if len(self.totals) > MAX_GROUPS:
@@ -178,7 +172,8 @@ class Tally:
             for text, number, name in zip(read, numbers, names, strict=True):
                 self.sample.see(text, number, name if self.by else None)
         if self.outcomes is not None:
-            self.outcomes.add(self._inputs(cells), rows, numbers, predictions, [flat(text) for text in texts])
+            others = {name: column for name, column in self._inputs(cells).items() if name not in self.text_columns}
+            self.outcomes.add(others, rows, numbers, predictions)
 
     @property
     def notes(self) -> list[str]:

@@ -127,7 +127,7 @@ def run_prediction(
         )
         counts: Counter[str] = Counter()
         if output is None:
-            for cells, chunk_counts in label(stream.chunks()):
+            for cells, chunk_counts, _ in label(stream.chunks()):
                 if write is not None:
                     write(cells)
                 counts += chunk_counts
