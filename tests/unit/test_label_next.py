@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bertsmith as bs
+from bertsmith.config import DataConfig
 from bertsmith.data.near_duplicates import group_near_duplicates
+from bertsmith.data.sources import read_raw
 from bertsmith.errors import ConfigError, DataError, RunFolderError
 from bertsmith.folders.claim import lock
 from bertsmith.labelling.choose import (
@@ -22,9 +24,11 @@ from bertsmith.labelling.choose import (
     without_near_duplicates,
 )
 from bertsmith.labelling.pool import PoolFile
-from bertsmith.labelling.store import Decision, Project
+from bertsmith.labelling.store import Decision, Project, Queued
 from bertsmith.measuring.design import read_design
 from bertsmith.testing import tiny_table
+from bertsmith.workflows import label_next
+from bertsmith.workflows.label_next import Chosen
 
 # -- the random sample -------------------------------------------------------------------------------------------------
 
@@ -281,3 +285,20 @@ def test_tasks_for_a_tool_have_the_chosen_texts(tool, pool, tmp_path, tiny, cli)
     facts = [task.get("data") or task.get("meta") or task.get("metadata") or task for task in tasks]
     assert [task["hidden"] for task in facts] == [text.columns["hidden"] for text in project.texts]
     assert not any("Text" in task for task in facts)  # a task has the text only once
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet", ".xlsx"])
+def test_a_pool_of_earlier_predictions_is_written_as_it_is(suffix, tmp_path, cli, monkeypatch):
+    """Its columns have the names of an output of predict, but other types."""
+    cells = {"predicted": ["1", "none"], "predicted_texts": ["x", "y"], "confidence": ["0.9", ""], "mixed": [1, "n/a"]}
+    rows = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
+    texts = [Queued(i, f"text {i}", "random", True, columns=row) for i, row in enumerate(rows, start=1)]
+    chosen = Chosen(texts, {1: 6.7e-9, 2: 6.7e-6}, 10**9)
+    monkeypatch.setattr(label_next, "choose_texts", lambda *arguments, **options: chosen)
+    out = tmp_path / f"out{suffix}"
+    code, _, err = cli("next", tmp_path, "pool.csv", "-n", "2", "-o", out)
+    assert code == 0, err
+    found = read_raw(out, DataConfig()).frame
+    assert found["inclusion_probability"].astype(float).tolist() == [6.7e-9, 6.7e-6]
+    for name, values in cells.items():
+        assert [str(cell) for cell in found[name].fillna("")] == [str(cell) for cell in values]
