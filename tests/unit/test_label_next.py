@@ -228,6 +228,17 @@ def test_rounds_of_a_project(pool, tmp_path, tiny, cli):
     assert "row 4" in err
 
 
+def test_no_chosen_text_is_a_near_duplicate_of_a_random_one(tmp_path, tiny):
+    texts = tiny_table(150)["Text"].drop_duplicates()[:30]
+    table = pd.DataFrame({"Text": [text + mark for mark in (".", "!", "?", " …", "") for text in texts]})
+    project = Project(tmp_path / "project", {"labels": ["animals", "colours", "fruits"]})
+    chosen = bs.next_texts(project.path, table, n=20, model=str(tiny))
+    random = chosen["random"].to_numpy()
+    assert random.sum() == 4
+    groups = group_near_duplicates([*chosen["Text"][random], *chosen["Text"][~random]])
+    assert (groups[4:] == np.arange(4, 20)).all()
+
+
 def test_one_process_at_a_time_chooses_texts_for_a_project(pool, tmp_path, tiny):
     project = Project(tmp_path / "project", {"labels": ["animals", "colours", "fruits"]})
     with lock(project.path, "choosing"), pytest.raises(RunFolderError):

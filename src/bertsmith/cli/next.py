@@ -70,7 +70,7 @@ def next(
 ) -> None:
     """Choose the texts to label next: uncertain and diverse texts, texts of rare classes, and a random sample.
 
-    Among the texts that are not random, no text is a near-duplicate of another, or of a text of the project.
+    A text that is not random is no near-duplicate of another chosen text, or of a text of the project.
 
     The output has the columns of the pool, plus row, reason, random and inclusion_probability.
 

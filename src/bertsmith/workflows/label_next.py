@@ -272,13 +272,14 @@ def _choose(
     candidates.n = n - len(chance)
     for rows, scores in scored(np.flatnonzero(usable & ~reserved)):
         candidates.add(rows, priority[rows], scores)
-    texts = read_rows(stream, candidates.rows)
+    texts = read_rows(stream, np.concatenate([candidates.rows, chance]))
     embeddings = embed(candidates.rows, [texts[row][1] for row in candidates.rows.tolist()])
     ranked = candidates.choose(embeddings, known)
-    flat_texts = [flat(texts[choice.row][1]) for choice in ranked]
-    others = without_near_duplicates(ranked, flat_texts, known_texts, candidates.n)
-    texts |= read_rows(stream, chance)
-    found = [*(Choice(row, CHANCE) for row in chance.tolist()), *others]
+    drawn = [Choice(row, CHANCE) for row in chance.tolist()]
+    drawn_texts, ranked_texts = ([flat(texts[choice.row][1]) for choice in some] for some in (drawn, ranked))
+    # The random texts are test texts: a near-duplicate among the training texts would leak.
+    others = without_near_duplicates(ranked, ranked_texts, [*known_texts, *drawn_texts], candidates.n)
+    found = [*drawn, *others]
     shuffled = np.random.default_rng(order_seed).permutation(len(found))
     queue = [_queued(found[i], *texts[found[i].row], suggestions, stream.name) for i in shuffled]
     return Chosen(queue, dict.fromkeys((chance + 1).tolist(), len(chance) / n_usable), n_usable)
