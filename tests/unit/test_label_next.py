@@ -142,6 +142,15 @@ def test_near_duplicates_are_chosen_once():
     assert [choice.row for choice in kept] == [0, 2]
 
 
+@pytest.mark.parametrize(
+    ("cell", "suggestion"),
+    [(" good", " good"), (["a", "b"], "a;b"), (np.array(["a", "b"]), "a;b"), ([], ""), (2.0, "2"), (np.nan, None)],
+)
+def test_a_suggestion_is_text_with_separated_labels(cell, suggestion):
+    queued = label_next._queued(Choice(0, "diverse"), {"proposal": cell}, "text", "proposal", "pool")
+    assert queued.suggestion == suggestion
+
+
 # -- the file of embeddings --------------------------------------------------------------------------------------------
 
 

@@ -324,6 +324,24 @@ def test_one_coder_and_one_label_have_no_agreement():
     assert measure_agreement(same, ["x", "y"], "single-label").alpha.value is None
 
 
+@pytest.mark.parametrize(
+    ("task", "given", "suggestions"),
+    [
+        ("multi-label", [("bad", "good"), ("good",), ()], ["good; bad", " good ;other", ""]),
+        ("single-label", [("bad",), ("good",), ("so so",)], ["bad ", " good", "so so"]),
+    ],
+)
+def test_suggestions_that_name_the_given_labels_agree(task, given, suggestions, tmp_path):
+    project = Project(tmp_path / "p", {"labels": LABELS, "task": task, "pool_rows": 40})
+    missing = [None] if task == "multi-label" else [None, " "]
+    pairs = [*zip(given, suggestions, strict=True), *((given[0], nothing) for nothing in missing)]
+    project.add_texts([Queued(i, f"text {i}", "random", True, suggestion=s) for i, (_, s) in enumerate(pairs, start=1)])
+    for i, (labels, _) in enumerate(pairs, start=1):
+        project.decide(Decision(i, "ann", "labelled", labels))
+    found = Snapshot.of(project).overview()["suggestions"]
+    assert (found["value"], found["texts"]) == (1, 3)
+
+
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 

@@ -13,10 +13,12 @@ import numpy as np
 from bertsmith.config import Config
 from bertsmith.data.columns import LABEL, LABEL_TEXT, canonical
 from bertsmith.data.formats.annotations import write_tasks
+from bertsmith.data.label_sets import is_list
+from bertsmith.data.outcomes import SEPARATOR
 from bertsmith.data.stream import Stream, open_stream
 from bertsmith.data.table import REGRESSION, Cells
 from bertsmith.data.template import Template, Text, Texts, flat, is_empty, normalise_text
-from bertsmith.data.texts import is_missing
+from bertsmith.data.texts import is_missing, to_text
 from bertsmith.errors import ConfigError, DataError, counted
 from bertsmith.events import InputOpened, ModelOpened, PredictionListener, RowsPredicted
 from bertsmith.folders.claim import lock
@@ -302,7 +304,7 @@ def check_suggestions(suggestions: str | None, columns: Iterable[str], name: str
 
 def _queued(choice: Choice, columns: dict[str, Any], text: Text, suggestions: str | None, name: str) -> Queued:
     check_suggestions(suggestions, columns, name)
-    suggestion = None if suggestions is None else columns[suggestions]
+    given: Any = None if suggestions is None else columns[suggestions]
     first, pair = (text, None) if isinstance(text, str) else text
     return Queued(
         choice.row + 1,
@@ -311,7 +313,7 @@ def _queued(choice: Choice, columns: dict[str, Any], text: Text, suggestions: st
         choice.reason == CHANCE,
         pair,
         columns,
-        None if suggestion is None else str(suggestion),
+        None if is_missing(given) else SEPARATOR.join(map(to_text, given if is_list(given) else [given])),
     )
 
 
