@@ -84,6 +84,14 @@ def test_undo_brings_the_last_text_back_and_keeps_the_history(project):
         assert database.execute("SELECT COUNT(*) FROM decisions").fetchone() == (3,)
 
 
+def test_undo_of_a_decision_that_was_sent_twice(project):
+    text = decide(project, "ann", "good")
+    project.decide(Decision(text.id, "ann", "labelled", ("good",)))
+    assert project.undo("ann").id == text.id
+    assert project.next_text("ann").id == text.id
+    assert project.decisions == []
+
+
 def test_a_later_decision_replaces_an_earlier_one(project):
     text = decide(project, "ann", "good")
     project.decide(Decision(text.id, "ann", "labelled", ("bad",)))

@@ -283,13 +283,13 @@ class Project:
             )
 
     def undo(self, coder: str) -> Queued | None:
-        """Undo the last decision of a coder, and return its text; ``None`` if nothing is left to undo."""
-        last = "SELECT id, text FROM decisions WHERE coder = ? AND undone = 0 ORDER BY id DESC LIMIT 1"
+        """Undo all that a coder decided about the last text, and return it; ``None`` if nothing is left to undo."""
+        last = "SELECT text FROM decisions WHERE coder = ? AND undone = 0 ORDER BY id DESC LIMIT 1"
         with self._open(write=True) as database:
             row = database.execute(last, (coder,)).fetchone()
             if row is None:
                 return None
-            database.execute("UPDATE decisions SET undone = 1 WHERE id = ?", (row["id"],))
+            database.execute("UPDATE decisions SET undone = 1 WHERE text = ? AND coder = ?", (row["text"], coder))
         return self.text(row["text"])
 
     @property
