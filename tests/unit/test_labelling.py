@@ -98,6 +98,15 @@ def test_a_later_decision_replaces_an_earlier_one(project):
     assert [d.labels for d in project.decisions] == [("bad",)]
 
 
+def test_a_settlement_is_not_replaced_by_another_one(project):
+    for _ in range(2):  # the page sends a decision again after a lost answer
+        project.decide(Decision(1, SETTLER, "labelled", ("good",)))
+    with pytest.raises(DataError):
+        project.decide(Decision(1, SETTLER, "labelled", ("bad",)))
+    project.decide(Decision(2, SETTLER, "labelled", ("bad",)))
+    assert [d.labels for d in project.decisions] == [("good",), ("bad",)]
+
+
 def test_a_project_whose_creation_was_killed_is_created_again(tmp_path):
     path = tmp_path / "p"
     path.mkdir()
