@@ -664,6 +664,19 @@ def test_training_runs_in_a_child_process_and_reports_its_end(project):
     assert (project.path / "labels.csv").is_file()
 
 
+def test_output_of_a_training_in_another_encoding_is_shown(project, monkeypatch):
+    code = r"import sys; sys.stdout.buffer.write(b'caf\xe9\n'); sys.stdout.flush(); print('more')"
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: start([command[0], "-c", code], **options))
+    rounds = Rounds(project, lambda observe: 0)
+    rounds.train()
+    deadline = time.monotonic() + 30
+    while len(rounds.lines) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert list(rounds.lines) == ["caf\ufffd", "more"]
+    assert rounds.child.wait() == 0
+
+
 def test_a_page_for_other_machines_needs_a_token(cli, tmp_path):
     (tmp_path / "pool.txt").write_text("one\ntwo\n")
     arguments = ("label", tmp_path / "pool.txt", "-o", tmp_path / "p")
