@@ -22,6 +22,8 @@ from bertsmith.data.table import Labels
 from bertsmith.data.template import Template
 from bertsmith.errors import ConfigError, DataError, DeviceError, MissingPackageError, ModelError, RunFolderError
 from bertsmith.evaluation.rule import Rule
+from bertsmith.folders.claim import lock
+from bertsmith.folders.files import ExportFolder
 from bertsmith.folders.run import open_run
 from bertsmith.inference import export as exporting
 from bertsmith.inference import export_formats
@@ -131,6 +133,7 @@ def test_exports_of_all_architectures_match_the_original(architecture, format, p
     # One layer is exported in less time; those of ModernBERT differ.
     one = {} if architecture == "modernbert" else {"num_hidden_layers": 1}
     original, exported = _both(tmp_path, architecture, format, precision, **one)
+    ExportFolder(tmp_path / "e").check(overwrite=True)  # it has no other files
     found = exported.predict_proba(TEXTS)
     assert found == pytest.approx(original.predict_proba(TEXTS), abs=MAX_DIFFERENCE[precision])
     if precision == "int8":
@@ -556,7 +559,7 @@ def test_a_damaged_description_is_an_error(content, copy):
     assert error.value.where == str(copy / "export.json")
 
 
-def test_an_export_does_not_replace_other_files(run, exported, written, cli, tmp_path):
+def test_an_export_does_not_replace_other_files(run, exported, copy, written, cli, tmp_path):
     with pytest.raises(RunFolderError) as error:
         bs.export(run)
     assert "overwrite" in error.value.remedy
@@ -567,6 +570,8 @@ def test_an_export_does_not_replace_other_files(run, exported, written, cli, tmp
     assert error.value.where == str(tmp_path / "full")
     with pytest.raises(ConfigError, match=re.escape(str(run.path))):
         bs.export(run, output=run.path / "model" / "onnx")
+    with lock(exported.path, "exporting"), pytest.raises(RunFolderError):
+        bs.export(run, overwrite=True)
     for flags, said in (
         (("--format", "tflite"), "onnx, openvino"),
         (("--precision", "int8"), "--format openvino"),
@@ -579,6 +584,12 @@ def test_an_export_does_not_replace_other_files(run, exported, written, cli, tmp
     code, out, _ = cli("export", run.path, "--overwrite", "--json")
     assert code == 0
     assert json.loads(out)["agreement"] == 1
+    (copy / "Dockerfile").write_text("mine")
+    with pytest.raises(RunFolderError) as error:
+        bs.export(run, output=copy, overwrite=True)
+    assert "Dockerfile" in error.value.what
+    assert "model.onnx" not in error.value.what
+    assert (copy / "Dockerfile").is_file()
 
 
 def test_cpu_limits_of_containers_are_respected(tmp_path, monkeypatch):

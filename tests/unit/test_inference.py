@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 
@@ -18,7 +19,7 @@ from bertsmith.inference.chunks import write_stream
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.ensemble import Ensemble
 from bertsmith.inference.predict import predict_chunks, predict_rows
-from bertsmith.inference.table_writers import output_format
+from bertsmith.inference.table_writers import output_format, to_arrow
 from bertsmith.testing import WORDS, tiny_table
 from tests.conftest import train
 
@@ -182,6 +183,13 @@ def test_all_output_formats_have_the_same_content(suffix, classifier, tmp_path, 
     assert back["predicted"].dropna().tolist() == [10, 20, 30]
     assert back["confidence"].isna().tolist() == [False, True, False, False]
     assert back["mixed"].iloc[1] == "two"
+
+
+def test_input_columns_with_other_names_of_predictions_do_not_change_the_types():
+    """A regression predicts a number, also if the input has the columns of a classifier."""
+    cells = {"predicted_text": ["x"], "predicted_texts": [["y"]], "predicted": [1.5]}
+    given = {"predicted_text": pa.string(), "predicted_texts": pa.list_(pa.string())}
+    assert to_arrow(cells, given, as_read=False).schema.types == [*given.values(), pa.float64()]
 
 
 def test_unknown_output_formats_are_errors(tmp_path):

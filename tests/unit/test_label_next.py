@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bertsmith as bs
+from bertsmith.config import DataConfig
 from bertsmith.data.near_duplicates import group_near_duplicates
+from bertsmith.data.sources import read_raw
 from bertsmith.errors import ConfigError, DataError, RunFolderError
 from bertsmith.folders.claim import lock
 from bertsmith.labelling.choose import (
@@ -22,9 +24,11 @@ from bertsmith.labelling.choose import (
     without_near_duplicates,
 )
 from bertsmith.labelling.pool import PoolFile
-from bertsmith.labelling.store import Decision, Project
+from bertsmith.labelling.store import Decision, Project, Queued
 from bertsmith.measuring.design import read_design
 from bertsmith.testing import tiny_table
+from bertsmith.workflows import label_next
+from bertsmith.workflows.label_next import Chosen
 from tests.conftest import ArrowTable
 
 # -- the random sample -------------------------------------------------------------------------------------------------
@@ -139,6 +143,15 @@ def test_near_duplicates_are_chosen_once():
     assert [choice.row for choice in kept] == [0, 2]
 
 
+@pytest.mark.parametrize(
+    ("cell", "suggestion"),
+    [(" good", " good"), (["a", "b"], "a;b"), (np.array(["a", "b"]), "a;b"), ([], ""), (2.0, "2"), (np.nan, None)],
+)
+def test_a_suggestion_is_text_with_separated_labels(cell, suggestion):
+    queued = label_next._queued(Choice(0, "diverse"), {"proposal": cell}, "text", "proposal", "pool")
+    assert queued.suggestion == suggestion
+
+
 # -- the file of embeddings --------------------------------------------------------------------------------------------
 
 
@@ -225,6 +238,17 @@ def test_rounds_of_a_project(pool, tmp_path, tiny, cli):
     assert "row 4" in err
 
 
+def test_no_chosen_text_is_a_near_duplicate_of_a_random_one(tmp_path, tiny):
+    texts = tiny_table(150)["Text"].drop_duplicates()[:30]
+    table = pd.DataFrame({"Text": [text + mark for mark in (".", "!", "?", " …", "") for text in texts]})
+    project = Project(tmp_path / "project", {"labels": ["animals", "colours", "fruits"]})
+    chosen = bs.next_texts(project.path, table, n=20, model=str(tiny))
+    random = chosen["random"].to_numpy()
+    assert random.sum() == 4
+    groups = group_near_duplicates([*chosen["Text"][random], *chosen["Text"][~random]])
+    assert (groups[4:] == np.arange(4, 20)).all()
+
+
 def test_one_process_at_a_time_chooses_texts_for_a_project(pool, tmp_path, tiny):
     project = Project(tmp_path / "project", {"labels": ["animals", "colours", "fruits"]})
     with lock(project.path, "choosing"), pytest.raises(RunFolderError):
@@ -290,3 +314,20 @@ def test_tasks_for_a_tool_have_the_chosen_texts(tool, pool, tmp_path, tiny, cli)
     facts = [task.get("data") or task.get("meta") or task.get("metadata") or task for task in tasks]
     assert [task["hidden"] for task in facts] == [text.columns["hidden"] for text in project.texts]
     assert not any("Text" in task for task in facts)  # a task has the text only once
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet", ".xlsx"])
+def test_a_pool_of_earlier_predictions_is_written_as_it_is(suffix, tmp_path, cli, monkeypatch):
+    """Its columns have the names of an output of predict, but other types."""
+    cells = {"predicted": ["1", "none"], "predicted_texts": ["x", "y"], "confidence": ["0.9", ""], "mixed": [1, "n/a"]}
+    rows = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
+    texts = [Queued(i, f"text {i}", "random", True, columns=row) for i, row in enumerate(rows, start=1)]
+    chosen = Chosen(texts, {1: 6.7e-9, 2: 6.7e-6}, 10**9)
+    monkeypatch.setattr(label_next, "choose_texts", lambda *arguments, **options: chosen)
+    out = tmp_path / f"out{suffix}"
+    code, _, err = cli("next", tmp_path, "pool.csv", "-n", "2", "-o", out)
+    assert code == 0, err
+    found = read_raw(out, DataConfig()).frame
+    assert found["inclusion_probability"].astype(float).tolist() == [6.7e-9, 6.7e-6]
+    for name, values in cells.items():
+        assert [str(cell) for cell in found[name].fillna("")] == [str(cell) for cell in values]

@@ -124,6 +124,12 @@ def test_setup_answers_the_version_and_health_is_public(serve):
     assert ask("/health")[:2] == (200, {"status": "UP"})
 
 
+def test_the_description_of_a_request_without_a_body_has_no_errors_of_bodies(serve):
+    described = serve(Fake())("/openapi.json")[1]["paths"]
+    assert set(described["/versions"]["get"]["responses"]) == {"200", "401", "503"}
+    assert {"413", "422"} < set(described["/setup"]["post"]["responses"])
+
+
 REQUESTS = Path(__file__).parents[1] / "data" / "annotations" / "label_studio_requests.json"
 
 

@@ -84,10 +84,27 @@ def test_undo_brings_the_last_text_back_and_keeps_the_history(project):
         assert database.execute("SELECT COUNT(*) FROM decisions").fetchone() == (3,)
 
 
+def test_undo_of_a_decision_that_was_sent_twice(project):
+    text = decide(project, "ann", "good")
+    project.decide(Decision(text.id, "ann", "labelled", ("good",)))
+    assert project.undo("ann").id == text.id
+    assert project.next_text("ann").id == text.id
+    assert project.decisions == []
+
+
 def test_a_later_decision_replaces_an_earlier_one(project):
     text = decide(project, "ann", "good")
     project.decide(Decision(text.id, "ann", "labelled", ("bad",)))
     assert [d.labels for d in project.decisions] == [("bad",)]
+
+
+def test_a_settlement_is_not_replaced_by_another_one(project):
+    for _ in range(2):  # the page sends a decision again after a lost answer
+        project.decide(Decision(1, SETTLER, "labelled", ("good",)))
+    with pytest.raises(DataError):
+        project.decide(Decision(1, SETTLER, "labelled", ("bad",)))
+    project.decide(Decision(2, SETTLER, "labelled", ("bad",)))
+    assert [d.labels for d in project.decisions] == [("good",), ("bad",)]
 
 
 def test_a_project_whose_creation_was_killed_is_created_again(tmp_path):
@@ -322,6 +339,24 @@ def test_one_coder_and_one_label_have_no_agreement():
     assert measure_agreement({(0, "a"): frozenset("x")}, ["x", "y"], "single-label").alpha.value is None
     same = {(i, c): frozenset("x") for i in range(5) for c in "ab"}
     assert measure_agreement(same, ["x", "y"], "single-label").alpha.value is None
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "suggestions"),
+    [
+        ("multi-label", [("bad", "good"), ("good",), ()], ["good; bad", " good ;other", ""]),
+        ("single-label", [("bad",), ("good",), ("so so",)], ["bad ", " good", "so so"]),
+    ],
+)
+def test_suggestions_that_name_the_given_labels_agree(task, given, suggestions, tmp_path):
+    project = Project(tmp_path / "p", {"labels": LABELS, "task": task, "pool_rows": 40})
+    missing = [None] if task == "multi-label" else [None, " "]
+    pairs = [*zip(given, suggestions, strict=True), *((given[0], nothing) for nothing in missing)]
+    project.add_texts([Queued(i, f"text {i}", "random", True, suggestion=s) for i, (_, s) in enumerate(pairs, start=1)])
+    for i, (labels, _) in enumerate(pairs, start=1):
+        project.decide(Decision(i, "ann", "labelled", labels))
+    found = Snapshot.of(project).overview()["suggestions"]
+    assert (found["value"], found["texts"]) == (1, 3)
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
@@ -627,6 +662,19 @@ def test_training_runs_in_a_child_process_and_reports_its_end(project):
     assert not state["training"]
     assert "--no-such-flag" in " ".join(state["lines"])
     assert (project.path / "labels.csv").is_file()
+
+
+def test_output_of_a_training_in_another_encoding_is_shown(project, monkeypatch):
+    code = r"import sys; sys.stdout.buffer.write(b'caf\xe9\n'); sys.stdout.flush(); print('more')"
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: start([command[0], "-c", code], **options))
+    rounds = Rounds(project, lambda observe: 0)
+    rounds.train()
+    deadline = time.monotonic() + 30
+    while len(rounds.lines) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert list(rounds.lines) == ["caf\ufffd", "more"]
+    assert rounds.child.wait() == 0
 
 
 def test_a_page_for_other_machines_needs_a_token(cli, tmp_path):

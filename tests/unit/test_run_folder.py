@@ -12,6 +12,7 @@ from bertsmith.config import Config
 from bertsmith.errors import Interrupted, RunFolderError
 from bertsmith.folders import atomic
 from bertsmith.folders.atomic import replaced_file, replaced_folder, write_json
+from bertsmith.folders.files import ExportFolder
 from bertsmith.folders.new_run import RunFolder, check_same
 from bertsmith.folders.run import Run, open_run
 from bertsmith.folders.study import Study
@@ -259,7 +260,9 @@ def test_only_the_temporary_folders_of_a_name_are_removed(name, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(others)
 
 
-@pytest.mark.parametrize(("output", "file"), [(RunFolder, "run.json"), (Study, "study.json")])
+@pytest.mark.parametrize(
+    ("output", "file"), [(RunFolder, "run.json"), (Study, "study.json"), (ExportFolder, "export.json")]
+)
 def test_hidden_files_of_the_user_are_not_overwritten(output, file, tmp_path):
     for name in (file, f".12.{file}", f".0a1b2c3d.{file}", ".model.x_1.part", ".report.html.lock", ".DS_Store"):
         (tmp_path / name).write_text("{}")

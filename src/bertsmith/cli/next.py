@@ -70,7 +70,7 @@ def next(
 ) -> None:
     """Choose the texts to label next: uncertain and diverse texts, texts of rare classes, and a random sample.
 
-    Among the texts that are not random, no text is a near-duplicate of another, or of a text of the project.
+    A text that is not random is no near-duplicate of another chosen text, or of a text of the project.
 
     The output has the columns of the pool, plus row, reason, random and inclusion_probability.
 
@@ -78,11 +78,12 @@ def next(
 
     Example: bertsmith next runs/reviews pool.csv -n 100 -o to_label.csv
     """
+    from bertsmith.data.formats.arrow import common_types
     from bertsmith.errors import DataError, counted
     from bertsmith.folders.atomic import replaced_file
     from bertsmith.folders.claim import claim
     from bertsmith.folders.files import OutputFile
-    from bertsmith.inference.table_writers import CsvStyle, open_writer, output_format
+    from bertsmith.inference.table_writers import TYPED, CsvStyle, open_writer, output_format
     from bertsmith.labelling.store import Project
     from bertsmith.progress.prediction import PredictionProgress
 
@@ -103,7 +104,8 @@ def next(
 
     def write(target: Path | IO[str]) -> None:
         if format == "table":
-            with open_writer(kind, target, style=style) as writer:
+            types = common_types([cells]) if kind in TYPED else {}
+            with open_writer(kind, target, style=style, types=(types, False), predictions=False) as writer:
                 writer.write(cells)
         elif isinstance(target, Path):
             target.write_text(chosen.tasks(format), encoding="utf-8", newline="\n")

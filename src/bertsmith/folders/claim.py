@@ -116,7 +116,7 @@ def check_contents(path: Path, foreign: list[str], what: str) -> None:
     Args:
         path: the folder.
         foreign: names of the files that bertsmith did not write.
-        what: ``"run"`` or ``"study"``.
+        what: ``"run"``, ``"study"`` or ``"export"``.
 
     Raises:
         RunFolderError: naming the files.

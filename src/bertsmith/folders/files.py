@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from bertsmith.errors import ConfigError, RunFolderError, listing
-from bertsmith.folders.claim import Output, check_not_in_run
+from bertsmith.folders.atomic import foreign_names
+from bertsmith.folders.claim import Output, check_contents, check_not_in_run
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,14 @@ class ExportFolder(Output):
     """The folder of an export."""
 
     FILE: ClassVar[str] = "export.json"
+    FILES: ClassVar[tuple[str, ...]] = (
+        *(FILE, "README.md", "tokenizer.json", "validation.npz"),
+        *("model.onnx", "model.onnx.data", "model.xml", "model.bin"),
+    )
     activity: ClassVar[str | None] = "writing this export"
 
     def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
-        """Refuse to replace anything but an export, and that only with ``overwrite``.
+        """Refuse to replace anything but an export without other files, and that only with ``overwrite``.
 
         Raises:
             UserError: with the reason.
@@ -117,6 +122,8 @@ class ExportFolder(Output):
                 where=str(path),
                 remedy="Pass --overwrite to replace it, or choose another folder with -o.",
             )
+        else:
+            check_contents(path, foreign_names(path, self.FILES), "export")
 
 
 def _same_file(source: Any, path: Path) -> bool:

@@ -14,6 +14,7 @@ from bertsmith.compute.machine import versions
 from bertsmith.data.template import Texts, texts_of
 from bertsmith.errors import ConfigError, ModelError
 from bertsmith.folders import atomic
+from bertsmith.folders.claim import claim
 from bertsmith.folders.files import ExportFolder
 from bertsmith.folders.run import Run, open_run
 from bertsmith.inference.abstain import held_out_predictions
@@ -71,7 +72,7 @@ def export(
         )
     opened = open_run(run)
     target = output or opened.layout.exports / (format if precision == "fp32" else f"{format}-{precision}")
-    ExportFolder(target).check(overwrite=overwrite)
+    ExportFolder(target).check(overwrite=overwrite)  # before the slow part
     import torch  # imported late, because wrong arguments should fail fast
 
     from bertsmith.inference.classifier import Classifier
@@ -90,46 +91,44 @@ def export(
     calibration = validation.sample(min(n, len(validation) // (1 if has_test else 2)), random_state=0)
     others = (validation.drop(calibration.index), *([opened.predictions] if has_test else []))
     texts = Texts([text for frame in others for text in texts_of(frame)][:MAX_PARITY_TEXTS])
-    with atomic.disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.replaced_folder(target) as folder:
-            tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
-            held_out = held_out_predictions(opened)
-            probabilities = held_out.scores[0].astype(np.float32)
-            lengths = np.array([]) if held_out.lengths is None else held_out.lengths
-            np.savez(folder / HELD_OUT, targets=held_out.targets, probabilities=probabilities, lengths=lengths)
-            about = ExportInfo(
-                format,
-                precision,
-                original.labels,
-                original.task.name,
-                original.loaded.input_names,
-                original.loaded.max_length,
-                (int(tokenizer.pad_token_id), str(tokenizer.padding_side)),
-                original.rule,
-                {},
-                {},
-                _run_facts(opened),
-                original.template,
-                original.long,
-            )
-            atomic.write_json(folder / ABOUT, about.to_dict())
-            evaluated = "cross-validated texts" if "by" in opened.metrics["splits"]["test"] else "test texts"
-            for conservative in (False, True) if n else (False,):
-                write_model(original, folder, format, precision, texts_of(calibration), conservative=conservative)
-                parity = compare(original, Exported.load(folder), texts)
-                failure = _failed_check(parity, precision, original.task)
-                if not failure:
-                    break
-            if failure and not accept:
-                other = "" if precision == "fp32" else "Pass --precision fp32, or "
-                accepting = f"{other or 'Pass '}--accept to accept the difference."
-                raise ModelError(failure, where=str(target), remedy=f"bertsmith wrote no export. {accepting}")
-            parity |= {"held": not failure, "calibrated_with": len(calibration)}
-            atomic.write_text(folder / "README.md", _readme(about, parity, evaluated))
-            files = {p.name: file_digest(p) for p in sorted(folder.iterdir()) if p.name not in (ABOUT, "README.md")}
-            about = replace(about, parity=parity, files=files)
-            atomic.write_json(folder / ABOUT, about.to_dict())
+    with claim(ExportFolder(target), overwrite=overwrite), atomic.replaced_folder(target) as folder:
+        tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
+        held_out = held_out_predictions(opened)
+        probabilities = held_out.scores[0].astype(np.float32)
+        lengths = np.array([]) if held_out.lengths is None else held_out.lengths
+        np.savez(folder / HELD_OUT, targets=held_out.targets, probabilities=probabilities, lengths=lengths)
+        about = ExportInfo(
+            format,
+            precision,
+            original.labels,
+            original.task.name,
+            original.loaded.input_names,
+            original.loaded.max_length,
+            (int(tokenizer.pad_token_id), str(tokenizer.padding_side)),
+            original.rule,
+            {},
+            {},
+            _run_facts(opened),
+            original.template,
+            original.long,
+        )
+        atomic.write_json(folder / ABOUT, about.to_dict())
+        evaluated = "cross-validated texts" if "by" in opened.metrics["splits"]["test"] else "test texts"
+        for conservative in (False, True) if n else (False,):
+            write_model(original, folder, format, precision, texts_of(calibration), conservative=conservative)
+            parity = compare(original, Exported.load(folder), texts)
+            failure = _failed_check(parity, precision, original.task)
+            if not failure:
+                break
+        if failure and not accept:
+            other = "" if precision == "fp32" else "Pass --precision fp32, or "
+            accepting = f"{other or 'Pass '}--accept to accept the difference."
+            raise ModelError(failure, where=str(target), remedy=f"bertsmith wrote no export. {accepting}")
+        parity |= {"held": not failure, "calibrated_with": len(calibration)}
+        atomic.write_text(folder / "README.md", _readme(about, parity, evaluated))
+        files = {p.name: file_digest(p) for p in sorted(folder.iterdir()) if p.name not in (ABOUT, "README.md")}
+        about = replace(about, parity=parity, files=files)
+        atomic.write_json(folder / ABOUT, about.to_dict())
     return Export(target, about)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import csv
+import itertools
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -98,6 +99,7 @@ def open_writer(
     style: CsvStyle = DIALECTS["plain"],
     types: tuple[Mapping[str, Any], bool] = ({}, False),
     header: bool = True,
+    predictions: bool = True,
 ) -> Iterator[Writer]:
     """Open a writer for a format of `FORMATS`.
 
@@ -107,6 +109,7 @@ def open_writer(
         style: of CSV files.
         types: Arrow types of the input columns, and ``as_read`` of `to_arrow`, for formats in `TYPED`.
         header: whether CSV begins with the column names.
+        predictions: whether predictions follow the input columns. If not, ``types`` has all columns.
 
     Raises:
         ConfigError: if the package openpyxl is missing.
@@ -120,14 +123,14 @@ def open_writer(
             writer.close()
     elif kind == "xlsx":
         assert isinstance(target, Path)
-        excel = _Excel(target, *types)
+        excel = _Excel(target, *types, predictions)
         yield excel
         excel.book.save()
     elif isinstance(target, Path):
         with target.open("w", encoding="utf-8", newline="") as stream:
-            yield _Csv(stream, style, header) if kind == "csv" else _JsonLines(stream)
+            yield _Csv(stream, style, header, predictions) if kind == "csv" else _JsonLines(stream)
     else:
-        yield _Csv(target, style, header) if kind == "csv" else _JsonLines(target)
+        yield _Csv(target, style, header, predictions) if kind == "csv" else _JsonLines(target)
         target.flush()
 
 
@@ -153,17 +156,16 @@ def join(kind: str, parts: Sequence[Path], target: Path) -> None:
 
 
 class _Csv:
-    def __init__(self, stream: IO[str], style: CsvStyle, header: bool) -> None:
+    def __init__(self, stream: IO[str], style: CsvStyle, header: bool, predictions: bool) -> None:
         self.writers = {
             mode: csv.writer(stream, delimiter=style.delimiter, lineterminator="\n", quoting=mode)
             for mode in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
         }
-        self.stream, self.style, self.header = stream, style, header
+        self.stream, self.style, self.header, self.predictions = stream, style, header, predictions
 
     def write(self, cells: Cells) -> None:
-        names = list(cells)
-        added = names[names.index(PREDICTED) :] if PREDICTED in cells else []
-        columns = [[self._cell(value, name in added) for value in joined_labels(cells, name)] for name in names]
+        names, added = list(cells), _added(cells) if self.predictions else []
+        columns = [[self._cell(value, name in added) for value in _joined_labels(cells, name, added)] for name in names]
         if self.header:
             self.stream.write("\ufeff" * self.style.bom)
             self._row([guarded_cell(name) if self.style.guarded else name for name in names])
@@ -205,9 +207,14 @@ class _JsonLines:
             self.stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False, default=str) + "\n")
 
 
-def joined_labels(cells: Cells, name: str) -> list[Any]:
+def _added(names: Iterable[str]) -> list[str]:
+    """Return the columns of the predictions: they follow the input columns, and `PREDICTED` is the first."""
+    return list(itertools.dropwhile(lambda name: name != PREDICTED, names))
+
+
+def _joined_labels(cells: Cells, name: str, added: Sequence[str]) -> list[Any]:
     """Return a column for formats without lists: the predicted labels of a text are joined by ``;``."""
-    if name not in (PREDICTED, PREDICTED_TEXTS) or PREDICTED_TEXTS not in cells:
+    if name not in (PREDICTED, PREDICTED_TEXTS) or PREDICTED_TEXTS not in added:
         return cells[name]
     return [";".join(map(str, value)) if isinstance(value, list) else value for value in cells[name]]
 
@@ -228,17 +235,17 @@ def _json(value: Any) -> Any:
 
 
 class _Excel:
-    def __init__(self, path: Path, types: Mapping[str, Any], as_read: bool) -> None:
-        self.book, self.types, self.as_read = Workbook(path), types, as_read
+    def __init__(self, path: Path, types: Mapping[str, Any], as_read: bool, predictions: bool) -> None:
+        self.book, self.types, self.as_read, self.predictions = Workbook(path), types, as_read, predictions
 
     def write(self, cells: Cells) -> None:
-        self.book.write(_for_excel(to_arrow(cells, self.types, self.as_read)))
+        self.book.write(_for_excel(to_arrow(cells, self.types, self.as_read), self.predictions))
 
 
-def _for_excel(table: Any) -> Cells:
+def _for_excel(table: Any, predictions: bool = True) -> Cells:
     """Return the cells of an Arrow table as in CSV, but with numbers, dates and Booleans as they are."""
     names = table.column_names
-    added = names[names.index(PREDICTED) :] if PREDICTED in names else []
+    added = _added(names) if predictions else []
     cells: Cells = {name: to_cells(table[name]) for name in names}
 
     def cell(value: Any, name: str) -> Any:
@@ -246,7 +253,7 @@ def _for_excel(table: Any) -> Cells:
             return round(value, 6)
         return None if is_missing(value) else _input_cell(value)
 
-    return {name: [cell(value, name) for value in joined_labels(cells, name)] for name in names}
+    return {name: [cell(value, name) for value in _joined_labels(cells, name, added)] for name in names}
 
 
 class _Parquet:
@@ -277,24 +284,24 @@ def to_arrow(cells: Cells, types: Mapping[str, Any], as_read: bool) -> Any:
     """
     import pyarrow as pa
 
-    columns = {}
+    columns, added = {}, _added(cells)
     for name, values in cells.items():
-        kind = types.get(name) or _added_type(name, cells)
+        kind = types.get(name) or _added_type(name, added)
         if kind == pa.string() and not as_read:
             values = [None if is_missing(value) else str(_input_cell(value)) for value in values]
         columns[name] = pa.array(values, type=kind, from_pandas=not as_read)
     return pa.table(columns)
 
 
-def _added_type(name: str, cells: Cells) -> Any:
+def _added_type(name: str, added: Sequence[str]) -> Any:
     import pyarrow as pa
 
     if name.startswith(PROBABILITY):
         return pa.float64()
     if name == PREDICTED:
-        one_class = pa.int64() if "predicted_text" in cells else pa.float64()
-        return pa.list_(pa.int64()) if PREDICTED_TEXTS in cells else one_class
-    added = {
+        one_class = pa.int64() if "predicted_text" in added else pa.float64()
+        return pa.list_(pa.int64()) if PREDICTED_TEXTS in added else one_class
+    types = {
         "predicted_text": pa.string(),
         PREDICTED_TEXTS: pa.list_(pa.string()),
         "confidence": pa.float64(),
@@ -303,4 +310,4 @@ def _added_type(name: str, cells: Cells) -> Any:
         LOWER: pa.float64(),
         UPPER: pa.float64(),
     }
-    return added.get(name)
+    return types.get(name)

@@ -245,7 +245,7 @@ def without_near_duplicates(
     Args:
         ranked: the choices, best first.
         texts: their texts.
-        known: texts that are labelled or queued.
+        known: texts that are labelled, queued, or drawn at random.
         n: number of choices.
     """
     before = list(known)

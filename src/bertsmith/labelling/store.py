@@ -173,8 +173,7 @@ class Project:
     def setting(self, name: str, default: Any = None) -> Any:
         """Return a setting of the project."""
         with self._open() as database:
-            row = database.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-        return default if row is None else json.loads(row[0])
+            return _settings(database).get(name, default)
 
     def set_setting(self, name: str, value: Any) -> None:
         """Change a setting of the project."""
@@ -263,7 +262,7 @@ class Project:
         return _queued(row)
 
     def decide(self, decision: Decision) -> None:
-        """Record a decision. It replaces an earlier one of the same coder about the same text.
+        """Record a decision. It replaces an earlier one of the same coder about the same text, except a settlement.
 
         Raises:
             DataError: if it does not fit the project.
@@ -271,7 +270,8 @@ class Project:
         values = (decision.text, decision.coder, decision.status, json.dumps(decision.labels), decision.note)
         with self._open(write=True) as database:
             known = database.execute("SELECT 1 FROM texts WHERE id = ?", (decision.text,)).fetchone()
-            if wrong := _misfit(decision, _settings(database), is_queued=known is not None):
+            others = [d for d in _decisions(database) if d.text == decision.text] if decision.coder == SETTLER else []
+            if wrong := _misfit(decision, _settings(database), others, is_queued=known is not None):
                 raise DataError(
                     f"the decision about text {decision.text} does not fit the project: {wrong}",
                     where=str(self.file),
@@ -283,13 +283,13 @@ class Project:
             )
 
     def undo(self, coder: str) -> Queued | None:
-        """Undo the last decision of a coder, and return its text; ``None`` if nothing is left to undo."""
-        last = "SELECT id, text FROM decisions WHERE coder = ? AND undone = 0 ORDER BY id DESC LIMIT 1"
+        """Undo all that a coder decided about the last text, and return it; ``None`` if nothing is left to undo."""
+        last = "SELECT text FROM decisions WHERE coder = ? AND undone = 0 ORDER BY id DESC LIMIT 1"
         with self._open(write=True) as database:
             row = database.execute(last, (coder,)).fetchone()
             if row is None:
                 return None
-            database.execute("UPDATE decisions SET undone = 1 WHERE id = ?", (row["id"],))
+            database.execute("UPDATE decisions SET undone = 1 WHERE text = ? AND coder = ?", (row["text"], coder))
         return self.text(row["text"])
 
     @property
@@ -310,7 +310,7 @@ class Project:
         return {"decided": len(seconds), "texts": total, "seconds": worked[len(worked) // 2] if worked else None}
 
 
-def _misfit(decision: Decision, settings: Mapping[str, Any], *, is_queued: bool) -> str:
+def _misfit(decision: Decision, settings: Mapping[str, Any], others: Sequence[Decision], *, is_queued: bool) -> str:
     """Return why a decision does not fit the project, or an empty string."""
     expected = int(decision.status == LABELLED)
     if not is_queued:
@@ -323,6 +323,8 @@ def _misfit(decision: Decision, settings: Mapping[str, Any], *, is_queued: bool)
         return f"the codebook lacks {listing(unknown)}"
     if settings["task"] != MULTI_LABEL and len(decision.labels) != expected:
         return f"{counted(len(decision.labels), 'label')} given, {expected} expected"
+    if any(other.coder == SETTLER and set(other.labels) != set(decision.labels) for other in others):
+        return "another decision has settled this text"
     return ""
 
 

@@ -116,8 +116,8 @@ class Snapshot:
         blind = {
             (each.text.id, who): given
             for each in labelled
-            if each.text.random and each.text.suggestion is not None
-            for who, given in (("coders", each.labels), ("suggestion", frozenset([each.text.suggestion])))
+            if each.text.random and (suggested := self._suggested(each.text)) is not None
+            for who, given in (("coders", each.labels), ("suggestion", suggested))
             if given is not None
         }
         return {
@@ -130,6 +130,15 @@ class Snapshot:
             "without_label": len(self.without_label),
             "suggestions": vars(measure_agreement(blind, self.labels, self.task).alpha) if blind else None,
         }
+
+    def _suggested(self, text: Queued) -> LabelSet | None:
+        """Return the suggested labels that the project has; ``None`` without a suggestion.
+
+        With several labels per text, an empty suggestion means none of the labels, as in a table.
+        """
+        if text.suggestion is None or not (text.suggestion.strip() or self.task == MULTI_LABEL):
+            return None
+        return frozenset(map(str.strip, text.suggestion.split(SEPARATOR))) & frozenset(self.labels)
 
     @property
     def inclusion(self) -> dict[int, float]:

@@ -167,12 +167,15 @@ def add_label_studio(app: FastAPI, endpoints: Endpoints) -> None:
         read_interface(body.label_config, service.batcher.classifier, "schema")
         return {"model_version": _version(service)}
 
-    @app.get("/versions", response_model=ModelVersions, **endpoints.options)
+    responses, secured = endpoints.options["responses"], endpoints.options["dependencies"]
+    bodiless: dict[int | str, dict[str, Any]] = {status: responses[status] for status in (401, 503)}
+
+    @app.get("/versions", response_model=ModelVersions, responses=bodiless, dependencies=secured)
     async def versions() -> dict[str, list[str]]:
         """Return the version of the model to Label Studio."""
         return {"versions": [_version(endpoints.service())]}
 
-    problems = {status: about for status, about in endpoints.options["responses"].items() if status != 401}
+    problems = {status: about for status, about in responses.items() if status != 401}
     answers: dict[int | str, dict[str, Any]] = {
         204: {"description": "The server received the event. The response has no body."}
     }

@@ -13,10 +13,12 @@ import numpy as np
 from bertsmith.config import Config
 from bertsmith.data.columns import LABEL, LABEL_TEXT, canonical, with_own_names
 from bertsmith.data.formats.annotations import write_tasks
+from bertsmith.data.label_sets import is_list
+from bertsmith.data.outcomes import SEPARATOR
 from bertsmith.data.stream import Stream, open_stream
 from bertsmith.data.table import REGRESSION, Cells
 from bertsmith.data.template import Template, Text, Texts, flat, is_empty, normalise_text
-from bertsmith.data.texts import is_missing
+from bertsmith.data.texts import is_missing, to_text
 from bertsmith.errors import ConfigError, DataError, counted
 from bertsmith.events import InputOpened, ModelOpened, PredictionListener, RowsPredicted
 from bertsmith.folders.claim import lock
@@ -273,13 +275,14 @@ def _choose(
     candidates.n = n - len(chance)
     for rows, scores in scored(np.flatnonzero(usable & ~reserved)):
         candidates.add(rows, priority[rows], scores)
-    texts = read_rows(stream, candidates.rows)
+    texts = read_rows(stream, np.concatenate([candidates.rows, chance]))
     embeddings = embed(candidates.rows, [texts[row][1] for row in candidates.rows.tolist()])
     ranked = candidates.choose(embeddings, known)
-    flat_texts = [flat(texts[choice.row][1]) for choice in ranked]
-    others = without_near_duplicates(ranked, flat_texts, known_texts, candidates.n)
-    texts |= read_rows(stream, chance)
-    found = [*(Choice(row, CHANCE) for row in chance.tolist()), *others]
+    drawn = [Choice(row, CHANCE) for row in chance.tolist()]
+    drawn_texts, ranked_texts = ([flat(texts[choice.row][1]) for choice in some] for some in (drawn, ranked))
+    # The random texts are test texts: a near-duplicate among the training texts would leak.
+    others = without_near_duplicates(ranked, ranked_texts, [*known_texts, *drawn_texts], candidates.n)
+    found = [*drawn, *others]
     shuffled = np.random.default_rng(order_seed).permutation(len(found))
     queue = [_queued(found[i], *texts[found[i].row], suggestions, stream.name) for i in shuffled]
     return Chosen(queue, dict.fromkeys((chance + 1).tolist(), len(chance) / n_usable), n_usable)
@@ -302,7 +305,7 @@ def check_suggestions(suggestions: str | None, columns: Iterable[str], name: str
 
 def _queued(choice: Choice, columns: dict[str, Any], text: Text, suggestions: str | None, name: str) -> Queued:
     check_suggestions(suggestions, columns, name)
-    suggestion = None if suggestions is None else columns[suggestions]
+    given: Any = None if suggestions is None else columns[suggestions]
     first, pair = (text, None) if isinstance(text, str) else text
     return Queued(
         choice.row + 1,
@@ -311,7 +314,7 @@ def _queued(choice: Choice, columns: dict[str, Any], text: Text, suggestions: st
         choice.reason == CHANCE,
         pair,
         columns,
-        None if suggestion is None else str(suggestion),
+        None if is_missing(given) else SEPARATOR.join(map(to_text, given if is_list(given) else [given])),
     )
 
 

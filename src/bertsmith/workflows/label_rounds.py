@@ -106,6 +106,7 @@ class Rounds:
                 stderr=subprocess.STDOUT,
                 text=True,
                 encoding="utf-8",
+                errors="replace",  # other libraries may write another encoding
                 start_new_session=True,  # Ctrl-C and `close` would be two signals, which stop it at once
             )
             threading.Thread(target=self._read, args=(self.child,), daemon=True).start()
