@@ -93,6 +93,8 @@ def test_the_report_is_complete(finished):
         assert f"<h3>{heading}</h3>" in what_to_fix, heading
     value = open_run(finished).metrics["splits"]["test"]["metrics"]["macro_f1"]["value"]
     assert f"<b>{value:.3f}</b>macro-F1" in page
+    for name in open_run(finished).info["recipe"].keys() - {"reasons"}:
+        assert f"<dt>{name.replace('_', ' ')}</dt>" in page, name
 
 
 def test_the_class_table_is_by_split_except_for_older_runs(finished, tmp_path):
