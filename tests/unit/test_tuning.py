@@ -22,7 +22,7 @@ import bertsmith as bs
 from bertsmith.config import Config
 from bertsmith.data.template import texts_of
 from bertsmith.errors import ConfigError, DeviceError, Interrupted, RunFolderError
-from bertsmith.events import StorageUnavailable, StudyStarted, TrialStarted
+from bertsmith.events import FinalStarted, StorageUnavailable, StudyStarted, TrialEnded, TrialScored, TrialStarted
 from bertsmith.folders.run import Run
 from bertsmith.inference.classifier import Classifier
 from bertsmith.progress.tuning import TuningProgress
@@ -36,6 +36,7 @@ from bertsmith.tuning.space import Choice, Range, apply_changes, default_space, 
 from bertsmith.tuning.store import Store, is_done
 from bertsmith.workflows import trials as trying
 from bertsmith.workflows.study_result import _difference, _toml
+from bertsmith.workflows.trial_workers import _report_changes, rank_key
 from bertsmith.workflows.trials import TrialData, evaluation_steps, with_evaluation_steps
 from tests.conftest import same_weights, train, weights_of
 
@@ -475,6 +476,17 @@ def test_the_trial_of_a_killed_worker_is_repeated_at_most_three_times(tmp_path):
     assert survivor.claim(SPACE, 1) is None
     assert [is_done(t) for t in survivor.trials] == [False, False, True]
     assert "killed" in survivor.trials[-1].user_attrs["error"]
+
+
+def test_an_interrupted_trial_of_a_worker_does_not_stay_running(tmp_path):
+    store, events, reported = _store(tmp_path), [], {}
+    trial = store.claim(SPACE, 1)
+    _report_changes(store, reported, events.append, cv=False)
+    store.requeue(trial.number, killed=False)
+    for _ in range(2):
+        _report_changes(store, reported, events.append, cv=False)
+    assert [type(event) for event in events] == [TrialStarted, TrialEnded]
+    assert events[1].state == "cut short"
 
 
 def test_the_file_of_a_killed_worker_may_stay(tmp_path, monkeypatch):

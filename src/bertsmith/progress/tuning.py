@@ -43,6 +43,11 @@ class _Trial:
     start: float = field(default_factory=time.perf_counter)
 
     @property
+    def is_done(self) -> bool:
+        """Whether it counts towards the number of trials."""
+        return self.ended is not None and self.ended.state != "cut short"
+
+    @property
     def score(self) -> float:
         """The best score so far; after the end the final score, which includes the gain of a decision rule."""
         if self.ended is not None and self.ended.values:
@@ -173,11 +178,11 @@ class TuningProgress:
         )
 
     def _time_left(self) -> str:
-        ended = [t for t in self.trials.values() if t.ended is not None]
-        if self.study is None or self.study.trials is None or not ended:
+        done = sum(t.is_done for t in self.trials.values())
+        if self.study is None or self.study.trials is None or not done:
             return ""
-        missing = self.study.trials - self.study.done - len(ended)
-        return format_duration(max(missing, 0) * (time.perf_counter() - self.start) / len(ended)) if missing > 0 else ""
+        missing = self.study.trials - self.study.done - done
+        return format_duration(missing * (time.perf_counter() - self.start) / done) if missing > 0 else ""
 
     def _table(self) -> Group:
         ended = {n: t for n, t in self.trials.items() if t.ended is not None and t.ended.state == "complete"}
@@ -191,7 +196,7 @@ class TuningProgress:
                 grid.add_row(*self._row(number, trial), style="dim")
         parts: list[Any] = [grid]
         if self.study is not None and self.study.trials is not None:
-            done = self.study.done + sum(t.ended is not None for t in self.trials.values())
+            done = self.study.done + sum(t.is_done for t in self.trials.values())
             bar = Grid.grid(padding=(0, 1))
             left = self._time_left()
             status = f"{done} of {counted(self.study.trials, 'trial')}" + (

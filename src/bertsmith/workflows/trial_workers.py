@@ -193,7 +193,7 @@ def run_workers(store: Store, search: Search, observe: StudyListener, stop: Call
     workers: list[BaseProcess] = [
         context.Process(target=run_worker, args=(search,), daemon=True) for _ in range(search.study_config.jobs)
     ]
-    reported = {t.number: (t.state.name, len(t.intermediate_values)) for t in store.trials if is_done(t)}
+    reported = {t.number: (t.state.name, len(t.intermediate_values)) for t in store.trials if t.state.is_finished()}
     for worker in workers:
         worker.start()
     try:
@@ -230,11 +230,13 @@ def _report_changes(store: Store, reported: dict[int, tuple[str, int]], observe:
         curve = sorted(trial.intermediate_values.items())
         for step, value in curve[n_scores:]:
             observe(TrialScored(trial.number, step if cv else step / STEPS_PER_EPOCH, value))
-        if trial.state.is_finished() and state != trial.state.name and is_done(trial):
+        if trial.state.is_finished() and state != trial.state.name:
             seconds = float(trial.user_attrs.get("seconds", 0.0))
-            reason = str(trial.user_attrs.get(ERROR, ""))
+            ended, reason = STATES[trial.state], str(trial.user_attrs.get(ERROR, ""))
+            if not is_done(trial):
+                ended, reason = "cut short", "it was interrupted, and its settings are queued again"
             values = tuple(trial.values or ()) if trial.state == TrialState.COMPLETE else ()
-            observe(TrialEnded(trial.number, STATES[trial.state], values, seconds, reason))
+            observe(TrialEnded(trial.number, ended, values, seconds, reason))
         reported[trial.number] = (trial.state.name, len(curve))
 
 
