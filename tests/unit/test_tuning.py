@@ -25,7 +25,7 @@ from bertsmith.errors import ConfigError, DeviceError, Interrupted, RunFolderErr
 from bertsmith.events import FinalStarted, StorageUnavailable, StudyStarted, TrialEnded, TrialScored, TrialStarted
 from bertsmith.folders.run import Run
 from bertsmith.inference.classifier import Classifier
-from bertsmith.progress.tuning import TuningProgress
+from bertsmith.progress.tuning import TuningProgress, _sparkline
 from bertsmith.report.study import advice
 from bertsmith.testing import tiny_table
 from bertsmith.training.arguments import argument_problems
@@ -832,6 +832,22 @@ def test_progress_shows_the_start_of_a_study():
     expected = (["300", "250", "80"], ["'rare'"], ["bertsmith-1f", "2"], ["4 of 9", "0.500"], ["sqlite"], [])
     for line, values in zip(lines, expected, strict=True):  # one line for both events of the storage
         assert all(value in line for value in values)
+
+
+@pytest.mark.parametrize("score", [-1.4, -0.2, 0.0, 0.5, 1.0, float("nan"), float("-inf")])
+def test_progress_shows_any_score(score):
+    curve = _sparkline([score, 1.0])
+    assert curve == {0.5: "▅", 1.0: "█"}.get(score, "▁" if np.isfinite(score) else " ") + "█"
+    console = Console(file=io.StringIO(), width=200, force_terminal=True)
+    with TuningProgress(console) as progress:
+        progress(StudyStarted(3, 0, None, {}, (300, 250, 80, 0)))
+        for number, state in enumerate(("complete", "cut short")):
+            progress(TrialStarted(number, {"epochs": 1.0}))
+            progress(TrialScored(number, 1.0, score))
+            progress(TrialEnded(number, state, (score,) if state == "complete" else (), 1.0))
+        progress(FinalStarted("the winner"))
+    assert curve[0] in console.file.getvalue()
+    assert "1 of 3" in console.file.getvalue()
 
 
 def test_the_command_prints_the_result(cli, tiny, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from math import isfinite
 from types import TracebackType
 from typing import Any
 
@@ -218,8 +219,9 @@ class TuningProgress:
 
 
 def _sparkline(curve: list[float]) -> str:
-    """Return a sparkline of values from 0 to 1."""
-    return "".join(_BARS[min(int(value * len(_BARS)), len(_BARS) - 1)] for value in curve[-16:])
+    """Return a sparkline from 0 to 1. R² and kappa can be lower, and R² can be undefined."""
+    last = len(_BARS) - 1
+    return "".join(_BARS[int(min(max(v * len(_BARS), 0), last))] if isfinite(v) else " " for v in curve[-16:])
 
 
 def _settings(settings: dict[str, Any]) -> str:
