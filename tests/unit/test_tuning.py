@@ -188,6 +188,17 @@ def test_all_problems_of_a_search_space_are_reported_together(tmp_path):
     assert caught.value.where == str(tmp_path / "none.toml")
 
 
+@pytest.mark.parametrize("objectives", [("macro_f1", "latency"), ("latency", "macro_f1")])
+def test_the_primary_metric_is_the_first_objective(objectives):
+    config = StudyConfig(objectives=objectives)
+    assert config.for_metric("r2").objectives == ("r2", "latency")
+    ended = [
+        optuna.trial.create_trial(params={}, distributions={}, values=values)
+        for values in ([0.8, 9.0], [0.8, 5.0], [0.7, 1.0])
+    ]
+    assert max(ended, key=rank_key).values == [0.8, 5.0]
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -291,7 +302,7 @@ def test_advice_depends_on_the_space_and_the_curve():
     info = {
         "searched": {
             "cv": None,
-            "objectives": ["latency", "macro_f1"],
+            "objectives": ["macro_f1", "latency"],
             "space": {
                 "learning_rate": {"low": 1e-5, "high": 1e-3, "log": True, "whole": False},
                 "layer_decay": {"low": 0.7, "high": 1.0, "log": False, "whole": False},
@@ -299,7 +310,7 @@ def test_advice_depends_on_the_space_and_the_curve():
             },
         },
         "trials": [
-            {"number": n, "state": "complete", "values": [5.0 + n, n / 100], "curve": [[1.0, 0.5], [2.0, 0.6]]}
+            {"number": n, "state": "complete", "values": [n / 100, 5.0 + n], "curve": [[1.0, 0.5], [2.0, 0.6]]}
             for n in range(12)
         ],
     }
@@ -325,7 +336,7 @@ def test_advice_depends_on_the_space_and_the_curve():
     result["importance"]["dropout"] = 0.5
     assert advice(info, result) == []
     for trial in info["trials"]:
-        trial["values"][1] = 0.2
+        trial["values"][0] = 0.2
     assert any("learned nothing" in s for s in advice(info, result))
 
 
@@ -733,9 +744,7 @@ def test_a_trial_interrupted_by_the_time_limit_is_repeated(tiny, tmp_path, monke
 
 
 def test_final_seeds_are_reported_and_compared(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "bertsmith.workflows.study_result.rank_key", lambda trial, study: trial.number
-    )  # not the defaults
+    monkeypatch.setattr("bertsmith.workflows.study_result.rank_key", lambda trial: trial.number)  # not the defaults
     assert "seeds" not in tune(tiny, tmp_path / "s", trials=2, epochs=1).result
     study = tune(tiny, tmp_path / "s", trials=2, epochs=1, final_seeds=2)  # asked for when the search is over
     result = study.result

@@ -155,9 +155,9 @@ def _run_claimed(
         if isinstance(error, Interrupted) and not stop():
             return "cut short", (), "the time limit was reached; the same command runs the trial again"
         raise
-    values = tuple(result.score if name == study_config.primary else float(result.latency or 0) for name in objectives)
+    values = (result.score, float(result.latency or 0))[: len(objectives)]
     with store.lock:
-        best = max(primary_score(t, study_config) for t in store.trials)
+        best = max(map(primary_score, store.trials))
         if result.loaded is not None and result.score > best:
             with atomic.replaced_folder(Study(search.folder).best_trial) as folder:
                 result.loaded.save(folder)
@@ -166,17 +166,15 @@ def _run_claimed(
     return "complete", values, ""
 
 
-def rank_key(trial: FrozenTrial, study_config: StudyConfig) -> tuple[float, float, int]:
+def rank_key(trial: FrozenTrial) -> tuple[float, ...]:
     """Return a sort key of complete trials, largest for the best: by score, then speed, then age."""
-    latency = dict(zip(study_config.objectives, trial.values, strict=True)).get(LATENCY, 0.0)
-    return primary_score(trial, study_config), -latency, -trial.number
+    score, *latency = trial.values
+    return score, *(-value for value in latency), -trial.number
 
 
-def primary_score(trial: FrozenTrial, study_config: StudyConfig) -> float:
+def primary_score(trial: FrozenTrial) -> float:
     """Return the primary score of a complete trial, −∞ for any other."""
-    if trial.state != TrialState.COMPLETE:
-        return float("-inf")
-    return float(trial.values[study_config.objectives.index(study_config.primary)])
+    return float(trial.values[0]) if trial.state == TrialState.COMPLETE else float("-inf")
 
 
 # -- worker processes --------------------------------------------------------------------------------------------------

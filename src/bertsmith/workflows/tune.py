@@ -81,7 +81,7 @@ def run_tuning(
         store = open_store(search, observe)
         try:
             store.suggest_first({n: dim.nearest(defaults[n]) for n, dim in search.space.items() if n in defaults})
-            scores = [primary_score(t, study_config) for t in store.trials if t.state == TrialState.COMPLETE]
+            scores = [primary_score(t) for t in store.trials if t.state == TrialState.COMPLETE]
             observe(
                 StudyStarted(
                     study_config.trials,
