@@ -35,6 +35,7 @@ from bertsmith.tuning.config import StudyConfig
 from bertsmith.tuning.space import Choice, Range, apply_changes, default_space, read_space, with_values
 from bertsmith.tuning.store import Store, is_done
 from bertsmith.workflows import trials as trying
+from bertsmith.workflows.cross_validation import FEW_LABELLED_TEXTS
 from bertsmith.workflows.study_result import _difference, _toml
 from bertsmith.workflows.trial_workers import _report_changes, rank_key
 from bertsmith.workflows.trials import TrialData, evaluation_steps, with_evaluation_steps
@@ -56,6 +57,20 @@ RECIPE = Recipe(4.0, 32, 1e-4, 10.0, 0.1, 0.01, "fp32", 3, "none")
 def tune(tiny, output, **settings):
     table = settings.pop("table", tiny_table(150))
     return bs.tune(table, output=output, model=str(tiny), **{"trials": 3, **QUICK, **settings})
+
+
+def _search(model, output, monkeypatch, **settings):
+    """Return the search of a study that ends before its first trial."""
+    seen = []
+
+    def run_trials(store, search, *_):
+        seen.append(search)
+        raise Interrupted("stopped")
+
+    monkeypatch.setattr("bertsmith.workflows.tune.run_trials", run_trials)
+    with pytest.raises(Interrupted):
+        tune(model, output, **settings)
+    return seen[0]
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +134,36 @@ def test_the_settings_of_the_winner_are_valid_toml():
         "epochs": 2.5,
         "set": {**expected, "max_grad_norm": float("inf")},
     }
+
+
+@pytest.mark.parametrize(
+    ("texts", "given", "expected"),
+    [
+        (150, {}, {"test_size": 0.1}),
+        (2 * FEW_LABELLED_TEXTS, {}, {}),
+        (150, {"validation_size": 0.1}, {"validation_size": 0.1}),
+        (150, {"test": tiny_table(30, seed=1)}, {}),
+    ],
+)
+def test_the_settings_of_the_winner_have_the_sizes_that_change_the_split(
+    texts, given, expected, tiny, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("BERTSMITH_CV")
+    search = _search(tiny, tmp_path / "s", monkeypatch, table=tiny_table(texts), **given)
+    written = tomllib.loads(_toml(search.trial_config({})))
+    assert {name: written[name] for name in ("validation_size", "test_size") if name in written} == expected
+
+
+def test_a_size_in_a_flag_counts_as_set_even_if_it_is_the_default(cli, monkeypatch):
+    given = []
+
+    def run_tuning(table, config, *_, **__):
+        given.append(config)
+        raise Interrupted("stopped")
+
+    monkeypatch.setattr("bertsmith.workflows.tune.run_tuning", run_tuning)
+    cli("tune", "t.csv", "-o", "s", "--validation-size", "0.1")
+    assert "validation_size" in given[0].model_fields_set
 
 
 def test_runs_with_different_test_texts_are_not_compared(own_run, tmp_path):

@@ -197,9 +197,9 @@ def _importance(study: optuna.Study) -> dict[str, float]:
 
 
 def _without_defaults(config: Config) -> dict[str, Any]:
-    """Return the settings that differ from their defaults."""
-    defaults = Config().dump()
-    return {name: value for name, value in config.dump().items() if value != defaults[name]}
+    """Return the settings that differ from their defaults, or have another meaning if the user sets them."""
+    defaults, sizes = Config().dump(), {"validation_size", "test_size"} & config.model_fields_set
+    return {name: value for name, value in config.dump().items() if value != defaults[name] or name in sizes}
 
 
 def _toml(config: Config) -> str:

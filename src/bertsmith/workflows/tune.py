@@ -28,6 +28,7 @@ from bertsmith.training.arguments import argument_problems, training_arguments
 from bertsmith.tuning.config import StudyConfig
 from bertsmith.tuning.space import Dimension, apply_changes, default_space, read_space
 from bertsmith.tuning.store import is_done
+from bertsmith.workflows.cross_validation import choose_folds
 from bertsmith.workflows.inspect import as_table
 from bertsmith.workflows.languages import with_checkpoint
 from bertsmith.workflows.prepare import choose_recipe
@@ -59,8 +60,6 @@ def run_tuning(
             "test_size must be greater than 0: a study needs test texts that no trial uses",
             remedy="Leave out the setting test_size.",
         )
-    # Mark test_size as set, so that small tables have test texts, too.
-    config = config.model_copy(update={"test_size": config.test_size})
     if study_config.models:
         config = config.model_copy(update={"model": study_config.models[0]})
     changes = read_space(study_config.space, argument_problems) if study_config.space else {}
@@ -72,6 +71,9 @@ def run_tuning(
         study_config = study_config.for_metric(get_task(table.task).primary)
         config = with_checkpoint(config, table, observe)
         cleaned = clean(table)
+        if not (cleaned.table.frame["split"] == "test").any() and not choose_folds(config, cleaned.table)[1]:
+            # By default, so small a table has no test texts: set test_size for the final runs and in best.toml.
+            config = config.model_copy(update={"test_size": config.test_size})
         texts = split_cleaned(cleaned, config, config.seed)
         train, validation = (texts.take((texts.frame["split"] == name).to_numpy()) for name in ("train", "validation"))
         rows = np.concatenate([np.flatnonzero(texts.frame["split"] == name) for name in ("train", "validation")])
