@@ -92,6 +92,13 @@ def test_the_space_contains_the_defaults_of_train(texts, ratio):
     assert space["max_length"] == Choice((128, 256))
 
 
+def test_different_dropout_rates_of_layers_are_kept(tmp_path, monkeypatch):
+    from bertsmith.testing import tiny_model
+
+    search = _search(tiny_model(tmp_path / "model", "distilbert"), tmp_path / "s", monkeypatch)
+    assert "dropout" not in search.space
+
+
 def test_settings_of_the_user_are_not_in_the_space():
     arguments = {"weight_decay": 0.1, "per_device_train_batch_size": 24}
     config = Config(epochs=3, imbalance="focal", max_length=64, set=arguments)

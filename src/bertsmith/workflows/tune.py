@@ -23,6 +23,7 @@ from bertsmith.events import StudyListener, StudyStarted
 from bertsmith.folders.claim import claim
 from bertsmith.folders.study import Study, begin_or_resume
 from bertsmith.model import checkpoint
+from bertsmith.model.load import dropout_rates
 from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import argument_problems, training_arguments
 from bertsmith.tuning.config import StudyConfig
@@ -124,6 +125,7 @@ def _start_search(
     loaded, train, _ = data.prepare(config)
     recipe = choose_recipe(config, data.task, loaded, train)
     counts = data.train.counts[data.train.counts > 0]
+    rates = set(dropout_rates(loaded.model.config).values())
     space, defaults = default_space(
         config,
         recipe,
@@ -131,7 +133,7 @@ def _start_search(
         imbalance_ratio=float(counts.max() / counts.min()),
         imbalances=data.task.imbalances,
         max_length=loaded.max_length,
-        dropout=loaded.dropout,
+        dropout=rates.pop() if len(rates) == 1 else None,
         models=study_config.models,
     )
     space, fixed = apply_changes(space, config, changes)
