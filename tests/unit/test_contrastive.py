@@ -15,7 +15,7 @@ from bertsmith.inference.classifier import Classifier
 from bertsmith.model.tokenizer import encode
 from bertsmith.testing import tiny_table
 from bertsmith.training.contrastive import contrastive_loss, part_losses
-from bertsmith.training.recipe import choose
+from bertsmith.training.recipe import choose, schedule_arguments
 from bertsmith.workflows.prepare import embed
 from tests.conftest import train as _train
 from tests.conftest import weights_of
@@ -107,6 +107,8 @@ def test_results_do_not_depend_on_the_number_of_threads(run, pooled, tmp_path):
         ([25, 24], {}, False, "first"),
         ([8, 8], {"epochs": 2}, False, "first"),
         ([8, 8], {"set": {"max_steps": 9}}, False, "first"),
+        ([8, 8], {"set": {"warmup_steps": 100}}, False, "first"),
+        ([8, 8], {"set": {"warmup_steps": 0.2}}, False, "only"),
         ([8] * 17, {}, False, "none"),
         ([150, 150], {}, True, "none"),
     ],
@@ -128,6 +130,11 @@ def test_the_schedule_of_the_user_applies_to_labels_alone(pooled, tmp_path):
     assert run.info["recipe"]["contrastive"] == "first"
     started = [(e.contrastive, e.steps) for e in events if isinstance(e, Started)]
     assert started == [(True, 30), (False, 3)]
+
+
+def test_a_share_of_warmup_steps_applies_to_every_stage():
+    assert schedule_arguments({"warmup_steps": 100, "weight_decay": 0.1}) == {"warmup_steps"}
+    assert schedule_arguments({"warmup_steps": 0.3}) == set()
 
 
 def test_the_loss_is_in_full_precision():

@@ -8,6 +8,7 @@ import bertsmith as bs
 from bertsmith.config import Config
 from bertsmith.data.clean import clean
 from bertsmith.data.read import read_table
+from bertsmith.data.split import split_cleaned
 from bertsmith.errors import ConfigError, Interrupted
 from bertsmith.events import Finished, FoldDone, FoldStarted, StepDone
 from bertsmith.folders.run import Run
@@ -221,6 +222,18 @@ def test_groups_are_not_divided_between_folds():
     assert set(data.frame["split"]) == {"train", "test"}
     assert sorted(set(fold)) == [0, 1, 2]
     assert (pd.Series(fold).groupby(trained["group"].to_numpy()).nunique() == 1).all()
+
+
+@pytest.mark.parametrize("settings", [{}, {"group_column": "author"}, {"task": "multi-label"}])
+def test_the_test_texts_are_those_of_a_validation_split(settings):
+    frame = tiny_table(200).assign(author=np.arange(200) % 40)
+    frame["Label Text"] += np.where(np.arange(200) % 3, "", ";others") if "task" in settings else ""
+    config = Config(**settings, label_column="Label Text")
+    cleaned = clean(read_table(frame.drop(columns="Label"), config))
+    folded, _ = split_into_folds(cleaned, 3, 0.1, config, 42)
+    validated = split_cleaned(cleaned, config, 42)
+    assert set(folded.frame["split"]) == {"train", "test"}
+    assert ((folded.frame["split"] == "test") == (validated.frame["split"] == "test")).all()
 
 
 @pytest.mark.parametrize(

@@ -253,6 +253,23 @@ def test_a_process_stays_in_its_group(monkeypatch):
         assert rank_and_world_size() == (1, 2)
 
 
+def test_a_process_on_the_cpu_ignores_the_gpus(monkeypatch):
+    backends = []
+    monkeypatch.setattr(distributed, "_joined", SINGLE_PROCESS)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: backends.append(backend))
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: backends[-1])
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor)
+    monkeypatch.setattr(distributed.atexit, "register", lambda function: None)
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    group = init_process_group("cpu")  # with more processes than GPUs
+    assert group == ProcessGroup(1, 2)
+    assert backends == ["gloo"]
+    assert group.any(True, False) == (True, False)
+
+
 def test_texts_are_distributed_by_length():
     lengths = torch.tensor([3, 9, 1, 7, 7])
     shares = [ProcessGroup(rank, 3).share(lengths).tolist() for rank in range(3)]

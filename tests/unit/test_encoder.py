@@ -1,5 +1,6 @@
 """Texts to token ids: the same as the checkpoint's own tokenizer gives, from several threads at once."""
 
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -119,6 +120,14 @@ def test_truncated_ids_match_the_tokenizer(made, family, side, slow, texts, leng
     assert _lists(whole.truncate(shorter, left=True)) == {name: end[name] for name in NAMES}
     order = np.arange(len(texts))[::-1]
     assert _lists(whole.take(order)) == {name: values[::-1] for name, values in _lists(whole).items()}
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_tokens_can_be_sent_to_another_process(made, slow, monkeypatch):
+    monkeypatch.setattr(PreTrainedTokenizerFast, "is_fast", not slow)
+    tokens = encoder_for(made["BERT", "right"]).encode(["a b", "c"], NAMES)
+    again = pickle.loads(pickle.dumps(tokens))
+    assert _lists(again.encoder.encode(["a b", "c"], NAMES)) == _lists(tokens)
 
 
 @pytest.mark.parametrize("slow", [False, True])

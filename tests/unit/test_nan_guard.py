@@ -1,6 +1,7 @@
 """A disturbed run reaches the same result, or reports what is wrong. The last intact checkpoint survives."""
 
 import functools
+import io
 import json
 import os
 import platform
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from safetensors.torch import load_model as load_safetensors
 
@@ -25,10 +27,12 @@ from bertsmith.errors import DeviceError, Interrupted, ModelError, OutputError, 
 from bertsmith.events import (
     CheckpointsDamaged,
     Collapsed,
+    Finished,
     MemoryExceeded,
     MemoryLimited,
     RolledBack,
     Saved,
+    Started,
     StepDone,
 )
 from bertsmith.folders import atomic
@@ -36,6 +40,7 @@ from bertsmith.folders.run import Run
 from bertsmith.model import checkpoint as models
 from bertsmith.model import forward
 from bertsmith.model.load import load_model, load_tokenizer
+from bertsmith.progress.training import TrainingProgress
 from bertsmith.testing import tiny_model, tiny_table
 from bertsmith.training import callback, checkpoints, engine, nan_guard
 from bertsmith.training import steps as planning
@@ -52,6 +57,18 @@ def same_budget_everywhere(monkeypatch):
 
 
 COMPARED = ("step", "train_loss", "validation_loss", "metrics", "learning_rate")
+
+
+def test_a_repeated_training_replaces_its_display():
+    console = Console(file=io.StringIO(), force_terminal=True)
+    displays = []
+    with TrainingProgress(console) as progress:
+        for event in (Started(0, 9, 1.0), RolledBack(3, 0, "NaN", 1e-5), Started(0, 9, 1.0)):
+            progress(event)
+            displays.append(progress.live)
+        assert [display.is_started for display in displays] == [False, False, True]
+        progress(Finished(9, 1.0, 9, None, False, False, 1.0))
+    assert not displays[-1].is_started
 
 
 def _history(run):

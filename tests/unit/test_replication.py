@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from bertsmith.config import Config
+from bertsmith.data.read import read_table
 from bertsmith.errors import ConfigError
 from bertsmith.folders.new_run import check_same_settings
 from bertsmith.folders.run import Run
 from bertsmith.inference.classifier import Classifier
 from bertsmith.report.methods import REFERENCES, write_methods
 from bertsmith.testing import tiny_table
+from bertsmith.workflows.cross_validation import choose_folds
 from bertsmith.workflows.pack import pack_run
 from bertsmith.workflows.verify import _check_metrics, _check_texts, _retrain, verify_run
 
@@ -287,6 +289,24 @@ def test_training_again_uses_the_given_device(copy, monkeypatch):
     for device in ("cpu", "auto"):
         assert all(check.identical for check in _retrain(Run(copy), tiny_table(), device))
     assert used == ["cpu", "mps"]
+
+
+@pytest.mark.parametrize(
+    ("folds", "tested", "expected"), [(3, 0, (3, 0.0)), (3, 15, (3, 0.1)), (0, 15, (0, 0.1)), (None, 15, (0, 0.1))]
+)
+def test_training_again_splits_the_table_as_before(copy, monkeypatch, folds, tested, expected):
+    configs = []
+    monkeypatch.setattr(
+        "bertsmith.workflows.seeds.run_seeds", lambda table, config, *_, **__: (configs.append(config), Run(copy))[1]
+    )
+    splits = {"train": 135, "validation": 0, "test": tested}
+    _edit(copy / "run.json", lambda run: run["config"].update(cv=None))
+    _edit(copy / "run.json", lambda run: run["data"].update(splits=splits))
+    _edit(copy / "run.json", lambda run: run["data"].pop("folds", None))
+    if folds is not None:
+        _edit(copy / "run.json", lambda run: run["data"].update(folds=folds))
+    _retrain(Run(copy), tiny_table(150), "cpu")
+    assert choose_folds(configs[0], read_table(tiny_table(150), Config())) == expected
 
 
 def test_training_again_gives_the_same_weights(copy, tmp_path):

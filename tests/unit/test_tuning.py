@@ -22,10 +22,10 @@ import bertsmith as bs
 from bertsmith.config import Config
 from bertsmith.data.template import texts_of
 from bertsmith.errors import ConfigError, DeviceError, Interrupted, RunFolderError
-from bertsmith.events import StorageUnavailable, StudyStarted, TrialStarted
+from bertsmith.events import FinalStarted, StorageUnavailable, StudyStarted, TrialEnded, TrialScored, TrialStarted
 from bertsmith.folders.run import Run
 from bertsmith.inference.classifier import Classifier
-from bertsmith.progress.tuning import TuningProgress
+from bertsmith.progress.tuning import TuningProgress, _sparkline
 from bertsmith.report.study import advice
 from bertsmith.testing import tiny_table
 from bertsmith.training.arguments import argument_problems
@@ -35,7 +35,9 @@ from bertsmith.tuning.config import StudyConfig
 from bertsmith.tuning.space import Choice, Range, apply_changes, default_space, read_space, with_values
 from bertsmith.tuning.store import Store, is_done
 from bertsmith.workflows import trials as trying
+from bertsmith.workflows.cross_validation import FEW_LABELLED_TEXTS
 from bertsmith.workflows.study_result import _difference, _toml
+from bertsmith.workflows.trial_workers import _report_changes, rank_key
 from bertsmith.workflows.trials import TrialData, evaluation_steps, with_evaluation_steps
 from tests.conftest import same_weights, train, weights_of
 
@@ -57,6 +59,20 @@ def tune(tiny, output, **settings):
     return bs.tune(table, output=output, model=str(tiny), **{"trials": 3, **QUICK, **settings})
 
 
+def _search(model, output, monkeypatch, **settings):
+    """Return the search of a study that ends before its first trial."""
+    seen = []
+
+    def run_trials(store, search, *_):
+        seen.append(search)
+        raise Interrupted("stopped")
+
+    monkeypatch.setattr("bertsmith.workflows.tune.run_trials", run_trials)
+    with pytest.raises(Interrupted):
+        tune(model, output, **settings)
+    return seen[0]
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory, tiny):
     return tune(tiny, tmp_path_factory.mktemp("study") / "s", trials=5)
@@ -74,6 +90,13 @@ def test_the_space_contains_the_defaults_of_train(texts, ratio):
     assert all(dimension.nearest(usual[name]) == usual[name] for name, dimension in space.items())
     assert ("imbalance" in space) == (ratio > 2)
     assert space["max_length"] == Choice((128, 256))
+
+
+def test_different_dropout_rates_of_layers_are_kept(tmp_path, monkeypatch):
+    from bertsmith.testing import tiny_model
+
+    search = _search(tiny_model(tmp_path / "model", "distilbert"), tmp_path / "s", monkeypatch)
+    assert "dropout" not in search.space
 
 
 def test_settings_of_the_user_are_not_in_the_space():
@@ -118,6 +141,36 @@ def test_the_settings_of_the_winner_are_valid_toml():
         "epochs": 2.5,
         "set": {**expected, "max_grad_norm": float("inf")},
     }
+
+
+@pytest.mark.parametrize(
+    ("texts", "given", "expected"),
+    [
+        (150, {}, {"test_size": 0.1}),
+        (2 * FEW_LABELLED_TEXTS, {}, {}),
+        (150, {"validation_size": 0.1}, {"validation_size": 0.1}),
+        (150, {"test": tiny_table(30, seed=1)}, {}),
+    ],
+)
+def test_the_settings_of_the_winner_have_the_sizes_that_change_the_split(
+    texts, given, expected, tiny, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("BERTSMITH_CV")
+    search = _search(tiny, tmp_path / "s", monkeypatch, table=tiny_table(texts), **given)
+    written = tomllib.loads(_toml(search.trial_config({})))
+    assert {name: written[name] for name in ("validation_size", "test_size") if name in written} == expected
+
+
+def test_a_size_in_a_flag_counts_as_set_even_if_it_is_the_default(cli, monkeypatch):
+    given = []
+
+    def run_tuning(table, config, *_, **__):
+        given.append(config)
+        raise Interrupted("stopped")
+
+    monkeypatch.setattr("bertsmith.workflows.tune.run_tuning", run_tuning)
+    cli("tune", "t.csv", "-o", "s", "--validation-size", "0.1")
+    assert "validation_size" in given[0].model_fields_set
 
 
 def test_runs_with_different_test_texts_are_not_compared(own_run, tmp_path):
@@ -185,6 +238,17 @@ def test_all_problems_of_a_search_space_are_reported_together(tmp_path):
     with pytest.raises(ConfigError) as caught:
         read_space(tmp_path / "none.toml", argument_problems)
     assert caught.value.where == str(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("objectives", [("macro_f1", "latency"), ("latency", "macro_f1")])
+def test_the_primary_metric_is_the_first_objective(objectives):
+    config = StudyConfig(objectives=objectives)
+    assert config.for_metric("r2").objectives == ("r2", "latency")
+    ended = [
+        optuna.trial.create_trial(params={}, distributions={}, values=values)
+        for values in ([0.8, 9.0], [0.8, 5.0], [0.7, 1.0])
+    ]
+    assert max(ended, key=rank_key).values == [0.8, 5.0]
 
 
 @pytest.mark.parametrize(
@@ -290,7 +354,7 @@ def test_advice_depends_on_the_space_and_the_curve():
     info = {
         "searched": {
             "cv": None,
-            "objectives": ["latency", "macro_f1"],
+            "objectives": ["macro_f1", "latency"],
             "space": {
                 "learning_rate": {"low": 1e-5, "high": 1e-3, "log": True, "whole": False},
                 "layer_decay": {"low": 0.7, "high": 1.0, "log": False, "whole": False},
@@ -298,7 +362,7 @@ def test_advice_depends_on_the_space_and_the_curve():
             },
         },
         "trials": [
-            {"number": n, "state": "complete", "values": [5.0 + n, n / 100], "curve": [[1.0, 0.5], [2.0, 0.6]]}
+            {"number": n, "state": "complete", "values": [n / 100, 5.0 + n], "curve": [[1.0, 0.5], [2.0, 0.6]]}
             for n in range(12)
         ],
     }
@@ -324,7 +388,7 @@ def test_advice_depends_on_the_space_and_the_curve():
     result["importance"]["dropout"] = 0.5
     assert advice(info, result) == []
     for trial in info["trials"]:
-        trial["values"][1] = 0.2
+        trial["values"][0] = 0.2
     assert any("learned nothing" in s for s in advice(info, result))
 
 
@@ -475,6 +539,17 @@ def test_the_trial_of_a_killed_worker_is_repeated_at_most_three_times(tmp_path):
     assert survivor.claim(SPACE, 1) is None
     assert [is_done(t) for t in survivor.trials] == [False, False, True]
     assert "killed" in survivor.trials[-1].user_attrs["error"]
+
+
+def test_an_interrupted_trial_of_a_worker_does_not_stay_running(tmp_path):
+    store, events, reported = _store(tmp_path), [], {}
+    trial = store.claim(SPACE, 1)
+    _report_changes(store, reported, events.append, cv=False)
+    store.requeue(trial.number, killed=False)
+    for _ in range(2):
+        _report_changes(store, reported, events.append, cv=False)
+    assert [type(event) for event in events] == [TrialStarted, TrialEnded]
+    assert events[1].state == "cut short"
 
 
 def test_the_file_of_a_killed_worker_may_stay(tmp_path, monkeypatch):
@@ -721,9 +796,7 @@ def test_a_trial_interrupted_by_the_time_limit_is_repeated(tiny, tmp_path, monke
 
 
 def test_final_seeds_are_reported_and_compared(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "bertsmith.workflows.study_result.rank_key", lambda trial, study: trial.number
-    )  # not the defaults
+    monkeypatch.setattr("bertsmith.workflows.study_result.rank_key", lambda trial: trial.number)  # not the defaults
     assert "seeds" not in tune(tiny, tmp_path / "s", trials=2, epochs=1).result
     study = tune(tiny, tmp_path / "s", trials=2, epochs=1, final_seeds=2)  # asked for when the search is over
     result = study.result
@@ -820,6 +893,22 @@ def test_progress_shows_the_start_of_a_study():
     expected = (["300", "250", "80"], ["'rare'"], ["bertsmith-1f", "2"], ["4 of 9", "0.500"], ["sqlite"], [])
     for line, values in zip(lines, expected, strict=True):  # one line for both events of the storage
         assert all(value in line for value in values)
+
+
+@pytest.mark.parametrize("score", [-1.4, -0.2, 0.0, 0.5, 1.0, float("nan"), float("-inf")])
+def test_progress_shows_any_score(score):
+    curve = _sparkline([score, 1.0])
+    assert curve == {0.5: "▅", 1.0: "█"}.get(score, "▁" if np.isfinite(score) else " ") + "█"
+    console = Console(file=io.StringIO(), width=200, force_terminal=True)
+    with TuningProgress(console) as progress:
+        progress(StudyStarted(3, 0, None, {}, (300, 250, 80, 0)))
+        for number, state in enumerate(("complete", "cut short")):
+            progress(TrialStarted(number, {"epochs": 1.0}))
+            progress(TrialScored(number, 1.0, score))
+            progress(TrialEnded(number, state, (score,) if state == "complete" else (), 1.0))
+        progress(FinalStarted("the winner"))
+    assert curve[0] in console.file.getvalue()
+    assert "1 of 3" in console.file.getvalue()
 
 
 def test_the_command_prints_the_result(cli, tiny, tmp_path):

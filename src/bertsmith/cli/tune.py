@@ -85,8 +85,7 @@ def tune(
     from bertsmith.tracking.listener import Tracking
     from bertsmith.workflows.tune import run_tuning
 
-    changed = {name: getattr(settings, name) for name in _SETTINGS if getattr(settings, name) != _default(name)}
-    config = resolve(changed)
+    config = resolve({name: getattr(settings, name) for name in _SETTINGS if name in settings.model_fields_set})
     with TuningProgress(stderr_console()) as progress, stoppable() as stop:
         try:
             with Tracking(track, output, config, progress) as observe:
@@ -113,10 +112,6 @@ def _split_names(models: str | None) -> tuple[str, ...]:
     if not all(names):
         raise ConfigError("models: a name is empty", where="--models", remedy="Write the names as a,b,c.")
     return names
-
-
-def _default(name: str) -> Any:
-    return Config.model_fields[name].get_default(call_default_factory=True)
 
 
 def _show(folder: Path, outcome: dict[str, Any]) -> None:

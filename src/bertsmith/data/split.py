@@ -22,7 +22,13 @@ SMALL_CLASS_RULE = (
 
 
 def split(
-    table: Table, *, validation_size: float, test_size: float, seed: int, near_duplicates: np.ndarray | None = None
+    table: Table,
+    *,
+    validation_size: float,
+    test_size: float,
+    seed: int,
+    near_duplicates: np.ndarray | None = None,
+    folded: bool = False,
 ) -> Table:
     """Assign every row without a split to one.
 
@@ -35,6 +41,8 @@ def split(
         seed: seed of the random number generator.
         near_duplicates: groups of near-duplicates, shape (rows,), each of which stays in one split and counts as one
             text of its class.
+        folded: put the texts of the validation split into train, for a cross-validation. The test texts are the same
+            as with a validation split.
 
     Returns:
         The table with ``split`` filled in.
@@ -48,6 +56,8 @@ def split(
         for name, share in (("test", test_size), ("validation", validation_size))
         if share and not (given == name).any()
     }
+    if folded and "test" not in shares:
+        shares = {}
     positions = np.flatnonzero((given.isna() | (given == "train")).to_numpy())
     result = given.fillna("train").to_numpy(dtype=object)
     rng = np.random.default_rng(seed)
@@ -67,6 +77,8 @@ def split(
         else:
             first, inverse = np.unique(similar, return_index=True, return_inverse=True)[1:]
             result[positions] = _split_classes(strata[first], shares, rng)[inverse]
+    if folded:
+        result[result == "validation"], validation_size = "train", 0.0
     expected = [name for name, size in (("validation", validation_size), ("test", test_size)) if size]
     _check_splits(table, result, ["train", *expected])
     return replace(table, frame=table.frame.assign(split=pd.Series(result, dtype="str")))
@@ -79,6 +91,7 @@ def split_cleaned(
     *,
     validation_size: float | None = None,
     test_size: float | None = None,
+    folded: bool = False,
 ) -> Table:
     """Split a cleaned table by the settings.
 
@@ -87,6 +100,7 @@ def split_cleaned(
         config: the settings.
         seed: seed of the random number generator.
         validation_size, test_size: shares that replace those of ``config``.
+        folded: as for `split`.
 
     Raises:
         DataError: as for `split`, with the numbers of dropped rows.
@@ -98,6 +112,7 @@ def split_cleaned(
             test_size=config.test_size if test_size is None else test_size,
             seed=seed,
             near_duplicates=cleaned.near_duplicates if config.near_duplicates == "together" else None,
+            folded=folded,
         )
     except DataError as error:
         if not cleaned.counts:

@@ -137,12 +137,16 @@ class FastEncoder(Encoder):
         return [text[start:end] for token_id, (start, end) in pairs if token_id == self.unknown_id]
 
 
+_LOCK = threading.Lock()
+"""For tokenizers in Python, which are not thread-safe. An encoder with a lock of its own could not be pickled."""
+
+
 class _SlowEncoder(Encoder):
-    """An `Encoder` for tokenizers in Python, which are not thread-safe."""
+    """An `Encoder` for tokenizers in Python."""
 
     # Lines are not parts here, because such tokenizers do not know where a token comes from.
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer, self.lock = tokenizer, threading.Lock()
+        self.tokenizer = tokenizer
         self.key, self.unknown_id = None, tokenizer.unk_token_id
         self.truncates_left = tokenizer.truncation_side == "left"
         self.special_counts = _count_special(
@@ -153,7 +157,7 @@ class _SlowEncoder(Encoder):
         if not texts:
             return {name: [] for name in names}
         columns = [list(column) for column in zip(*map(segments, texts), strict=True)]
-        with self.lock:
+        with _LOCK:
             encoded = self.tokenizer(*columns, truncation=False, verbose=False)
             rows = {name: encoded[name] for name in names}
             if len(columns) == 2:
@@ -162,7 +166,7 @@ class _SlowEncoder(Encoder):
         return rows
 
     def unknown_words(self, text: str) -> list[str]:
-        with self.lock:
+        with _LOCK:
             pieces = self.tokenizer.tokenize(text)
             ids = self.tokenizer.convert_tokens_to_ids(pieces)
         return [piece for piece, token_id in zip(pieces, ids, strict=True) if token_id == self.unknown_id]

@@ -60,8 +60,12 @@ class TrainingProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         if self.live is not None:
             self.live.stop()
+            self.live = None
 
     def __call__(self, event: RunEvent) -> None:
         """Show an event."""
@@ -72,6 +76,7 @@ class TrainingProgress:
         elif isinstance(event, TrainingEstimated):
             self.console.print(f"training takes about {format_duration(event.seconds)}, less if it stops early")
         elif isinstance(event, Started):
+            self._stop()  # after a rollback, training starts again without an end
             self.started, self.start = event, time.perf_counter()
             if event.contrastive:
                 self.console.print("contrastive training: texts with the same label become similar")
@@ -129,9 +134,7 @@ class TrainingProgress:
                 style="yellow",
             )
         elif isinstance(event, Finished):
-            if self.live is not None:
-                self.live.stop()
-                self.live = None
+            self._stop()
             if not event.step:  # only the head was fitted
                 return
             reason = "stopped early" if event.stopped_early else "done"

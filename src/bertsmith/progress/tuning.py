@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from math import isfinite
 from types import TracebackType
 from typing import Any
 
@@ -41,6 +42,11 @@ class _Trial:
     curve: list[float] = field(default_factory=list)
     ended: TrialEnded | None = None
     start: float = field(default_factory=time.perf_counter)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it counts towards the number of trials."""
+        return self.ended is not None and self.ended.state != "cut short"
 
     @property
     def score(self) -> float:
@@ -173,11 +179,11 @@ class TuningProgress:
         )
 
     def _time_left(self) -> str:
-        ended = [t for t in self.trials.values() if t.ended is not None]
-        if self.study is None or self.study.trials is None or not ended:
+        done = sum(t.is_done for t in self.trials.values())
+        if self.study is None or self.study.trials is None or not done:
             return ""
-        missing = self.study.trials - self.study.done - len(ended)
-        return format_duration(max(missing, 0) * (time.perf_counter() - self.start) / len(ended)) if missing > 0 else ""
+        missing = self.study.trials - self.study.done - done
+        return format_duration(missing * (time.perf_counter() - self.start) / done) if missing > 0 else ""
 
     def _table(self) -> Group:
         ended = {n: t for n, t in self.trials.items() if t.ended is not None and t.ended.state == "complete"}
@@ -191,7 +197,7 @@ class TuningProgress:
                 grid.add_row(*self._row(number, trial), style="dim")
         parts: list[Any] = [grid]
         if self.study is not None and self.study.trials is not None:
-            done = self.study.done + sum(t.ended is not None for t in self.trials.values())
+            done = self.study.done + sum(t.is_done for t in self.trials.values())
             bar = Grid.grid(padding=(0, 1))
             left = self._time_left()
             status = f"{done} of {counted(self.study.trials, 'trial')}" + (
@@ -213,8 +219,9 @@ class TuningProgress:
 
 
 def _sparkline(curve: list[float]) -> str:
-    """Return a sparkline of values from 0 to 1."""
-    return "".join(_BARS[min(int(value * len(_BARS)), len(_BARS) - 1)] for value in curve[-16:])
+    """Return a sparkline from 0 to 1. R² and kappa can be lower, and R² can be undefined."""
+    last = len(_BARS) - 1
+    return "".join(_BARS[int(min(max(v * len(_BARS), 0), last))] if isfinite(v) else " " for v in curve[-16:])
 
 
 def _settings(settings: dict[str, Any]) -> str:

@@ -17,7 +17,6 @@ from bertsmith.folders.run import Run
 from bertsmith.folders.study import Study
 from bertsmith.report.figures import heatmap, number_diagram
 from bertsmith.report.report import best_epoch, curves, draw_reliability
-from bertsmith.report.study import score_index
 from bertsmith.tasks.registry import get_task
 
 if TYPE_CHECKING:
@@ -157,7 +156,7 @@ def run_html(run: Run) -> str:
 def study_html(study: Study) -> str:
     """Return the result of a study and its best trials."""
     info, result = study.info, study.result
-    index = score_index(info["searched"]["objectives"])
+    index = int(info["searched"]["objectives"][0] == "latency")  # as in a study of an older version
     best = sorted((t for t in info.get("trials", []) if t["values"]), key=lambda t: -t["values"][index])[:ROWS]
     rows = [(t["number"], _number(t["values"][index]), _settings(t["settings"])) for t in best]
     after = [f"{counted(len(info.get('trials', [])), 'trial')}; the score is from the validation texts"]

@@ -46,8 +46,7 @@ def write_study_report(folder: Path, info: Mapping[str, Any]) -> Path:
     """
     trials, result = info["trials"], info["result"]
     space, objectives = info["searched"]["space"], info["searched"]["objectives"]
-    index = score_index(objectives)
-    task = next(task for task in TASKS.values() if task.primary == objectives[index])
+    task = next(task for task in TASKS.values() if task.primary == objectives[0])
     metric, meaning = task.metric_names[task.primary]
     complete = [t for t in trials if t["state"] == "complete"]
     importance = sorted(result["importance"].items(), key=lambda i: -i[1]) if len(complete) >= MIN_TRIALS else []
@@ -63,11 +62,10 @@ def write_study_report(folder: Path, info: Mapping[str, Any]) -> Path:
             meaning=meaning,
             primary_name=task.primary_name,
             ruled=task.primary == PRIMARY,  # which decision rules raise
-            index=index,
-            history=_history(complete, index),
+            history=_history(complete),
             learning=_learning_curves(trials, result["trial"], "fold" if info["searched"]["cv"] else "epoch"),
-            parallel=_parallel(space, complete, index, result["trial"]),
-            ranked=sorted(complete, key=lambda t: -t["values"][index])[:BEST_TRIALS],
+            parallel=_parallel(space, complete, result["trial"]),
+            ranked=sorted(complete, key=lambda t: -t["values"][0])[:BEST_TRIALS],
             names=list(space),
             importance=importance,
             min_trials=MIN_TRIALS,
@@ -78,11 +76,6 @@ def write_study_report(folder: Path, info: Mapping[str, Any]) -> Path:
     )
     write_text(folder / "report.html", page)
     return folder / "report.html"
-
-
-def score_index(objectives: Sequence[str]) -> int:
-    """Return the position of the score among the objectives of a study, and so among the values of a trial."""
-    return next(i for i, name in enumerate(objectives) if name != "latency")
 
 
 def advice(info: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
@@ -96,8 +89,8 @@ def advice(info: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
     complete = [t for t in trials if t["state"] == "complete"]
     if len(complete) < MIN_TRIALS:
         return []
-    sentences, index = [], score_index(info["searched"]["objectives"])
-    if len({t["values"][index] for t in complete}) == 1:
+    sentences = []
+    if len({t["values"][0] for t in complete}) == 1:
         sentences.append("Every trial has the same score: the models learned nothing. Add texts, or allow more epochs.")
     for name, value in {} if result["is_default"] else result["settings"].items():
         dimension = space.get(name, {})
@@ -142,16 +135,16 @@ def _learning_curves(trials: Sequence[Mapping[str, Any]], winner: int, x_label: 
     return line_chart(lines, x_label=x_label, y_label="score", legend=False)
 
 
-def _history(complete: Sequence[Mapping[str, Any]], index: int) -> Markup:
-    numbers, scores = [float(t["number"]) for t in complete], [float(t["values"][index]) for t in complete]
+def _history(complete: Sequence[Mapping[str, Any]]) -> Markup:
+    numbers, scores = [float(t["number"]) for t in complete], [float(t["values"][0]) for t in complete]
     best, points = list(zip(numbers, accumulate(scores, max), strict=True)), list(zip(numbers, scores, strict=True))
     return line_chart(
         [Line("best so far", "c1", best), Line("trial", "c2 points", points)], x_label="trial", y_label="score"
     )
 
 
-def _parallel(space: Mapping[str, Any], complete: Sequence[Mapping[str, Any]], index: int, winner: int) -> Markup:
-    scores = [t["values"][index] for t in complete]
+def _parallel(space: Mapping[str, Any], complete: Sequence[Mapping[str, Any]], winner: int) -> Markup:
+    scores = [t["values"][0] for t in complete]
     low, high = (min(scores), max(scores)) if scores else (0.0, 1.0)
     names = [*space, "score"]
     ends = [
@@ -160,8 +153,8 @@ def _parallel(space: Mapping[str, Any], complete: Sequence[Mapping[str, Any]], i
     ]
     rows = [
         (
-            [*(_position(space[n], t["settings"][n]) for n in space), _share(t["values"][index], low, high)],
-            _share(t["values"][index], low, high),
+            [*(_position(space[n], t["settings"][n]) for n in space), _share(t["values"][0], low, high)],
+            _share(t["values"][0], low, high),
             t["number"] == winner,
         )
         for t in complete

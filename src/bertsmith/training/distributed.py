@@ -70,8 +70,9 @@ class ProcessGroup:
         if self.size == 1:
             return flags
         import torch
+        import torch.distributed as dist
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
         return tuple((self.all_reduce(torch.tensor(flags, dtype=torch.int32, device=device)) > 0).tolist())
 
     def broadcast(self, value: Any) -> Any:
@@ -203,11 +204,14 @@ def rank_and_world_size() -> tuple[int, int]:
     return (int(os.environ["RANK"]), size) if size > 1 else (_joined.rank, _joined.size)
 
 
-def init_process_group() -> ProcessGroup:
+def init_process_group(device: str = "auto") -> ProcessGroup:
     """Join the processes that torchrun or Ray started; without them, return `SINGLE_PROCESS`.
 
+    Args:
+        device: the setting; ``"cpu"`` to use no GPU.
+
     Raises:
-        ConfigError: if the machine has GPUs, but fewer than processes.
+        ConfigError: if the machine has fewer GPUs than processes, but at least one.
     """
     global _joined
     rank, size = rank_and_world_size()
@@ -222,7 +226,7 @@ def init_process_group() -> ProcessGroup:
     if dist.is_initialized():  # Ray has connected them, with one GPU each
         _joined = ProcessGroup(rank, size)
         return _joined
-    gpus = torch.cuda.device_count()
+    gpus = 0 if device == "cpu" else torch.cuda.device_count()
     if gpus:
         if local_rank >= gpus:
             raise ConfigError(

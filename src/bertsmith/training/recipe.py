@@ -31,7 +31,7 @@ CONTRASTIVE_STEPS, LABEL_STEPS, MAX_CONTRASTIVE_CLASSES = 30, 30, 16
 """Steps of contrastive training, the minimum of steps on labels after it, and the maximum number of classes. With more
 classes, a batch has few pairs of one class.
 """
-SCHEDULE_ARGUMENTS = frozenset(
+_SCHEDULE_ARGUMENTS = frozenset(
     (
         "max_steps",
         "num_train_epochs",
@@ -40,7 +40,6 @@ SCHEDULE_ARGUMENTS = frozenset(
         "lr_scheduler_kwargs",
     )
 )
-"""Training arguments of the user that apply to training on labels only."""
 CONTRASTIVE_ONLY_TEXTS = 48
 """Up to this number of texts, the contrastive stage is the only one."""
 HEAD_RATE = 10.0
@@ -84,6 +83,15 @@ class Recipe:
         """Return the recipe of the contrastive stage, for a number of training texts."""
         epochs = float(math.ceil(CONTRASTIVE_STEPS / math.ceil(texts / self.batch_size)))
         return replace(self, contrastive="only", epochs=epochs, consistency=0.0)
+
+
+def schedule_arguments(arguments: Mapping[str, Any]) -> set[str]:
+    """Return the names of the user's training arguments that apply to training on labels only.
+
+    A number of warmup steps is one of them. A share of the steps, below 1, fits every stage.
+    """
+    is_number = float(arguments.get("warmup_steps", 0)) >= 1
+    return {name for name in arguments if name in _SCHEDULE_ARGUMENTS or (name == "warmup_steps" and is_number)}
 
 
 def steps_per_epoch(texts: int, batch_size: int, arguments: Mapping[str, Any]) -> int:
@@ -139,7 +147,7 @@ def choose(
     contrastive, reasons["contrastive"] = "none", "training without a contrastive stage"
     if gentle and may_be_contrastive and config.effort != "quick" and classes <= MAX_CONTRASTIVE_CLASSES:
         only = texts <= CONTRASTIVE_ONLY_TEXTS and not validates and config.epochs is None
-        only = only and SCHEDULE_ARGUMENTS.isdisjoint(config.set)
+        only = only and not schedule_arguments(config.set)
         contrastive = "only" if only else "first"
         after = "a regression fits the head" if only else "the model learns the labels"
         reasons["contrastive"] = (

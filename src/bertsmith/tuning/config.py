@@ -43,14 +43,10 @@ class StudyConfig:
     models: tuple[str, ...] = ()
     space: Path | Mapping[str, Any] | None = None
 
-    @property
-    def primary(self) -> str:
-        """The objective that selects the winner."""
-        return next(name for name in self.objectives if name != LATENCY)
-
     def for_metric(self, primary: str) -> StudyConfig:
-        """Return the configuration with another primary metric."""
-        return replace(self, objectives=tuple(name if name == LATENCY else primary for name in self.objectives))
+        """Return the configuration with the primary metric of a task, which becomes the first objective."""
+        names = (name if name == LATENCY else primary for name in self.objectives)
+        return replace(self, objectives=tuple(sorted(names, key=lambda name: name == LATENCY)))
 
     def __post_init__(self) -> None:
         problems = []

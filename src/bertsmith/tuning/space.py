@@ -76,7 +76,7 @@ def default_space(
     imbalance_ratio: float,
     imbalances: Sequence[str] = IMBALANCES,
     max_length: int,
-    dropout: float,
+    dropout: float | None,
     models: tuple[str, ...] = (),
 ) -> tuple[Space, dict[str, Any]]:
     """Return the default search space. Settings of the user are not part of it.
@@ -88,7 +88,7 @@ def default_space(
         imbalance_ratio: texts of the largest class, divided by the texts of the smallest one.
         imbalances: the treatments of imbalance that apply; only one for numbers, which have no label smoothing either.
         max_length: maximum length in tokens.
-        dropout: dropout of the checkpoint.
+        dropout: dropout rate of the checkpoint; ``None`` if its layers have different rates, which are then kept.
         models: checkpoints to choose from.
 
     Returns:
@@ -118,8 +118,9 @@ def default_space(
         "warmup_steps": (Range(0.0, 0.3), recipe.warmup),
         "weight_decay": (Range(1e-3, 0.3, log=True), recipe.weight_decay),
         "label_smoothing_factor": (Range(0.0, 0.2), 0.0),
-        "dropout": (Range(0.0, max(0.3, dropout)), dropout),
     }
+    if dropout is not None:
+        dimensions["dropout"] = (Range(0.0, max(0.3, dropout)), dropout)
     if len(imbalances) == 1:
         del dimensions["label_smoothing_factor"]
     if imbalance_ratio >= IMBALANCED:

@@ -93,7 +93,7 @@ def split_into_folds(cleaned: Cleaned, k: int, test_size: float, config: Config,
     Raises:
         ConfigError: if the table has too few texts.
     """
-    data = split_cleaned(cleaned, config, seed, validation_size=0.0, test_size=test_size)
+    data = split_cleaned(cleaned, config, seed, test_size=test_size, folded=True)
     rows = np.flatnonzero(data.frame["split"] == "train")
     fold = assign_folds(cleaned, data, rows, k, config, seed)
     for f in range(k):

@@ -18,7 +18,7 @@ from bertsmith.training.data import TokenDataset
 from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup
 from bertsmith.training.engine import OnScores
 from bertsmith.training.nan_guard import DescribeTexts, describe_positions
-from bertsmith.training.recipe import SCHEDULE_ARGUMENTS, Recipe
+from bertsmith.training.recipe import Recipe, schedule_arguments
 from bertsmith.training.trainer import fit
 from bertsmith.workflows.prepare import embed, initialize_head
 
@@ -62,7 +62,8 @@ def fine_tune(
 
     if recipe.contrastive == "first" and resume is None:
         stage = recipe.contrastive_stage(len(train))
-        own = {name: value for name, value in config.set.items() if name not in SCHEDULE_ARGUMENTS}
+        schedule = schedule_arguments(config.set)
+        own = {name: value for name, value in config.set.items() if name not in schedule}
         stage_config = config.model_copy(update={"set": own})
         fit(
             loaded,

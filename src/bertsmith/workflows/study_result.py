@@ -75,7 +75,7 @@ def finish_study(
         )
     try:
         with FileLock(study.path / ".finish.lock", timeout=0):
-            winner = max(complete, key=lambda t: rank_key(t, study_config))
+            winner = max(complete, key=rank_key)
             is_default = dict(winner.params) == dict(defaults) and search.config == config
             default_config = config.model_copy(update={"seeds": study_config.final_seeds})
             tuned_config = search.trial_config(winner.params).model_copy(update={"seeds": study_config.final_seeds})
@@ -88,13 +88,13 @@ def finish_study(
             result = _result(winner, best, baseline, study_config, is_default)
             default_trial = next((t for t in complete if dict(t.params) == dict(defaults)), None)
             result["defaults"]["score"] = (
-                primary_score(default_trial, study_config) if default_trial and search.config == config else None
+                primary_score(default_trial) if default_trial and search.config == config else None
             )
             revealed = study.info.get("told", [])  # test results that the user has seen so far
             if (entry := [winner.number, study_config.final_seeds]) not in revealed:
                 study.update(told=[*revealed, entry])
             result["told"] = len(study.info["told"])
-            result["importance"] = store.retry(lambda: _importance(store.study, study_config))
+            result["importance"] = store.retry(lambda: _importance(store.study))
             result["trials"] = {s: sum(t["state"] == s for t in study.info["trials"]) for s in STATES.values()}
             if len(study_config.objectives) > 1:
                 result["front"] = sorted(t.number for t in store.retry(lambda: store.study.best_trials))
@@ -122,13 +122,13 @@ def _train_final(
 def _result(
     winner: FrozenTrial, best: Run, baseline: Run, study_config: StudyConfig, is_default: bool
 ) -> dict[str, Any]:
-    n_seeds, primary = study_config.final_seeds, study_config.primary
+    n_seeds, primary = study_config.final_seeds, study_config.objectives[0]
     test = best.metrics["splits"]["test"]
     result: dict[str, Any] = {
         "trial": winner.number,
         "settings": dict(winner.params),
         "is_default": is_default,
-        "score": primary_score(winner, study_config),
+        "score": primary_score(winner),
         "values": dict(zip(study_config.objectives, winner.values, strict=True)),
         "test": test["metrics"][primary],
         "texts": test["texts"],
@@ -181,16 +181,15 @@ def _difference(best: Run, baseline: Run) -> tuple[float, float, float]:
     return float(np.mean(values)), float(low), float(high)
 
 
-def _importance(study: optuna.Study, study_config: StudyConfig) -> dict[str, float]:
+def _importance(study: optuna.Study) -> dict[str, float]:
     """Return the share of each setting in the variation of the scores; empty if it cannot be computed."""
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
-    index = study_config.objectives.index(study_config.primary)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the evaluator expects lower values to be better: hence the minus below
             importance = get_param_importances(
-                study, evaluator=PedAnovaImportanceEvaluator(), target=lambda t: -t.values[index]
+                study, evaluator=PedAnovaImportanceEvaluator(), target=lambda t: -t.values[0]
             )
     except (ValueError, RuntimeError):
         return {}
@@ -198,9 +197,9 @@ def _importance(study: optuna.Study, study_config: StudyConfig) -> dict[str, flo
 
 
 def _without_defaults(config: Config) -> dict[str, Any]:
-    """Return the settings that differ from their defaults."""
-    defaults = Config().dump()
-    return {name: value for name, value in config.dump().items() if value != defaults[name]}
+    """Return the settings that differ from their defaults, or have another meaning if the user sets them."""
+    defaults, sizes = Config().dump(), {"validation_size", "test_size"} & config.model_fields_set
+    return {name: value for name, value in config.dump().items() if value != defaults[name] or name in sizes}
 
 
 def _toml(config: Config) -> str:

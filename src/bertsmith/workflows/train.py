@@ -64,7 +64,7 @@ def run_training(
 
     The processes that torchrun or Ray starts train one model. The first of them does everything else.
     """
-    group = init_process_group()
+    group = init_process_group(config.device)
     if not group.is_main:
         _assist(group, source, config, output, stop)
         group.barrier()

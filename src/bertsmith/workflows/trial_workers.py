@@ -155,9 +155,9 @@ def _run_claimed(
         if isinstance(error, Interrupted) and not stop():
             return "cut short", (), "the time limit was reached; the same command runs the trial again"
         raise
-    values = tuple(result.score if name == study_config.primary else float(result.latency or 0) for name in objectives)
+    values = (result.score, float(result.latency or 0))[: len(objectives)]
     with store.lock:
-        best = max(primary_score(t, study_config) for t in store.trials)
+        best = max(map(primary_score, store.trials))
         if result.loaded is not None and result.score > best:
             with atomic.replaced_folder(Study(search.folder).best_trial) as folder:
                 result.loaded.save(folder)
@@ -166,17 +166,15 @@ def _run_claimed(
     return "complete", values, ""
 
 
-def rank_key(trial: FrozenTrial, study_config: StudyConfig) -> tuple[float, float, int]:
+def rank_key(trial: FrozenTrial) -> tuple[float, ...]:
     """Return a sort key of complete trials, largest for the best: by score, then speed, then age."""
-    latency = dict(zip(study_config.objectives, trial.values, strict=True)).get(LATENCY, 0.0)
-    return primary_score(trial, study_config), -latency, -trial.number
+    score, *latency = trial.values
+    return score, *(-value for value in latency), -trial.number
 
 
-def primary_score(trial: FrozenTrial, study_config: StudyConfig) -> float:
+def primary_score(trial: FrozenTrial) -> float:
     """Return the primary score of a complete trial, −∞ for any other."""
-    if trial.state != TrialState.COMPLETE:
-        return float("-inf")
-    return float(trial.values[study_config.objectives.index(study_config.primary)])
+    return float(trial.values[0]) if trial.state == TrialState.COMPLETE else float("-inf")
 
 
 # -- worker processes --------------------------------------------------------------------------------------------------
@@ -193,7 +191,7 @@ def run_workers(store: Store, search: Search, observe: StudyListener, stop: Call
     workers: list[BaseProcess] = [
         context.Process(target=run_worker, args=(search,), daemon=True) for _ in range(search.study_config.jobs)
     ]
-    reported = {t.number: (t.state.name, len(t.intermediate_values)) for t in store.trials if is_done(t)}
+    reported = {t.number: (t.state.name, len(t.intermediate_values)) for t in store.trials if t.state.is_finished()}
     for worker in workers:
         worker.start()
     try:
@@ -230,11 +228,13 @@ def _report_changes(store: Store, reported: dict[int, tuple[str, int]], observe:
         curve = sorted(trial.intermediate_values.items())
         for step, value in curve[n_scores:]:
             observe(TrialScored(trial.number, step if cv else step / STEPS_PER_EPOCH, value))
-        if trial.state.is_finished() and state != trial.state.name and is_done(trial):
+        if trial.state.is_finished() and state != trial.state.name:
             seconds = float(trial.user_attrs.get("seconds", 0.0))
-            reason = str(trial.user_attrs.get(ERROR, ""))
+            ended, reason = STATES[trial.state], str(trial.user_attrs.get(ERROR, ""))
+            if not is_done(trial):
+                ended, reason = "cut short", "it was interrupted, and its settings are queued again"
             values = tuple(trial.values or ()) if trial.state == TrialState.COMPLETE else ()
-            observe(TrialEnded(trial.number, STATES[trial.state], values, seconds, reason))
+            observe(TrialEnded(trial.number, ended, values, seconds, reason))
         reported[trial.number] = (trial.state.name, len(curve))
 
 

@@ -23,11 +23,13 @@ from bertsmith.events import StudyListener, StudyStarted
 from bertsmith.folders.claim import claim
 from bertsmith.folders.study import Study, begin_or_resume
 from bertsmith.model import checkpoint
+from bertsmith.model.load import dropout_rates
 from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import argument_problems, training_arguments
 from bertsmith.tuning.config import StudyConfig
 from bertsmith.tuning.space import Dimension, apply_changes, default_space, read_space
 from bertsmith.tuning.store import is_done
+from bertsmith.workflows.cross_validation import choose_folds
 from bertsmith.workflows.inspect import as_table
 from bertsmith.workflows.languages import with_checkpoint
 from bertsmith.workflows.prepare import choose_recipe
@@ -59,8 +61,6 @@ def run_tuning(
             "test_size must be greater than 0: a study needs test texts that no trial uses",
             remedy="Leave out the setting test_size.",
         )
-    # Mark test_size as set, so that small tables have test texts, too.
-    config = config.model_copy(update={"test_size": config.test_size})
     if study_config.models:
         config = config.model_copy(update={"model": study_config.models[0]})
     changes = read_space(study_config.space, argument_problems) if study_config.space else {}
@@ -72,6 +72,9 @@ def run_tuning(
         study_config = study_config.for_metric(get_task(table.task).primary)
         config = with_checkpoint(config, table, observe)
         cleaned = clean(table)
+        if not (cleaned.table.frame["split"] == "test").any() and not choose_folds(config, cleaned.table)[1]:
+            # By default, so small a table has no test texts: set test_size for the final runs and in best.toml.
+            config = config.model_copy(update={"test_size": config.test_size})
         texts = split_cleaned(cleaned, config, config.seed)
         train, validation = (texts.take((texts.frame["split"] == name).to_numpy()) for name in ("train", "validation"))
         rows = np.concatenate([np.flatnonzero(texts.frame["split"] == name) for name in ("train", "validation")])
@@ -81,7 +84,7 @@ def run_tuning(
         store = open_store(search, observe)
         try:
             store.suggest_first({n: dim.nearest(defaults[n]) for n, dim in search.space.items() if n in defaults})
-            scores = [primary_score(t, study_config) for t in store.trials if t.state == TrialState.COMPLETE]
+            scores = [primary_score(t) for t in store.trials if t.state == TrialState.COMPLETE]
             observe(
                 StudyStarted(
                     study_config.trials,
@@ -122,6 +125,7 @@ def _start_search(
     loaded, train, _ = data.prepare(config)
     recipe = choose_recipe(config, data.task, loaded, train)
     counts = data.train.counts[data.train.counts > 0]
+    rates = set(dropout_rates(loaded.model.config).values())
     space, defaults = default_space(
         config,
         recipe,
@@ -129,7 +133,7 @@ def _start_search(
         imbalance_ratio=float(counts.max() / counts.min()),
         imbalances=data.task.imbalances,
         max_length=loaded.max_length,
-        dropout=loaded.dropout,
+        dropout=rates.pop() if len(rates) == 1 else None,
         models=study_config.models,
     )
     space, fixed = apply_changes(space, config, changes)

@@ -220,10 +220,14 @@ def _retrain(run: Run, table: Any, device: str) -> list[Check]:
     from bertsmith.workflows.seeds import run_seeds
 
     settings = _settings(run)
+    with damage_errors(run.layout.run):
+        data = run.info["data"]
+        # The run has a value for every setting, so its settings do not say which defaults depended on the table.
+        split = {"cv": data.get("folds", 0), "test_size": settings.test_size if data["splits"]["test"] else 0.0}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         again = run_seeds(
             table,
-            settings if device == "auto" else settings.model_copy(update={"device": device}),
+            settings.model_copy(update=split if device == "auto" else {**split, "device": device}),
             Path(folder) / "run",
             resume=False,
             overwrite=False,
