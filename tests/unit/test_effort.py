@@ -12,7 +12,9 @@ from bertsmith.events import Evaluated, Finished, Started, TrainingEstimated
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model.tokenizer import encode
 from bertsmith.report.methods import write_methods
+from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_table
+from bertsmith.workflows import train as training
 from bertsmith.workflows.prepare import embed
 from tests.conftest import train as _train
 from tests.conftest import weights_of
@@ -85,11 +87,18 @@ def test_a_disk_with_room_for_the_model_alone_is_enough(pooled, tmp_path, monkey
         _quick(pooled, tmp_path / "full", **settings)
 
 
-def test_columns_are_not_compared(pooled, tmp_path):
+def test_columns_are_not_compared(pooled, tmp_path, monkeypatch):
+    given, compare = [], training.compare_columns
+    monkeypatch.setattr(training, "compare_columns", lambda *args, **kw: given.append(args[2]) or compare(*args, **kw))
     table = tiny_table(60)
     table["Title"] = table["Text"].str.slice(0, 9)
     two = _quick(pooled, tmp_path / "run", table=table, text_column=["Title", "Text"], cv=0, test_size=0.2)
     assert "columns" not in two.metrics
+    calibration, task = two.metrics["splits"]["test"]["calibration"], get_task(two.task)
+    assert calibration["temperature"] != pytest.approx(1)
+    targets = task.stored_targets(two.predictions, two.labels)  # the other model has no temperature
+    brier = task.calibration(targets, given[0])["brier_score"]
+    assert brier == pytest.approx(calibration["before"]["brier_score"], abs=1e-5)
 
 
 @pytest.mark.parametrize("setting", [{"epochs": 2}, {"seeds": 2}, {"set": {"max_steps": 3}}])

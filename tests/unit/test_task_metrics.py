@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -300,22 +301,59 @@ def test_numbers_that_hardly_vary_are_compared_by_their_size():
 
 
 @few
-@given(seeds, st.integers(1, 6), st.booleans())
-def test_a_rule_folded_into_the_weights_equals_the_unfolded_rule(seed, k, per_label):
+@given(seeds, st.integers(2, 6), st.booleans(), st.sampled_from([1.0, 0.4, 1.7]))
+def test_a_rule_folded_into_the_weights_equals_the_unfolded_rule(seed, k, per_label, stretch):
     rng = np.random.default_rng(seed)
     temperature = tuple(rng.uniform(0.3, 3, k)) if per_label else float(rng.uniform(0.3, 3))
-    rule = Rule(temperature, tuple(rng.normal(size=k)), folded=False)
+    rule = Rule(temperature, tuple(rng.normal(size=k)), folded=False, stretch=stretch)
     torch.manual_seed(seed)
     model = torch.nn.Module()
     model.classifier, model.base_model_prefix = torch.nn.Linear(5, k), "bert"
     model.config = SimpleNamespace(num_labels=k)
     x = torch.randn(4, 5)
     before = model.classifier(x).detach().numpy()
-    assert fold_calibration(model, rule.temperature, rule.offsets)
+    assert fold_calibration(model, *rule.folding)
     assert model.classifier(x).detach().numpy() == pytest.approx(rule.adjust(before), abs=1e-5)
     assert Rule.from_dict(json.loads(json.dumps(rule.to_dict())), k) == rule
     scores = MULTI.scores(before)
     assert MULTI.undo(rule, MULTI.apply(rule, scores)) == pytest.approx(scores, abs=1e-6)
+    without = replace(rule, offsets=()).adjust(before)
+    assert rule.adjust(before, decide=False) == pytest.approx(without)
+    assert replace(rule, folded=True).adjust(rule.adjust(before), decide=False) == pytest.approx(without)
+
+
+@pytest.mark.parametrize("stretch", [0, -1.0, "2", float("nan")])
+def test_a_damaged_stretch_is_refused(stretch):
+    with pytest.raises(ValueError, match="stretch"):
+        Rule.from_dict({"temperature": 1.5, "offsets": [], "stretch": stretch}, 3)
+
+
+def _overconfident(n, noise, factor, *, seed=0):
+    """Return levels 0 to 4 of a latent number, and the probabilities of an overconfident model that sees it noisily."""
+    rng = np.random.default_rng(seed)
+    hidden, cuts = rng.normal(size=n), stats.norm.ppf([0.2, 0.4, 0.6, 0.8])
+    mean, spread = (hidden + noise * rng.normal(size=n)) / (1 + noise**2), noise / np.sqrt(1 + noise**2)
+    below = stats.norm.cdf((cuts - mean[:, None]) / spread)
+    exact = np.diff(below, axis=1, prepend=0, append=1)
+    return np.searchsorted(cuts, hidden), ORDINAL.scores(factor * ORDINAL.logits(exact))
+
+
+@pytest.mark.parametrize(("noise", "factor"), [(0.2, 2.5), (0.8, 1.5), (0.8, 2.5), (1.5, 1.5), (1.5, 2.5)])
+def test_calibration_keeps_the_quadratic_kappa_of_ordered_classes(noise, factor):
+    targets, scores = _overconfident(3000, noise, factor)
+    _, rule = ORDINAL.fit_rule(targets[:300], scores[:300], seed=0)
+    assert rule.temperature > 1.2
+    before, after = (
+        ORDINAL.scalar_metrics(targets[300:], s) for s in (scores[300:], ORDINAL.apply(rule, scores[300:]))
+    )
+    assert after["quadratic_kappa"] >= before["quadratic_kappa"] - 0.005
+    assert after["log_loss"] < before["log_loss"]
+
+
+def test_a_temperature_that_raises_quadratic_kappa_stays_alone():
+    targets, scores = _overconfident(300, 0.8, 0.5)
+    rule = ORDINAL.fit_rule(targets, scores, seed=0)[1]
+    assert (rule.temperature < 0.8, rule.stretch) == (True, 1)
 
 
 @few

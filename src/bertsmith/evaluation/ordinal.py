@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from bertsmith.evaluation.calibration import softmax, to_logits
+from bertsmith.evaluation.rule import stretch_slope
+
 
 def least_cost(probabilities: np.ndarray) -> np.ndarray:
     """Return the class with the least expected squared distance in steps, shape (n,).
@@ -16,6 +19,29 @@ def least_cost(probabilities: np.ndarray) -> np.ndarray:
     expected = probabilities @ np.arange(probabilities.shape[1])
     result: np.ndarray = np.rint(expected / probabilities.sum(axis=1)).astype(np.int64)
     return result
+
+
+def fit_stretch(scores: np.ndarray, temperature: float) -> float:
+    """Return the stretch of `Rule` with which a temperature changes the expected levels least, for n texts.
+
+    A temperature above 1 moves the expected level of uncertain texts to the middle class. The steeper the logits over
+    the ranks, the less it does. Without labels, this finds the steepness for which the expected levels are, in the
+    least-squares sense, those before the temperature.
+
+    Args:
+        scores: probabilities before the temperature, shape (n, classes), with the classes in order.
+        temperature: of the rule.
+    """
+    from scipy.optimize import minimize_scalar
+
+    levels, scaled = np.arange(scores.shape[1]), to_logits(scores) / temperature
+
+    def change(log_stretch: float) -> float:
+        moved = softmax(stretch_slope(scaled, float(np.exp(log_stretch)))) - scores
+        return float(((moved @ levels) ** 2).mean())
+
+    bounds = sorted((0.0, float(np.log(temperature))))  # from the calibrated to the original slope
+    return float(np.exp(minimize_scalar(change, bounds=bounds, method="bounded").x))
 
 
 def resampled_level_metrics(

@@ -188,9 +188,9 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
 
 def fold_calibration(
-    model: PreTrainedModel, temperature: float | Sequence[float], offsets: Sequence[float] = ()
+    model: PreTrainedModel, temperature: float | Sequence[float], offsets: Sequence[float] = (), stretch: float = 1.0
 ) -> bool:
-    """Change the head so that it adds offsets to the logits and divides them by a temperature.
+    """Change the head so that it adds offsets to the logits, divides them by a temperature and stretches their slope.
 
     Then the checkpoint gives calibrated probabilities in any library.
 
@@ -198,6 +198,7 @@ def fold_calibration(
         model: changed in place.
         temperature: above 0; one for all classes, or one per class.
         offsets: one per class, or none.
+        stretch: factor of the slope of the logits over the ranks of ordered classes.
 
     Returns:
         Whether it succeeded: the head must end in a linear layer with one output per class.
@@ -219,6 +220,12 @@ def fold_calibration(
         last.weight /= divisor[:, None] if divisor.ndim else divisor
         if last.bias is not None:
             last.bias /= divisor
+        if stretch != 1:
+            ranks = torch.arange(len(last.weight), device=last.weight.device) - (len(last.weight) - 1) / 2
+            slope = torch.outer(ranks, ranks) / (ranks @ ranks)
+            for part in (last.weight, last.bias):
+                if part is not None:
+                    part += (stretch - 1) * (slope @ part)
     return True
 
 

@@ -196,7 +196,10 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
         held_out = "held-out texts"
         if info["data"].get("folds") and "by" not in test:
             held_out = f"training texts, each predicted in {n('run.json', 'data.folds')}-fold cross-validation"
-        calibrated = f" We calibrated the probabilities by temperature scaling [@guo2017calibration] on {held_out}."
+        how = "temperature scaling [@guo2017calibration]"
+        if "stretch" in test["calibration"]:
+            how += ", with a steeper slope of the logits over the ranks of the classes to keep the predicted ranks,"
+        calibrated = f" We calibrated the probabilities by {how} on {held_out}."
     recipe = info["recipe"]
     model = f"`{n('run.json', 'model.name', str)}`, a pretrained model of the BERT family [@devlin2019bert]"
     fitted = f"as a {describe(task, count)}. The training set has {n('run.json', 'data.splits.train')} labelled texts"

@@ -126,7 +126,7 @@ class Task(ABC):
 
     def undo(self, rule: Rule, scores: np.ndarray) -> np.ndarray:
         """Return scores before a rule, from scores after it."""
-        return self.scores(self.logits(scores) * np.array(rule.temperature) - np.array(rule.offsets or 0.0))
+        return self.scores(rule.undo(self.logits(scores)))
 
     @abstractmethod
     def predicted(self, scores: np.ndarray) -> np.ndarray:

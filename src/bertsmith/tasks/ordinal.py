@@ -98,9 +98,15 @@ class Ordinal(SingleLabel):
         use_offsets: bool = True,
         model: np.ndarray | None = None,
     ) -> tuple[Decision, Rule]:
-        """Fit the temperature; the least expected distance needs no offsets."""
-        decision = Decision(np.zeros(scores.shape[1]), False, 0.0, float("nan"))
-        return decision, Rule(fit_temperature(targets, scores), folded=False)
+        """Fit the temperature, and a stretch if the temperature alone lowers quadratic kappa; there are no offsets."""
+        from bertsmith.evaluation.ordinal import fit_stretch
+
+        temperature = fit_temperature(targets, scores)
+        rule = Rule(temperature, folded=False)
+        before, after = (self.validation_metrics(targets, s)[self.primary] for s in (scores, self.apply(rule, scores)))
+        if after < before:
+            rule = replace(rule, stretch=fit_stretch(scores, temperature))
+        return Decision(np.zeros(scores.shape[1]), False, 0.0, float("nan")), rule
 
     def naive_baseline(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
         """Return the class with the least expected distance if texts are ignored, and the class shares."""

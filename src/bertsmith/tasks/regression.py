@@ -72,7 +72,7 @@ class RegressionTask(Task):
         from bertsmith.model.load import fold_calibration
 
         rule = Rule(1 / self.scale, (self.mean / self.scale,), folded=False)
-        if fold_calibration(model, rule.temperature, rule.offsets):
+        if fold_calibration(model, *rule.folding):
             return Rule()
         return rule
 

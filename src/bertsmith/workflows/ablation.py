@@ -41,7 +41,7 @@ def compare_columns(
     observe: RunListener,
     stop: Callable[[], bool],
 ) -> dict[str, Any] | None:
-    """Compare a model with one that reads the first text column alone, both without a decision rule.
+    """Compare a model with one that reads the first text column alone, both before their rules.
 
     The second model is trained in the same way on the same texts, and both are scored on the test texts. With
     cross-validation, both are scored on the cross-validated texts, by models of the same folds.
@@ -49,7 +49,7 @@ def compare_columns(
     Args:
         run: the run of the model.
         tables: the texts by split.
-        predicted: scores of the model for the test texts without a decision rule, shape (n, outputs).
+        predicted: scores of the model for the test texts before its rule, shape (n, outputs).
         inputs: the checkpoint and the task of the model.
         recipe: the training settings of the model.
         config: the settings.

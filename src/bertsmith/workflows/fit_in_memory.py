@@ -84,7 +84,7 @@ def fit_in_memory(table: Table, config: Config) -> Classifier:
     tunes = config.decision_rule == "auto"
     _, rule = final.fit_rule(data.targets[held_out], scores, seed=config.seed, use_offsets=tunes)
     if not rule.is_neutral:
-        classifier.rule = replace(rule, folded=fold_calibration(loaded.model, rule.temperature, rule.offsets))
+        classifier.rule = replace(rule, folded=fold_calibration(loaded.model, *rule.folding))
         loaded.model.config.bertsmith = {**saved_settings(loaded.model.config), **classifier.rule.to_dict()}
         classifier.set_dtype(classifier.dtype)  # copies of the weights, if any, are out of date
     return classifier

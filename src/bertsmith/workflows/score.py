@@ -51,7 +51,7 @@ def apply_rule(classifier: Classifier, rule: Rule, run: runs.Run) -> None:
     is_long = classifier.long != "truncate"
     if is_long or not rule.is_neutral:
         model = classifier.loaded.model
-        classifier.rule = replace(rule, folded=fold_calibration(model, rule.temperature, rule.offsets))
+        classifier.rule = replace(rule, folded=fold_calibration(model, *rule.folding))
         long = {"long": classifier.long} if is_long else {}
         model.config.bertsmith = {**saved_settings(model.config), **classifier.rule.to_dict(), **long}
         run.save_model(classifier.loaded.save)
@@ -254,7 +254,7 @@ def analyze_test(
         }
     return {
         "calibration": {
-            "temperature": rule.to_dict()["temperature"],
+            **{name: value for name, value in rule.to_dict().items() if name in ("temperature", "stretch")},
             "before": task.calibration(targets, uncalibrated),
         },
         "abstention": _check_abstention(task, tables, scores, cross_validation),

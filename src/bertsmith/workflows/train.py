@@ -225,7 +225,7 @@ def train_into(
             with phases.timed("ablation"):
                 columns = None
                 if group.size == 1:
-                    predicted = task.without_offsets(classifier.rule, scores.scores["test"])
+                    predicted = task.undo(classifier.rule, scores.scores["test"])
                     compared = (run, trained, predicted, inputs, recipe, config, cross_validation)
                     columns = compare_columns(*compared, observe=observe, stop=stop)
                 _write_scores(run, tables, scores, analysis, comparison, columns)
