@@ -133,26 +133,15 @@ def resampled_average_precision(truth: np.ndarray, probabilities: np.ndarray, dr
     return result
 
 
-def label_metrics(targets: np.ndarray, predicted: np.ndarray, n_classes: int) -> dict[str, float]:
-    """Return the metrics that need predicted classes only, many times faster than scikit-learn.
-
-    Args:
-        targets, predicted: class indices, shape (n,).
-        n_classes: number of classes.
-    """
-    once = np.ones((1, len(targets)), dtype=np.int64)
-    values = resampled_label_metrics(once, targets, predicted, n_classes)
-    return {name: float(value[0]) for name, value in values.items()}
-
-
 def resampled_label_metrics(
     drawn: np.ndarray, targets: np.ndarray, predicted: np.ndarray, n_classes: int
 ) -> dict[str, np.ndarray]:
-    """Return `label_metrics` of every resample, each of shape (resamples,).
+    """Return the metrics that need predicted classes only, of every resample, each of shape (resamples,).
 
     Args:
         drawn: how often each resample draws each text, shape (resamples, n).
-        targets, predicted, n_classes: as for `label_metrics`.
+        targets, predicted: class indices, shape (n,).
+        n_classes: number of classes.
     """
     hits = _count_by_class(drawn * (targets == predicted), targets, n_classes)
     support = _count_by_class(drawn, targets, n_classes)

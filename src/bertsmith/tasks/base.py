@@ -194,20 +194,21 @@ class Task(ABC):
         *,
         seed: int,
         groups: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Return the difference of the primary metric (first minus second) on every resample, shape (resamples,).
+    ) -> tuple[float, np.ndarray]:
+        """Return the difference of the primary metric, and that on every resample, shape (resamples,).
 
         Both models are scored on the same resamples, so variation that affects both cancels.
         """
         from bertsmith.evaluation.intervals import RESAMPLES, draw_resamples
 
-        return np.concatenate(
-            [
-                self.resampled(drawn, targets, first)[self.primary]
-                - self.resampled(drawn, targets, second)[self.primary]
-                for drawn in draw_resamples(len(targets), groups, np.random.default_rng(seed), RESAMPLES)
-            ]
-        )
+        def difference(drawn: np.ndarray) -> np.ndarray:
+            one, two = (self.resampled(drawn, targets, scores)[self.primary] for scores in (first, second))
+            result: np.ndarray = one - two
+            return result
+
+        resamples = draw_resamples(len(targets), groups, np.random.default_rng(seed), RESAMPLES)
+        once = np.ones((1, len(targets)), dtype=np.int64)
+        return float(difference(once)[0]), np.concatenate([difference(drawn) for drawn in resamples])
 
     def difference(
         self,
@@ -221,10 +222,9 @@ class Task(ABC):
         """Return the difference of the primary metric (first minus second) and its 95 % interval; see `differences`."""
         from bertsmith.evaluation.intervals import TAILS
 
-        once = np.ones((1, len(targets)), dtype=np.int64)
-        one, two = (self.resampled(once, targets, scores)[self.primary][0] for scores in (first, second))
-        low, high = np.percentile(self.differences(targets, first, second, seed=seed, groups=groups), TAILS)
-        return float(one - two), float(low), float(high)
+        value, draws = self.differences(targets, first, second, seed=seed, groups=groups)
+        low, high = np.percentile(draws, TAILS)
+        return value, float(low), float(high)
 
     @abstractmethod
     def fit_rule(

@@ -107,9 +107,10 @@ def choose_reading(
     for name in names:
         if name not in found:
             found[name] = predict_reading(classifier, name, tokens["validation"], texts, progress)
-        pair = found[name], found[best]
-        gain = task.difference(table.targets, *pair, seed=config.seed, groups=groups)[0]
-        error = float(np.std(task.differences(table.targets, *pair, seed=config.seed, groups=groups)))
+        gain, error = 0.0, 0.0
+        if name != best:
+            gain, drawn = task.differences(table.targets, found[name], found[best], seed=config.seed, groups=groups)
+            error = float(drawn.std())
         score = task.scalar_metrics(table.targets, found[name])[task.primary]
         compared[name] = {task.primary: score, "gain": gain, "standard_error": error, "over": best}
         best = name if gain > error else best

@@ -175,8 +175,9 @@ def _difference(best: Run, baseline: Run) -> tuple[float, float, float]:
         first, second = (task.stored_scores(frame) for frame in frames)
         targets, groups = task.stored_targets(frames[0], best.labels), stored_groups(frames[0])
         seed = best.info["config"]["seed"]  # the same resamples for every seed of the models
-        values.append(task.difference(targets, first, second, seed=seed, groups=groups)[0])
-        draws.append(task.differences(targets, first, second, seed=seed, groups=groups))
+        value, drawn = task.differences(targets, first, second, seed=seed, groups=groups)
+        values.append(value)
+        draws.append(drawn)
     low, high = np.percentile(np.mean(draws, axis=0), TAILS)
     return float(np.mean(values)), float(low), float(high)
 

@@ -161,7 +161,7 @@ def compare_labels(x: np.ndarray, majority: np.ndarray, shares: np.ndarray, task
     macro_f1 = [float(task.scalar_metrics(majority, p)["macro_f1"] or 0.0) for p in scores]
     gains = losses[0] - losses[1]
     gain, error = float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains)))
-    f1_error = float(task.differences(majority, scores[1], scores[0], seed=seed).std())
+    f1_error = float(task.differences(majority, scores[1], scores[0], seed=seed)[1].std())
     used = gain > error and macro_f1[1] - macro_f1[0] >= -f1_error
     means = float(losses[0].mean()), float(losses[1].mean())
     return SoftLabels(used, means, (macro_f1[0], macro_f1[1]), gain, error, f1_error)
