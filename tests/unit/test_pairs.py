@@ -28,7 +28,7 @@ from bertsmith.model.tokenizer import encoder_for
 from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import WORDS, tiny_model, tiny_table
-from bertsmith.workflows import ablation, trials
+from bertsmith.workflows import ablation, baselines, trials
 from bertsmith.workflows.prepare import prepare_model
 from tests.conftest import train
 
@@ -264,9 +264,12 @@ def test_the_ablation_of_many_texts_trains_both_models_on_a_sample(tmp_path, tin
     assert events.count("AblationStarted") == 1
 
 
-def test_the_ablation_without_test_texts_is_cross_validated(tmp_path, tiny):
+@pytest.mark.parametrize("model", ["tiny", "pooled"])
+def test_the_ablation_without_test_texts_is_cross_validated(model, tmp_path, request, monkeypatch):
+    embedded, embed = [], baselines.embed
+    monkeypatch.setattr(baselines, "embed", lambda *args: embedded.append(len(args[1])) or embed(*args))
     run = train(
-        tiny,
+        request.getfixturevalue(model),
         tmp_path / "run",
         table=_table(90),
         text_column="premise",
@@ -277,6 +280,8 @@ def test_the_ablation_without_test_texts_is_cross_validated(tmp_path, tiny):
         test_size=0,
     )
     assert run.metrics["columns"]["texts"] == {"train": 90, "scored": 90}
+    of_baseline = [90] * (2 + 2 * 2)  # both splits, as pairs and by segment
+    assert embedded == of_baseline + [90] * (model == "pooled")  # and once for the initial heads of the first column
 
 
 def test_one_seed_measures_the_columns(tmp_path, tiny):

@@ -41,6 +41,7 @@ from bertsmith.tasks.ordinal import _prefer_likely
 from bertsmith.tasks.registry import TASKS
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.losses import BinaryCrossEntropy, SquaredError, StepLoss
+from bertsmith.workflows.baselines import FrozenEmbeddings
 
 MULTI, ORDINAL, REGRESSION = (TASKS[name] for name in ("multi-label", "ordinal", "regression"))
 seeds = st.integers(0, 10**6)
@@ -354,6 +355,43 @@ def test_a_temperature_that_raises_quadratic_kappa_stays_alone():
     targets, scores = _overconfident(300, 0.8, 0.5)
     rule = ORDINAL.fit_rule(targets, scores, seed=0)[1]
     assert (rule.temperature < 0.8, rule.stretch) == (True, 1)
+
+
+def _embeddings(task, targets, x, n_train, n_labels, **more):
+    """Return embeddings of which the first ones are training texts, and the others test texts."""
+    parts = {"train": x[:n_train], "test": x[n_train:]}
+    rows = {name: np.arange(len(part)) for name, part in parts.items()}
+    settings = {"mean_pooling": True, "tokens_per_second": 1.0, **more}
+    return FrozenEmbeddings(rows, parts, parts, task, targets[:n_train], n_labels, **settings)
+
+
+def _baseline_scores(frozen):
+    train, test = (np.ones(len(frozen.rows[name]), dtype=bool) for name in ("train", "test"))
+    return frozen.baseline_scores(train, test, seed=0)
+
+
+def test_the_baseline_on_frozen_embeddings_gets_thresholds_as_the_model_does():
+    rng = np.random.default_rng(0)
+    x = np.tanh(rng.normal(size=(900, 30)))
+    targets = x @ rng.normal(size=(30, 6)) + rng.normal(size=(900, 6)) > 6
+    frozen = _embeddings(MULTI, targets, x, 600, 6)
+    plain = MULTI.scores(frozen.initial_head().logits(x[600:]))
+    found, before = (MULTI.scalar_metrics(targets[600:], s)["macro_f1"] for s in (_baseline_scores(frozen), plain))
+    assert found > before + 0.1
+
+
+@pytest.mark.parametrize("n", [2, 4, 60])
+def test_few_texts_of_two_ordered_classes_have_a_baseline(n):
+    targets = np.r_[1, np.zeros(n - 1, dtype=np.int64), 0, 1]
+    x = np.random.default_rng(n).normal(size=(n + 2, 3))
+    assert _baseline_scores(_embeddings(ORDINAL, targets, x, n, 2)).shape == (2, 2)
+
+
+def test_no_head_is_fitted_for_a_model_whose_head_begins_at_random():
+    targets, x = np.array([0, 1, 0, 1]), np.eye(4)
+    frozen = _embeddings(TASKS["single-label"], targets, x, 3, 2, mean_pooling=False)
+    assert frozen.initial_head() is None
+    assert _baseline_scores(frozen).shape == (1, 2)
 
 
 @few

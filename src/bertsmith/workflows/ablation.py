@@ -132,10 +132,11 @@ def _cross_validate(
     loaded, tokens = prepare_model(
         checkpoint, config, task, table.labels, texts_of(table.frame), everything, template=template
     )
-    both = ("train", "test")
-    frozen = FrozenEmbeddings.embed(task, loaded, dict.fromkeys(both, table), dict.fromkeys(both, tokens), config.seed)
+    frozen = None
+    if loaded.mean_pooling:  # otherwise, heads begin at random
+        tables = {"train": table, "test": table.take(np.array([], dtype=np.int64))}
+        frozen = FrozenEmbeddings.embed(task, loaded, tables, {"train": tokens}, config.seed)
     folder = run.layout.folds / "first-column"
-    regression = frozen.fit_regression
     scores = score_folds(
         checkpoint,
         task,
@@ -144,7 +145,7 @@ def _cross_validate(
         table,
         tokens,
         fold,
-        regression,
+        frozen.initial_head if frozen else lambda mask: None,
         folder,
         readings=("truncate",),
         emit=lambda event: None,

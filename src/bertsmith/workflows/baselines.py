@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from bertsmith.data.table import Table
+from bertsmith.data.table import MULTI_LABEL, ORDINAL, Table
 from bertsmith.data.template import texts_of
-from bertsmith.evaluation.baseline import LinearModel, combine_pairs, verdict
+from bertsmith.evaluation.baseline import FOLDS, LinearModel, combine_pairs, verdict
 from bertsmith.model.load import Loaded
 from bertsmith.model.tokenizer import encoder_for
 from bertsmith.model.tokens import Tokens
@@ -19,6 +19,9 @@ from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.prepare import MAX_EMBEDDED_TEXTS, embed, sample_balanced
 from bertsmith.workflows.score import CrossValidation, table_groups
+
+RULED = (MULTI_LABEL, ORDINAL)
+"""Tasks whose regression needs a rule: it has no class weights, or its most likely class is not the prediction."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class FrozenEmbeddings:
         task: the kind of label, fitted to the training texts.
         targets: of all training texts.
         n_labels: number of classes.
+        mean_pooling: whether the head of the model begins as a regression on the embeddings.
         tokens_per_second: speed of the forward passes.
     """
 
@@ -41,6 +45,7 @@ class FrozenEmbeddings:
     task: Task
     targets: np.ndarray
     n_labels: int
+    mean_pooling: bool
     tokens_per_second: float
 
     @classmethod
@@ -80,16 +85,45 @@ class FrozenEmbeddings:
                 for name, positions in rows.items()
             }
         targets, n_labels = tables["train"].targets, len(tables["train"].labels)
-        return cls(rows, embeddings, features, task, targets, n_labels, n_tokens / seconds)
+        return cls(rows, embeddings, features, task, targets, n_labels, loaded.mean_pooling, n_tokens / seconds)
 
-    def fit_regression(self, mask: np.ndarray | None = None, *, baseline: bool = False) -> LinearModel:
-        """Fit a regression to the training texts, or to those of a mask, shape (training texts,).
+    def initial_head(self, mask: np.ndarray | None = None) -> LinearModel | None:
+        """Fit a head to the training texts, or to those of a mask, shape (training texts,).
 
-        By default, the regression is the initial head of a model. With ``baseline``, it reads `features`.
+        Return ``None`` for a model whose head begins at random.
         """
-        rows, features = self.rows["train"], (self.features if baseline else self.embeddings)["train"]
+        if not self.mean_pooling:
+            return None
+        rows = self.rows["train"]
         inside = np.ones(len(rows), dtype=bool) if mask is None else mask[rows]
-        return self.task.fit_head(features[inside], self.targets[rows[inside]], self.n_labels)
+        return self.task.fit_head(self.embeddings["train"][inside], self.targets[rows[inside]], self.n_labels)
+
+    def baseline_scores(self, mask: np.ndarray, scored: np.ndarray, seed: int) -> np.ndarray:
+        """Fit a regression to the training texts of a mask, and return its scores for test texts.
+
+        For several labels and for ordered labels, a rule follows as for the model. It is fitted to training texts, each
+        scored by a regression on the other folds.
+
+        Args:
+            mask: bool, shape (training texts,).
+            scored: mask of the embedded test texts, bool, shape (embedded test texts,).
+            seed: of the folds.
+        """
+        task, rows = self.task, self.rows["train"]
+        inside = mask[rows]
+        x, y = self.features["train"][inside], self.targets[rows[inside]]
+
+        def score(chosen: np.ndarray, others: np.ndarray) -> np.ndarray:
+            return task.scores(task.fit_head(x[chosen], y[chosen], self.n_labels).logits(others))
+
+        scores = score(np.ones(len(y), dtype=bool), self.features["test"][scored])
+        fold = np.random.default_rng(seed).permutation(len(y)) % FOLDS
+        if task.name not in RULED or any(len(np.unique(y[fold != f], axis=0)) < 2 for f in range(FOLDS)):
+            return scores
+        held_out = np.empty((len(y), self.n_labels))
+        for f in range(FOLDS):
+            held_out[fold == f] = score(fold != f, x[fold == f])
+        return task.apply(task.fit_rule(y, held_out, seed=seed)[1], scores)
 
 
 def baselines(
@@ -126,8 +160,7 @@ def baselines(
         )
         bag_scores[outside] = bag.scores
         if len(rows):
-            scored, regression = outside[rows], frozen.fit_regression(inside, baseline=True)
-            regression_scores[scored] = frozen.task.scores(regression.logits(frozen.features["test"][scored]))
+            regression_scores[outside[rows]] = frozen.baseline_scores(inside, outside[rows], seed)
 
     def compare(classifier: str, baseline: np.ndarray, model: np.ndarray, table: Table, name: str) -> dict[str, Any]:
         value, low, high = task.difference(table.targets, model, baseline, seed=seed, groups=table_groups(table))

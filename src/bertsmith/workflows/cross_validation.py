@@ -150,7 +150,7 @@ def cross_validate(
     inputs: Inputs,
     recipe: Recipe,
     names: tuple[str, ...],
-    fit_regression: Callable[[np.ndarray], LinearModel],
+    initial_head: Callable[[np.ndarray], LinearModel | None],
     observe: Listener,
     stop: Callable[[], bool],
 ) -> CrossValidation | None:
@@ -168,7 +168,7 @@ def cross_validate(
         splits.scored_tables["train"],
         inputs.tokens.take(splits.rows["train"]),
         splits.fold,
-        fit_regression,
+        initial_head,
         run.layout.folds,
         readings=names,
         emit=observe,
@@ -186,7 +186,7 @@ def score_folds(
     table: Table,
     tokens: Tokens,
     fold: np.ndarray,
-    fit_regression: Callable[[np.ndarray], LinearModel],
+    initial_head: Callable[[np.ndarray], LinearModel | None],
     folder: Path,
     *,
     readings: Sequence[str],
@@ -204,7 +204,7 @@ def score_folds(
         table: the training texts.
         tokens: the tokens of the training texts.
         fold: the fold of each text, shape (texts,).
-        fit_regression: returns the initial regression of a head for a mask of texts, shape (texts,).
+        initial_head: returns the initial head for a mask of texts, shape (texts,); ``None`` for a random head.
         folder: the folder for the probabilities of each fold.
         readings: ways to read long texts.
         emit: called with each event.
@@ -237,7 +237,7 @@ def score_folds(
         emit(FoldStarted(f + 1, k))
         everything = np.ones(len(texts), dtype=bool)
         loaded, _ = prepare_model(checkpoint, config, task, table.labels, texts, everything, tokens, template=template)
-        initialize_head(loaded, fit_regression(fold != f))
+        initialize_head(loaded, initial_head(fold != f))
         if recipe.contrastive == "only":
             recipe = recipe.contrastive_stage(len(inside))  # as many steps as with all texts
         nothing = np.array([], dtype=np.int64)

@@ -253,9 +253,9 @@ def embed(loaded: Loaded, tokens: Tokens) -> np.ndarray:
     return pooling.pooled_features(compute_embeddings(loaded, batch))
 
 
-def initialize_head(loaded: Loaded, regression: LinearModel) -> None:
-    """Initialize the head of a model with mean pooling as a regression on `embed`; leave other heads unchanged."""
-    if loaded.mean_pooling:
+def initialize_head(loaded: Loaded, regression: LinearModel | None) -> None:
+    """Initialize the head of a model with mean pooling as a regression on `embed`; leave it unchanged with ``None``."""
+    if regression is not None:
         pooling.set_head(loaded.model, regression.weight, regression.bias)
 
 

@@ -151,7 +151,7 @@ def train_into(
                 is_model = not recipe.epochs
                 frozen = FrozenEmbeddings.embed(task, loaded, tables, tokens, config.seed, is_model=is_model)
                 labels = choose_training_labels(run, tables["train"], frozen, config, folds=splits.n_folds)
-                head, labels = group.broadcast((frozen.fit_regression(labels.kept), labels))
+                head, labels = group.broadcast((frozen.initial_head(labels.kept), labels))
                 initialize_head(loaded, head)
                 inputs = inputs.training_on(*labels)
                 trained = tables if labels.kept is None else {**tables, "train": tables["train"].take(labels.kept)}
@@ -172,7 +172,7 @@ def train_into(
                     config, tokens, loaded.max_length, recipe, splits.n_folds, template=table.columns.template
                 )
                 cross_validation = cross_validate(
-                    run, config, splits, inputs, recipe, names, frozen.fit_regression, observe, stop
+                    run, config, splits, inputs, recipe, names, frozen.initial_head, observe, stop
                 )
                 finished = fine_tune(
                     loaded,
