@@ -13,7 +13,9 @@ from bertsmith.inference.classifier import Classifier
 from bertsmith.model.tokenizer import encode
 from bertsmith.report.methods import write_methods
 from bertsmith.tasks.registry import get_task
+from bertsmith.tasks.single_label import SingleLabel
 from bertsmith.testing import tiny_table
+from bertsmith.workflows import baselines
 from bertsmith.workflows import train as training
 from bertsmith.workflows.prepare import embed
 from tests.conftest import train as _train
@@ -85,6 +87,18 @@ def test_a_disk_with_room_for_the_model_alone_is_enough(pooled, tmp_path, monkey
     leave(0.9)
     with pytest.raises(RunFolderError):
         _quick(pooled, tmp_path / "full", **settings)
+
+
+def test_the_bag_of_words_counts_a_limited_number_of_texts(pooled, tmp_path, monkeypatch):
+    counted, bag_of_words = [], SingleLabel.bag_of_words
+    monkeypatch.setattr(baselines, "MAX_COUNTED_TEXTS", 20)
+    monkeypatch.setattr(
+        SingleLabel, "bag_of_words", lambda *args: counted.append((len(args[1]), len(args[2]))) or bag_of_words(*args)
+    )
+    run = _quick(pooled, tmp_path / "run", table=tiny_table(60), cv=0, test_size=0.2)
+    assert counted == [(20, 20)]
+    assert run.metrics["baseline"]["bag_of_words"]["texts"] == {"train": 20, "test": 12}
+    assert "only 20 of the texts" in run.layout.report.read_text(encoding="utf-8")
 
 
 def test_columns_are_not_compared(pooled, tmp_path, monkeypatch):

@@ -20,6 +20,8 @@ from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.prepare import MAX_EMBEDDED_TEXTS, embed, sample_balanced
 from bertsmith.workflows.score import CrossValidation, table_groups
 
+MAX_COUNTED_TEXTS = 50_000
+"""Training texts of the bag of words; each text of 200 words takes about 72 KiB of memory and 5 ms."""
 RULED = (MULTI_LABEL, ORDINAL)
 """Tasks whose regression needs a rule: it has no class weights, or its most likely class is not the prediction."""
 
@@ -151,9 +153,11 @@ def baselines(
     kind = "test texts" if len(rounds) == 1 else "cross-validated texts"
     bag_scores, regression_scores = np.empty((len(test), n_labels)), np.empty((len(rows), n_labels))
     for inside, outside in rounds:
+        counted = np.flatnonzero(inside)
+        counted = counted[sample_balanced(train.codes[counted], MAX_COUNTED_TEXTS, seed=seed)]
         bag = task.bag_of_words(
-            list(compress(texts["train"], inside)),
-            train.targets[inside],
+            [texts["train"][int(i)] for i in counted],
+            train.targets[counted],
             list(compress(texts["test"], outside)),
             n_labels,
             seed,
@@ -174,7 +178,10 @@ def baselines(
     naive, naive_scores = task.naive_baseline(train.targets, len(test), test.labels)
     result = {
         "majority_class": {"label_text": naive, "test": task.scalar_metrics(test.targets, naive_scores)},
-        "bag_of_words": compare(bag.classifier, bag_scores, scores, test, f"a bag of words ({bag.classifier})"),
+        "bag_of_words": {
+            **compare(bag.classifier, bag_scores, scores, test, f"a bag of words ({bag.classifier})"),
+            "texts": {"train": min(len(train), MAX_COUNTED_TEXTS), "test": len(test)},
+        },
     }
     if len(rows):
         result["frozen_embeddings"] = {
