@@ -10,7 +10,7 @@ import bertsmith as bs
 from bertsmith.config import Config
 from bertsmith.errors import DataError
 from bertsmith.evaluation.baseline import tfidf_features
-from bertsmith.evaluation.label_errors import FOLDS, find_label_errors
+from bertsmith.evaluation.label_errors import FOLDS, find_label_errors, find_set_errors
 from bertsmith.testing import tiny_table
 from bertsmith.workflows.inspect import _embedding_model, suspected_label_errors
 
@@ -212,6 +212,19 @@ def test_wrong_label_sets_are_found_and_corrected(cli, flipped_sets, tmp_path):
     pd.DataFrame([bad]).to_csv(tmp_path / "bad.csv", index=False)
     with pytest.raises(DataError, match="'plants'"):
         bs.read_table(tmp_path / "t.jsonl", corrections=tmp_path / "bad.csv")
+
+
+def test_wrong_label_sets_are_found_if_a_single_label_is_frequent():
+    x = np.random.default_rng(0).normal(size=(80, 3))
+    targets = np.stack([x[:, 1] > 5, x[:, 0] > 0, np.arange(80) < 2], axis=1)
+    wrong = np.argsort(-abs(x[:, 0]))[:3]
+    targets[wrong, 1] ^= True
+    found = find_set_errors(lambda: x, targets, seed=0).set_index("position")
+    assert set(wrong) <= set(found.index)
+    for position in wrong:
+        expected = targets[position] ^ [False, True, False]
+        assert found["suggested"][position].tolist() == expected.tolist()
+        assert found["given_probability"][position] < 0.5 < found["suggested_probability"][position]
 
 
 def test_a_dash_that_is_a_label_does_not_drop_the_row(tmp_path):

@@ -86,6 +86,11 @@ def find_set_errors(featurize: Callable[[], Any], targets: np.ndarray, *, seed: 
             f"finding label errors needs a label with at least {FOLDS} texts, and {FOLDS} texts without this label",
             remedy="Add labelled texts.",
         )
+    if len(used) == 1:  # cleanlab needs at least two labels
+        found = find_label_errors(featurize, targets[:, used[0]].astype(np.int64), 2, seed=seed)
+        sets = targets[found["position"]]
+        sets[:, used[0]] = found["suggested"]
+        return found.assign(suggested=list(sets))
     features, given = featurize(), targets[:, used]
     likely = np.stack([_cross_validated(features, truth.astype(np.int64), 2, seed)[:, 1] for truth in given.T], axis=1)
     ranked = find_label_issues(
