@@ -91,7 +91,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     from bertsmith.evaluation.calibration import calibration_metrics
-    from bertsmith.evaluation.intervals import label_metrics
+    from bertsmith.evaluation.metrics import validation_metrics
 
     warnings.simplefilter("ignore")  # about logistic regressions that have not converged
     print("| table | texts | contender | seconds | macro-F1 | accuracy | ECE |\n" + "| --- " * 7 + "|")
@@ -106,7 +106,7 @@ def main() -> int:
                 began = time.process_time()
                 probabilities = CONTENDERS[contender](texts, y, test["Text"].tolist(), len(classes), given.seed)
                 taken = time.process_time() - began
-                score = label_metrics(of_test, probabilities.argmax(axis=1), len(classes))
+                score = validation_metrics(of_test, probabilities)
                 error = calibration_metrics(of_test, probabilities)["expected_calibration_error"]
                 print(
                     f"| {name} | {len(rows):,} | {contender} | {taken:.1f} | {score['macro_f1']:.3f} "

@@ -33,7 +33,7 @@ import pandas as pd
 from bertsmith.config import Config
 from bertsmith.data.table import SINGLE_LABEL
 from bertsmith.evaluation.baseline import LinearModel, fit_regression
-from bertsmith.evaluation.intervals import label_metrics
+from bertsmith.evaluation.metrics import macro_f1
 from bertsmith.labelling.choose import RANDOM_SHARE, Candidates, priorities, random_rows
 from bertsmith.labelling.pool import PoolFile
 from bertsmith.labelling.store import Decision, Project, Queued
@@ -89,7 +89,7 @@ def fit(pool: Pool, rows: np.ndarray) -> LinearModel | None:
 def test_score(pool: Pool, model: LinearModel | None) -> float:
     if model is None:
         return 0.0
-    return label_metrics(pool.test_y, model.logits(pool.test_x).argmax(axis=1), pool.n_classes)["macro_f1"]
+    return macro_f1(pool.test_y, model.logits(pool.test_x).argmax(axis=1))
 
 
 # -- labels needed -----------------------------------------------------------------------------------------------------

@@ -270,7 +270,8 @@ def score(targets: np.ndarray, drawn: np.ndarray, result: dict) -> Score:
         drawn: how often each resample draws each text, shape (resamples, n).
         result: the saved result, with ``predicted`` and ``confidence``.
     """
-    from bertsmith.evaluation.intervals import label_metrics, resampled_label_metrics
+    from bertsmith.evaluation.intervals import resampled_label_metrics
+    from bertsmith.evaluation.metrics import macro_f1
 
     predicted, confidence = np.array(result["predicted"]), np.array(result["confidence"])
     n_classes = int(max(targets.max(), predicted.max())) + 2
@@ -278,7 +279,7 @@ def score(targets: np.ndarray, drawn: np.ndarray, result: dict) -> Score:
     bins = np.minimum((confidence * 15).astype(int), 14)
     gaps = np.bincount(bins, weights=confidence - (targets == predicted), minlength=15)
     return Score(
-        label_metrics(targets, index, n_classes)["macro_f1"],
+        macro_f1(targets, index),
         resampled_label_metrics(drawn, targets, index, n_classes)["macro_f1"],
         float(abs(gaps).sum() / len(targets)),
         result,

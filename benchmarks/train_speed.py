@@ -305,7 +305,7 @@ def main() -> int:
 
     from bertsmith.compute.device import choose_device
     from bertsmith.compute.system import keep_freed_memory
-    from bertsmith.evaluation.intervals import label_metrics
+    from bertsmith.evaluation.metrics import macro_f1
     from bertsmith.model import checkpoint
     from bertsmith.training.recipe import choose_precision
 
@@ -359,7 +359,7 @@ def main() -> int:
                     line = [model_name, table, contender, number, round(taken, 2)]
                     if given.score:
                         found = labelled(model, tokenizer, test_texts)
-                        scores[contender].append(label_metrics(test_targets, found, n_classes)["macro_f1"])
+                        scores[contender].append(macro_f1(test_targets, found))
                         line.append(round(scores[contender][-1], 4))
                     print(json.dumps(line), file=sys.stderr)
             model = new_model(model_name, n_classes)

@@ -39,8 +39,9 @@ class Rule:
 
     def undo(self, logits: np.ndarray) -> np.ndarray:
         """Return the model's logits before the rule, from logits after it, both of shape (n, classes)."""
-        before: np.ndarray = stretch_slope(logits, 1 / self.stretch) * np.array(self.temperature)
-        return before - np.array(self.offsets or 0.0)
+        offsets, temperature = np.array(self.offsets or 0.0), np.array(self.temperature)
+        before: np.ndarray = stretch_slope(logits, 1 / self.stretch) * temperature - offsets
+        return before
 
     @property
     def is_neutral(self) -> bool:

@@ -203,7 +203,8 @@ class Task(ABC):
 
         def difference(drawn: np.ndarray) -> np.ndarray:
             one, two = (self.resampled(drawn, targets, scores)[self.primary] for scores in (first, second))
-            return one - two
+            result: np.ndarray = one - two
+            return result
 
         resamples = draw_resamples(len(targets), groups, np.random.default_rng(seed), RESAMPLES)
         once = np.ones((1, len(targets)), dtype=np.int64)
