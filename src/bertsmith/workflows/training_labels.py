@@ -33,11 +33,8 @@ SMALLEST = 1e-4
 """Lowest probability in the comparison. Otherwise, a class without training texts in a fold would decide alone."""
 MIN_TEXTS = 300
 """With fewer training texts, the search for label errors is off."""
-COMPARISON_C = 3.0
-"""Inverse penalty of the regressions with and without suspects.
-
-With a weaker penalty, a regression also gains without suspects if they are right but hard, and fine-tuning loses.
-"""
+RIGID_C = 3.0
+"""Inverse penalty of the rigid regression, for embeddings of length 1."""
 
 
 class TrainingLabels(NamedTuple):
@@ -79,7 +76,7 @@ def choose_training_labels(
     x, y, n_classes = frozen.features["train"], train.codes, len(train.labels)
     found = run.info.get("label_noise")
     if found is None:
-        compared = compare_without_suspects(x, y, n_classes, config.seed)
+        compared = compare_without_suspects(x, y, n_classes, frozen.task, config.seed)
         found = None if compared is None else asdict(compared)
         run.update(label_noise=found)
     if not (found and found["used"]):
@@ -118,6 +115,7 @@ class LabelNoise:
         accuracy, macro_f1: agreement with the given labels of held-out texts: of a regression fitted to all labels, and
             of one fitted without the suspects.
         gain_error: standard error of the gain in accuracy.
+        rigid_gain: gain in accuracy of regressions with a strong penalty.
     """
 
     used: bool
@@ -125,6 +123,7 @@ class LabelNoise:
     accuracy: tuple[float, float]
     macro_f1: tuple[float, float]
     gain_error: float
+    rigid_gain: float
 
 
 def _choose_soft_labels(
@@ -190,16 +189,19 @@ def _held_out(x: np.ndarray, targets: np.ndarray, majority: np.ndarray, fold: np
     return scale(p, fit_temperature(majority, p))
 
 
-def compare_without_suspects(x: np.ndarray, y: np.ndarray, n_classes: int, seed: int) -> LabelNoise | None:
+def compare_without_suspects(x: np.ndarray, y: np.ndarray, n_classes: int, task: Task, seed: int) -> LabelNoise | None:
     """Compare regressions on all labels and on the plausible ones.
+
+    The suspects are left out if accuracy grows by more than two standard errors and macro-F1 does not fall. Without
+    suspects, a flexible model can gain although they are right but hard. A rigid one then loses, so a second comparison
+    with a strong penalty must not lose accuracy.
 
     Args:
         x: embeddings of n texts, shape (n, hidden size).
         y: their given class indices, shape (n,).
         n_classes: number of classes.
+        task: one class per text.
         seed: of the folds.
-
-    The suspects are left out if accuracy grows by more than a standard error, and macro-F1 does not fall.
 
     Returns:
         The comparison; ``None`` if fewer than two classes have enough texts to search for label errors.
@@ -210,20 +212,23 @@ def compare_without_suspects(x: np.ndarray, y: np.ndarray, n_classes: int, seed:
 
     if (np.bincount(y) >= 2 * SEARCH_FOLDS).sum() < 2:  # so that enough of them are outside of each fold
         return None
-    x, fold, predicted = _unit(x), stratified_folds(y, seed, FOLDS), np.zeros((2, len(y)), dtype=np.int64)
+    unit, fold = _unit(x), stratified_folds(y, seed, FOLDS)
+    predicted = np.zeros((2, 2, len(y)), dtype=np.int64)  # flexible or rigid, all or plausible labels
     for f in range(FOLDS):
         inside, outside = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
         plausible = np.delete(inside, find_suspects(x[inside], y[inside], n_classes, seed)["position"])
         for i, rows in enumerate((inside, plausible)):
-            model = LogisticRegression(C=COMPARISON_C, max_iter=1000).fit(x[rows], y[rows])
-            predicted[i, outside] = model.predict(x[outside])
+            predicted[0, i, outside] = task.fit_head(x[rows], y[rows], n_classes).logits(x[outside]).argmax(axis=1)
+            rigid = LogisticRegression(C=RIGID_C, max_iter=1000).fit(unit[rows], y[rows])
+            predicted[1, i, outside] = rigid.predict(unit[outside])
     right = predicted == y
-    gains = right[1].astype(np.float64) - right[0]
-    error = float(gains.std(ddof=1) / np.sqrt(len(y)))
-    f1 = macro_f1(y, predicted[0]), macro_f1(y, predicted[1])
-    suspects = len(find_suspects(x, y, n_classes, seed))
-    used = bool(gains.mean() > error and f1[1] >= f1[0])
-    return LabelNoise(used, suspects, (float(right[0].mean()), float(right[1].mean())), f1, error)
+    gains = right[:, 1].astype(np.float64) - right[:, 0]
+    error = float(gains[0].std(ddof=1) / np.sqrt(len(y)))
+    f1 = macro_f1(y, predicted[0, 0]), macro_f1(y, predicted[0, 1])
+    rigid_gain = float(gains[1].mean())
+    used = bool(gains[0].mean() > 2 * error and f1[1] >= f1[0] and rigid_gain >= 0)
+    accuracy = float(right[0, 0].mean()), float(right[0, 1].mean())
+    return LabelNoise(used, len(find_suspects(x, y, n_classes, seed)), accuracy, f1, error, rigid_gain)
 
 
 def find_suspects(x: np.ndarray, y: np.ndarray, n_classes: int, seed: int) -> pd.DataFrame:
