@@ -686,6 +686,7 @@ def test_a_page_for_other_machines_needs_a_token(cli, tmp_path):
     assert cli("label", "-o", tmp_path / "p")[0] == 2
     assert cli(*arguments, "--task", "ordinal")[0] == 2
     assert cli(*arguments, "--labels", "a;b,c")[0] == 2
+    assert cli(*arguments, "--labels", "a,b,a")[0] == 2
     assert cli(*arguments, "--suggestions", "nothing")[0] == 2
     assert not (tmp_path / "p").exists()
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import bertsmith as bs
 from bertsmith.config import DataConfig
 from bertsmith.data.clean import CONFLICT, DUPLICATE, EMPTY, IN_TEST, clean
-from bertsmith.data.columns import find_text_columns
+from bertsmith.data.columns import find_columns, find_text_columns
 from bertsmith.data.read import read_table
 from bertsmith.data.split import split_cleaned
 from bertsmith.data.stream import open_stream
@@ -148,6 +148,17 @@ def test_rendered_texts_are_read_as_they_are():
 
 
 # -- settings -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("label", "further"), [(None, "Label Text"), ("Label", "label_text"), (None, "Label")])
+def test_a_further_column_with_the_labels_is_refused(label, further):
+    config = DataConfig(with_columns=further, label_column=label)
+    with pytest.raises(DataError):
+        find_columns(["Text", "Label", "Label Text"], "t", config)
+    assert find_columns(["Text", "Label", "kind"], "t", DataConfig(with_columns="kind")).template.columns == (
+        "Text",
+        "kind",
+    )
 
 
 def test_settings_map_columns_to_other_names():

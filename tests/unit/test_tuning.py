@@ -240,6 +240,13 @@ def test_all_problems_of_a_search_space_are_reported_together(tmp_path):
     assert caught.value.where == str(tmp_path / "none.toml")
 
 
+def test_the_metric_of_another_task_is_no_objective():
+    assert StudyConfig(objectives=("r2",)).for_metric("r2").objectives == ("r2",)
+    with pytest.raises(ConfigError) as caught:
+        StudyConfig(objectives=("r2",)).for_metric("quadratic_kappa")
+    assert "quadratic_kappa" in caught.value.remedy
+
+
 @pytest.mark.parametrize("objectives", [("macro_f1", "latency"), ("latency", "macro_f1")])
 def test_the_primary_metric_is_the_first_objective(objectives):
     config = StudyConfig(objectives=objectives)

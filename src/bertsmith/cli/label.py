@@ -71,6 +71,8 @@ def label(
     from bertsmith.workflows.label_rounds import Rounds
 
     names = [name.strip() for name in labels.split(",") if name.strip()] if labels else []
+    if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ConfigError(f"--labels repeats {listing(repeated)}", remedy="Pass each label once.")
     token = os.environ.get(TOKEN) or None
     if token is None and not _is_local(host):
         raise ConfigError(
@@ -81,7 +83,10 @@ def label(
         if pool is None and settings.sql is None:
             raise ConfigError("a new project needs a pool", remedy="Pass POOL, a table of texts without labels.")
         if len(names) < 2 and task == "ordinal":
-            raise ConfigError("ordinal labels need an order", remedy="Pass them with --labels, the lowest first.")
+            raise ConfigError(
+                "an ordinal project needs at least two labels in order",
+                remedy="Pass them with --labels, the lowest first.",
+            )
         with open_stream(pool, settings) as stream:  # create no project for a pool that cannot be used
             check_suggestions(suggestions, next(stream.chunks())[0], stream.name)
     is_new = not Project.exists(output)

@@ -225,7 +225,7 @@ def _print_summary(predictions: Predictions) -> None:
     if predictions.cut:
         stderr_console().print(
             f"[yellow]note:[/] {counted(predictions.cut, 'text')} truncated at the maximum length "
-            "(--long window reads whole texts)"
+            "(--long window reads whole texts, if the model reads a single column)"
         )
     if predictions.empty:
         rows = counted(predictions.empty, "row")

@@ -128,13 +128,13 @@ def find_columns(
             where=where,
             remedy="Leave out --label-columns, or leave out --label-column and --label-text-column.",
         )
-    taken = [*parts, label, label_text, *labels]
-    if label_text is None and not labels:
+    taken = [*texts, pair, label, label_text, *labels]
+    if label_text is None and not labels:  # further columns may not be the labels: a model that reads them is no use
         label_text = search(LABEL_TEXT, "--label-text-column", taken)
         if label is None:
             label = search(LABEL, "--label-column", taken)
         if label is None and label_text is None:
-            label = search(LABEL_SYNONYMS, "--label-column", taken)
+            label = search(LABEL_SYNONYMS, "--label-column", [*taken, *further])
     taken = [*parts, label, label_text, *labels]
     if not texts:
         text = search(TEXT, "--text-column", taken) or search(TEXT_SYNONYMS, "--text-column", taken)

@@ -44,7 +44,16 @@ class StudyConfig:
     space: Path | Mapping[str, Any] | None = None
 
     def for_metric(self, primary: str) -> StudyConfig:
-        """Return the configuration with the primary metric of a task, which becomes the first objective."""
+        """Return the configuration with the primary metric of a task, which becomes the first objective.
+
+        Raises:
+            ConfigError: if an objective is the primary metric of another task.
+        """
+        if others := [name for name in self.objectives if name not in (PRIMARY, primary, LATENCY)]:
+            raise ConfigError(
+                f"--objective {others[0]} is not the primary metric of this task, which is {primary}",
+                remedy=f"Pass --objective {primary}, or leave it out.",
+            )
         names = (name if name == LATENCY else primary for name in self.objectives)
         return replace(self, objectives=tuple(sorted(names, key=lambda name: name == LATENCY)))
 
