@@ -5,7 +5,7 @@ arXiv:1908.07086). If they disagree by mistake, the label of the majority is bet
 doi:10.1613/jair.1.12752).
 
 Without votes of coders, some labels may be wrong. Confident learning finds suspects (Northcutt et al. 2021,
-arXiv:1911.00068). Training leaves them out if a regression without the suspects agrees better with the given labels of
+arXiv:1911.00068). Training leaves them out if regressions without the suspects agree better with the given labels of
 held-out texts. Some of these are wrong too, but the better model agrees with more of them.
 """
 
