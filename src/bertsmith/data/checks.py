@@ -306,7 +306,8 @@ def check_lengths(inspected: Inspected) -> Iterator[Finding]:
 def check_reading(inspected: Inspected) -> Iterator[Finding]:
     """Report the notes of the reader."""
     for note in inspected.table.notes:
-        yield Finding("reading", note.severity, note.count, note.message, "bertsmith uses the table as read", note.rows)
+        action = "bertsmith continues with this table"
+        yield Finding("reading", note.severity, note.count, note.message, action, note.rows)
 
 
 CHECKS: tuple[Callable[[Inspected], Iterator[Finding]], ...] = (

@@ -74,7 +74,7 @@ def merge_coders(table: Table, column: str) -> Table:
     notes = [
         Note(
             severity,
-            f"coders {where} {counted(len(some), 'text')}, and bertsmith {how}; first rows: {listing(some)}",
+            f"coders {where} {counted(len(some), 'text')}, and bertsmith {how}",
             len(some),
             tuple(some),
         )
