@@ -115,7 +115,7 @@ class LabelNoise:
         accuracy, macro_f1: agreement with the given labels of held-out texts: of a regression fitted to all labels, and
             of one fitted without the suspects.
         gain_error: standard error of the gain in accuracy.
-        rigid_gain: gain in accuracy of regressions with a strong penalty.
+        rigid_gain, rigid_error: gain in accuracy of regressions with a strong penalty, and its standard error.
     """
 
     used: bool
@@ -124,6 +124,7 @@ class LabelNoise:
     macro_f1: tuple[float, float]
     gain_error: float
     rigid_gain: float
+    rigid_error: float
 
 
 def _choose_soft_labels(
@@ -192,9 +193,9 @@ def _held_out(x: np.ndarray, targets: np.ndarray, majority: np.ndarray, fold: np
 def compare_without_suspects(x: np.ndarray, y: np.ndarray, n_classes: int, task: Task, seed: int) -> LabelNoise | None:
     """Compare regressions on all labels and on the plausible ones.
 
-    The suspects are left out if accuracy grows by more than two standard errors and macro-F1 does not fall. Without
-    suspects, a flexible model can gain although they are right but hard. A rigid one then loses, so a second comparison
-    with a strong penalty must not lose accuracy.
+    The suspects are left out if accuracy grows by more than a standard error and macro-F1 does not fall. Without
+    suspects, a flexible model can gain although they are right but hard. A rigid one then does not gain, so a second
+    comparison with a strong penalty must gain more than a standard error of accuracy, too.
 
     Args:
         x: embeddings of n texts, shape (n, hidden size).
@@ -223,12 +224,12 @@ def compare_without_suspects(x: np.ndarray, y: np.ndarray, n_classes: int, task:
             predicted[1, i, outside] = rigid.predict(unit[outside])
     right = predicted == y
     gains = right[:, 1].astype(np.float64) - right[:, 0]
-    error = float(gains[0].std(ddof=1) / np.sqrt(len(y)))
+    gain, error = gains.mean(axis=1), gains.std(axis=1, ddof=1) / np.sqrt(len(y))
     f1 = macro_f1(y, predicted[0, 0]), macro_f1(y, predicted[0, 1])
-    rigid_gain = float(gains[1].mean())
-    used = bool(gains[0].mean() > 2 * error and f1[1] >= f1[0] and rigid_gain >= 0)
+    used = bool((gain > error).all() and f1[1] >= f1[0])
     accuracy = float(right[0, 0].mean()), float(right[0, 1].mean())
-    return LabelNoise(used, len(find_suspects(x, y, n_classes, seed)), accuracy, f1, error, rigid_gain)
+    suspects = len(find_suspects(x, y, n_classes, seed))
+    return LabelNoise(used, suspects, accuracy, f1, float(error[0]), float(gain[1]), float(error[1]))
 
 
 def find_suspects(x: np.ndarray, y: np.ndarray, n_classes: int, seed: int) -> pd.DataFrame:
