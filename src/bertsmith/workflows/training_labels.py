@@ -193,9 +193,9 @@ def _held_out(x: np.ndarray, targets: np.ndarray, majority: np.ndarray, fold: np
 def compare_without_suspects(x: np.ndarray, y: np.ndarray, n_classes: int, task: Task, seed: int) -> LabelNoise | None:
     """Compare regressions on all labels and on the plausible ones.
 
-    The suspects are left out if accuracy grows by more than a standard error and macro-F1 does not fall. Without
-    suspects, a flexible model can gain although they are right but hard. A rigid one then does not gain, so a second
-    comparison with a strong penalty must gain more than a standard error of accuracy, too.
+    Training leaves the suspects out if accuracy grows by more than a standard error, and macro-F1 does not fall. A
+    flexible model can gain without suspects that are right but hard, and a rigid model then does not. So the accuracy
+    of a regression with a strong penalty must grow by more than a standard error, too.
 
     Args:
         x: embeddings of n texts, shape (n, hidden size).
@@ -208,12 +208,13 @@ def compare_without_suspects(x: np.ndarray, y: np.ndarray, n_classes: int, task:
         The comparison; ``None`` if fewer than two classes have enough texts to search for label errors.
     """
     from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import normalize
 
     from bertsmith.evaluation.metrics import macro_f1
 
     if (np.bincount(y) >= 2 * SEARCH_FOLDS).sum() < 2:  # so that enough of them are outside of each fold
         return None
-    unit, fold = _unit(x), stratified_folds(y, seed, FOLDS)
+    unit, fold = normalize(x), stratified_folds(y, seed, FOLDS)
     predicted = np.zeros((2, 2, len(y)), dtype=np.int64)  # flexible or rigid, all or plausible labels
     for f in range(FOLDS):
         inside, outside = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
@@ -234,10 +235,6 @@ def compare_without_suspects(x: np.ndarray, y: np.ndarray, n_classes: int, task:
 
 def find_suspects(x: np.ndarray, y: np.ndarray, n_classes: int, seed: int) -> pd.DataFrame:
     """Find labels that may be wrong; see `find_label_errors`, and `compare_without_suspects` for the arguments."""
-    return find_label_errors(lambda: _unit(x), y, n_classes, seed=seed)
+    from sklearn.preprocessing import normalize
 
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    """Return embeddings of length 1, shape (n, hidden size)."""
-    unit: np.ndarray = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    return unit
+    return find_label_errors(lambda: normalize(x), y, n_classes, seed=seed)
