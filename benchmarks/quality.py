@@ -440,7 +440,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the tables")
     parser.add_argument("--output", type=Path, default=Path("runs/quality"), help="folder for the results")
-    parser.add_argument("--tables", nargs="+", default=TABLES, choices=TABLES)
+    parser.add_argument("--tables", nargs="+", default=TABLES, help="names of folders in --data")
     parser.add_argument(
         "--sizes", nargs="+", default=SIZES, help=f"texts per class up to {A_CLASS}, texts in total above it, or all"
     )
