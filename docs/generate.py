@@ -220,8 +220,8 @@ _STUDY = """## A study
 
 `labels.csv` has a row for each labelled text. The label is empty for texts on which coders are tied, and for random
 texts that coders left without a label. With several labels per text, `labels.csv` leaves out both kinds of texts. The
-next table lists the columns of `labels.csv`, before those of the pool. A column of the pool with one of these names
-becomes `pool NAME`.
+first columns of `labels.csv` are those of the next table. The columns of the pool follow. If a column of the pool has
+one of these names, it becomes `pool NAME`.
 
 | column | content |
 | --- | --- |
@@ -278,7 +278,7 @@ The file of `--for-regression` has one row for each text of the corpus:
 | column | content |
 | --- | --- |
 | `row` | row of the corpus |
-| columns of the corpus | all but the text; a column whose name another column has becomes `corpus NAME` |
+| columns of the corpus | all except the text; if another column has the same name, the name becomes `corpus NAME` |
 | `labelled` | 1 if the text is in the labelled sample, otherwise 0 |
 | `inclusion_probability` | for a labelled text, the probability that it is in the sample; otherwise empty |
 | `outcome LABEL TEXT` | corrected outcome of each class, for `regress`; `outcome (level)` for ordered labels |
@@ -383,10 +383,12 @@ _SPLIT = {
     "metrics": "every metric with `value` and `interval`; an undefined value is `null`",
     "per_class": "precision, recall, F1, average precision and counts of each class; not for numbers",
     "confusion": "confusion matrix; rows are the true classes, columns the predicted ones; for one label per text",
-    "cooccurrence": "for several labels: number of texts that have two labels, and that the model gives both",
-    "without_labels": "for several labels: number of texts without any label, and without any predicted label",
+    "cooccurrence": "for several labels, two matrices over pairs of labels: `labels` counts the texts that have both, "
+    "`predicted` the texts for which the model predicts both",
+    "without_labels": "for several labels: `labels` is the number of texts without a label, `predicted` that of texts "
+    "without a predicted label",
     "calibration": "expected calibration error, Brier score, bins; for the test split also before calibration",
-    "sample_of": "for the train split: number of training texts, of which a sample is scored",
+    "sample_of": "for the train split: number of training texts; bertsmith scores a sample of them",
     "by": "`cross-validation` if the metrics come from cross-validation; otherwise absent",
     "folds": "number of folds, if the metrics come from cross-validation; otherwise absent",
 }
@@ -415,7 +417,7 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "`--coder-column` only",
             "label_noise": "whether training left out texts with a probably wrong label, and the comparison that "
             "decided this. Present for `single-label` with 300 to 4,000 training texts, but not with "
-            "cross-validation or `--coder-column`",
+            "cross-validation, `--coder-column` or `--label-noise off`",
             "best_seed": "seed of the best run; with `--seeds` only",
         },
     ),
@@ -486,7 +488,7 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "long": "how the model read texts above the maximum length",
             "left_out": "dropped rows by reason",
             "seen_in_training": "number of texts of the table that the model was trained or validated on",
-            "notes": "labels that no text has, and texts with different labels",
+            "notes": "labels that no text has, and texts that occur with different labels",
         },
     ),
 }

@@ -261,7 +261,8 @@ class TrainConfig(Step):
     label_noise: Literal["auto", "off"] = Field(
         "auto",
         description="Leave texts with probably wrong labels out of training if cross-validation shows that this helps. "
-        "Applies to --task single-label with 300 to 4,000 training texts, without cross-validation and --coder-column.",
+        "Applies to --task single-label with 300 to 4,000 training texts, but not with cross-validation or "
+        "--coder-column.",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",

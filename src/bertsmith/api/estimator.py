@@ -47,7 +47,8 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         max_length, epochs, batch_size, learning_rate: as for `bertsmith.train`; ``None``: chosen from the data.
         validation_size, imbalance, decision_rule, precision, device, threads: as for `bertsmith.train`.
         random_state: seed of split, head initialization, shuffling and dropout.
-        settings: other settings of `bertsmith.train`; those that read tables, test or write files are refused.
+        settings: other settings of `bertsmith.train`. `fit` refuses settings that read a table, look for label errors,
+            test a model or write files.
 
     Attributes:
         classes_: the labels, sorted, shape (classes,).

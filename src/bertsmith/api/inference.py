@@ -198,7 +198,7 @@ def push(
     exports: bool = False,
     overwrite: bool = False,
 ) -> str:
-    """Push the model of a run to the Hugging Face hub: weights, tokenizer and model card. No text of the table is sent.
+    """Push the model of a run to the Hugging Face hub: weights, tokenizer and model card, without texts.
 
     Args:
         run: the run, or its folder.

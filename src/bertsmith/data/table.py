@@ -49,8 +49,8 @@ class Labels:
 
     The model is trained on the class index; the user sees only ``numbers`` and ``texts``.
 
-    ``numbered`` is false if the table has no label numbers. The numbers are then positions of the texts, and a number
-    in another table means something else.
+    ``numbered`` is false if the table has no label numbers. The numbers are then positions of the label
+    texts, so the same number in another table can mean another class.
     """
 
     numbers: tuple[int, ...]

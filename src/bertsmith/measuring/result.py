@@ -91,7 +91,7 @@ class Measurement:
         left_out: number of rows of the sample left out by reason.
         empty: number of rows of the corpus without a text.
         notes: sentences about the shares: left-out rows, doubts, and the number of further labels.
-        means: for ordered labels the mean levels, of the whole corpus and of each group, as the shares.
+        means: for ordered labels, the mean level of the whole corpus, then of each group in order of its name.
     """
 
     corpus: str

@@ -77,7 +77,7 @@ class Parameters(_RequestModel):
     """Parameters of Hugging Face's inference API."""
 
     top_k: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
-        None, description="Number of labels to return; by default one label, with null all labels."
+        None, description="Number of labels to return. By default, the best label; with null, all labels."
     )
     function_to_apply: Literal["softmax", "sigmoid", "none"] | None = Field(
         None, description="Function that turns logits into scores; by default that of the model."
