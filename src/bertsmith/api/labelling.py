@@ -30,7 +30,7 @@ def next_texts(
 ) -> pd.DataFrame:
     """Choose the texts to label next: uncertain and diverse texts, texts of rare classes, and a random sample.
 
-    A text that is not random is no near-duplicate of another chosen text, or of a text of the project.
+    Apart from the random sample, bertsmith leaves out near-duplicates of chosen texts and of texts of the project.
 
     Args:
         run: the run, its folder, or the folder of a project of ``bertsmith label``. A project also queues the texts.

@@ -46,7 +46,7 @@ def serve(
         typer.Option(
             min=0.01,
             metavar="SECONDS",
-            help="Maximum expected wait in the queue; the server refuses others with status 429.",
+            help="Maximum expected wait in the queue; beyond it, the server refuses requests with status 429.",
         ),
     ] = 0.5,
     timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Time limit for a request.")] = 30.0,
