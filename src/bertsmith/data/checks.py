@@ -152,7 +152,7 @@ def check_near_duplicates(inspected: Inspected) -> Iterator[Finding]:
         (grouped[column].transform("nunique") > 1).to_numpy() for column in ("text", "target", "split")
     )
     is_held_out = frame["split"].isin(["validation", "test"]).to_numpy()
-    unless = "kept in one split, unless you pass --near-duplicates ignore"
+    unless = "kept in one split, unless splits are given or you pass --near-duplicates ignore"
     leak = "of the given validation and test splits with a near-duplicate in another split"
     for kind, severity, mask, message, action in (
         ("near-duplicate", "info", is_near, "with near-duplicates", f"used; {unless}"),
