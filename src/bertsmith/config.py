@@ -143,7 +143,7 @@ class DataConfig(Step):
     label_text_column: str | None = Field(
         None,
         description="Column with label texts, the names of the labels. "
-        "The column of --label-column may have their numbers.",
+        "--label-column may then name the column of the label numbers.",
     )
     label_columns: Annotated[tuple[str, ...], BeforeValidator(_as_column_list)] = Field(
         (), description="Names of columns of 0 and 1, one per label, separated by commas; for --task multi-label."
@@ -159,7 +159,7 @@ class DataConfig(Step):
     group_column: str | None = Field(
         None,
         description="Column with groups, such as authors. "
-        "bertsmith train keeps each group in one split, and computes intervals by resampling whole groups.",
+        "Intervals treat each group as one unit, and bertsmith train keeps each group in one split.",
     )
     coder_column: str | None = Field(
         None,
@@ -172,8 +172,8 @@ class DataConfig(Step):
     validation_size: Share = Field(0.1, description="Share of the rows for validation.")
     test_size: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1,
-        description="Share of the rows for the test. 0: no test split; the metrics come from cross-validation, "
-        "as by default with few labelled texts.",
+        description="Share of the rows for the test. 0: no test split, so the metrics come from cross-validation. "
+        "With few labelled texts (see --cv), 0 is the default.",
     )
     near_duplicates: Literal["together", "ignore"] = Field(
         "together", description="Keep near-duplicates in one split, or split them like other texts."
@@ -193,7 +193,8 @@ class ModelConfig(Step):
 
     model: Annotated[str, BeforeValidator(_as_name)] = Field(
         DEFAULT_MODEL,
-        description="Checkpoint: a Hugging Face hub id, a local folder, packaged:minilm, or auto (by language).",
+        description="Checkpoint: a Hugging Face hub id, a local folder, packaged:minilm, or auto, which chooses by the "
+        "language of the texts.",
     )
     max_length: int | None = Field(
         None, ge=8, le=131072, description="Maximum tokens per text; by default, enough for 99 % of the texts."
@@ -249,14 +250,15 @@ class TrainConfig(Step):
     cv: Annotated[int, Field(ge=0, le=100)] | None = Field(
         None,
         description="Cross-validate with N folds, then train on all but the test texts; 0: use a validation split. "
-        "Default: 3 with few labelled texts (below 300, or below 10 per class on average); otherwise 5 with "
-        "--test-size 0; otherwise 0. With validation texts or --validation-size, the default is 0.",
+        "Default, by the first case that applies: 0 with validation texts or --validation-size; 3 with few labelled "
+        "texts (below 300, or below 10 per class on average); 5 with --test-size 0; otherwise 0.",
     )
     imbalance: Literal[
         "auto", "none", "weights", "effective-number", "focal", "logit-adjustment", "balanced-sampling"
     ] = Field(
         "auto",
-        description="Handling of imbalanced classes in training; auto: none, because a decision rule can follow.",
+        description="Handling of imbalanced classes in training; auto: none, because --decision-rule applies "
+        "after training.",
     )
     label_noise: Literal["auto", "off"] = Field(
         "auto",
@@ -290,8 +292,8 @@ class EvalConfig(Step):
 
     decision_rule: Literal["auto", "off"] = Field(
         "auto",
-        description="Tune class offsets on validation, or thresholds of several labels; use them only if they raise "
-        "macro-F1 measurably.",
+        description="auto: tune class offsets on validation (multi-label: thresholds), and use them only if the gain "
+        "in macro-F1 exceeds its standard error.",
     )
     no_ablation: bool = Field(
         False, description="Skip the comparison with a model that reads only the first text column."

@@ -30,7 +30,7 @@ def next_texts(
 ) -> pd.DataFrame:
     """Choose the texts to label next: uncertain and diverse texts, texts of rare classes, and a random sample.
 
-    Only random texts can be near-duplicates of other chosen texts, or of texts of the project.
+    Apart from the random sample, bertsmith leaves out near-duplicates of chosen texts and of texts of the project.
 
     Args:
         run: the run, its folder, or the folder of a project of ``bertsmith label``. A project also queues the texts.
@@ -43,9 +43,9 @@ def next_texts(
 
     Returns:
         The chosen rows of the pool with their columns, and ``row`` (from 1), ``reason`` (``"uncertain"``,
-        ``"diverse"``, ``"rare"`` or ``"random"``), ``random``, and ``inclusion_probability``: for a random
-        text, the probability that the random sample contains it; otherwise missing. If too few texts of the pool
-        differ, there are fewer than ``n`` rows.
+        ``"diverse"``, ``"rare"`` or ``"random"``), ``random``, and ``inclusion_probability``. That is the probability
+        that a text of the pool is in the random sample. It is missing for texts that were not drawn at random. If too
+        few texts of the pool differ, there are fewer than ``n`` rows.
 
     Raises:
         UserError: if the pool cannot be read or has no new text, or run or project are not usable.

@@ -60,7 +60,7 @@ def drift(
     out = stdout_console()
     for d in found.differences:
         means = "" if d.before is None or d.after is None else f", mean {d.before:.3f} before and {d.after:.3f} now"
-        verdict = "differs" if d.differs else "as before"
+        verdict = "differs" if d.differs else "similar"
         out.print(
             f"{verdict:<10} {d.name}: distance {d.distance:.3f}, threshold {d.threshold:.3f}{means}", markup=False
         )

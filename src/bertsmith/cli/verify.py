@@ -25,7 +25,7 @@ def verify(
 ) -> None:
     """Check the model files, metrics and predictions of a run. With TABLE, check the texts of the table too.
 
-    The command recomputes the predictions for the test texts, and all metrics that the saved predictions determine.
+    The command recomputes the predictions for the test texts, and the metrics from the saved predictions.
 
     With --retrain, train again on TABLE and compare the results.
 

@@ -111,8 +111,8 @@ _DROPPED = {
         "with the same text as another row, but another number",
         "bertsmith uses the first row of each text, with the mean of the numbers",
     ),
-    IN_TEST: ("leak-test", "warning", "whose text is also in the test table", "dropped from train and validation"),
-    IN_VALIDATION: ("leak-validation", "warning", "whose text is also in the validation table", "dropped from train"),
+    IN_TEST: ("leak-test", "warning", "whose text is also in the test split", "dropped from train and validation"),
+    IN_VALIDATION: ("leak-validation", "warning", "whose text is also in the validation split", "dropped from train"),
 }
 """For each reason to drop rows: the kind, severity, message and action of the finding."""
 
@@ -128,13 +128,13 @@ def check_cleaning(inspected: Inspected) -> Iterator[Finding]:
     texts = [name for name in ("split", "text", "pair") if name in frame.columns]
     repeated = frame[frame["split"].isin(["validation", "test"]) & frame.duplicated(texts)]
     if len(repeated):
-        message = "with the same text as another row of the same validation or test table"
+        message = "with the same text as another row of the given validation or test split"
         yield inspected.rows(
             "duplicate-held-out",
             "info",
             repeated,
             message,
-            "used, because bertsmith does not change validation and test tables",
+            "used, because bertsmith does not change given validation and test splits",
         )
     if cleaned.normalised:
         message = f"{counted(cleaned.normalised, 'row')} with control characters or decomposed characters"
@@ -152,8 +152,8 @@ def check_near_duplicates(inspected: Inspected) -> Iterator[Finding]:
         (grouped[column].transform("nunique") > 1).to_numpy() for column in ("text", "target", "split")
     )
     is_held_out = frame["split"].isin(["validation", "test"]).to_numpy()
-    unless = "kept in one split, unless you pass --near-duplicates ignore"
-    leak = "of the given validation and test tables with a near-duplicate in another split"
+    unless = "kept in one split, unless splits are given or you pass --near-duplicates ignore"
+    leak = "of the given validation and test splits with a near-duplicate in another split"
     for kind, severity, mask, message, action in (
         ("near-duplicate", "info", is_near, "with near-duplicates", f"used; {unless}"),
         (
@@ -168,7 +168,7 @@ def check_near_duplicates(inspected: Inspected) -> Iterator[Finding]:
             "warning",
             is_near & is_held_out & has_other_split,
             leak,
-            "used, because bertsmith does not change validation and test tables; the metrics may be too high",
+            "used, because bertsmith does not change given validation and test splits; the metrics may be too high",
         ),
     ):
         if mask.any():
@@ -196,8 +196,8 @@ def check_groups(inspected: Inspected) -> Iterator[Finding]:
             "group-leak",
             "warning",
             rows,
-            "of the given validation and test tables whose group is also in another split",
-            "used, because bertsmith does not change validation and test tables; the metrics may be too high",
+            "of the given validation and test splits whose group is also in another split",
+            "used, because bertsmith does not change given validation and test splits; the metrics may be too high",
         )
 
 
@@ -236,7 +236,7 @@ def check_languages(inspected: Inspected) -> Iterator[Finding]:
     if total < 10:
         return
     main, n_main = counts.most_common(1)[0]
-    scope = f"of the {total:,} texts whose language can be guessed,"
+    scope = f"of the {total:,} texts whose language bertsmith can guess,"
     others = {language: n for language, n in counts.most_common() if language != main and n >= max(3, 0.01 * total)}
     if others:
         mask = np.array([language in others for language in languages])

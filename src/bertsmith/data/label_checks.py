@@ -93,9 +93,9 @@ def label_findings(table: Table) -> Iterator[Finding]:
             "info",
             len(labels),
             f"the largest {one} has {ratio:.0f} times as many training texts as the smallest",
-            "quadratic kappa selects the best epoch; to weight all classes equally, pass --imbalance weights"
+            "quadratic kappa is the primary metric; to weight all classes equally, pass --imbalance weights"
             if table.task == ORDINAL
-            else f"macro-F1, which weights all {several} equally, selects the best epoch",
+            else f"macro-F1, the primary metric, weights all {several} equally",
         )
     if table.task == SINGLE_LABEL and _seem_ordered(labels):
         yield Finding(

@@ -16,8 +16,8 @@ from bertsmith.data.table import REGRESSION, Table
 from bertsmith.errors import ConfigError, DataError, counted
 
 SMALL_CLASS_RULE = (
-    "every class has at least one text in train and, if it has enough texts, in each held-out split. "
-    "Of two texts, one goes to train and one to test. A single text goes to train, and the class cannot be scored"
+    "if a class has two texts, one is in train and one in test. If it has one text, the text is in train and the class "
+    "has no score. Cross-validation, groups and several labels per text are exceptions"
 )
 
 

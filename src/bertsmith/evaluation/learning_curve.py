@@ -181,10 +181,10 @@ def decide(estimate: Estimate) -> tuple[bool, str]:
             f"({estimate.ceiling:.2f})",
         )
     if estimate.most < WORTHWHILE:
-        gain = f"less than {WORTHWHILE:g} on average"
-        return True, f"{counted(estimate.more, 'more label')} would raise {estimate.metric} by {gain}"
-    gain = f"up to {estimate.most:.2f} on average"
-    return False, f"{counted(estimate.more, 'more label')} may raise {estimate.metric} by {gain}"
+        gain = f"less than {WORTHWHILE:g}"
+        return True, f"{counted(estimate.more, 'more label')} would raise the mean {estimate.metric} by {gain}"
+    gain = f"up to {estimate.most:.2f}"
+    return False, f"{counted(estimate.more, 'more label')} may raise the mean {estimate.metric} by {gain}"
 
 
 def _extrapolate(sizes: np.ndarray, scores: np.ndarray, now: int, more: int) -> np.ndarray:

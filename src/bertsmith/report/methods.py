@@ -181,7 +181,7 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
     listed = " and ".join([*([", ".join(left_out[:-1])] if left_out[1:] else []), *left_out[-1:]])
     excluded = f" We excluded {listed}." if listed else ""
     if "by" in test:
-        unseen = "Each of the {} texts was labelled by a model that was not trained on it."
+        unseen = "The prediction for each of the {} texts comes from a model that was not trained on it."
         evaluated = f"evaluated the model by {n('metrics.json', 'splits.test.folds')}-fold cross-validation"
     else:
         unseen = "We did not use the {} test texts for training or for any choice."
@@ -196,10 +196,11 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
         held_out = "held-out texts"
         if info["data"].get("folds") and "by" not in test:
             held_out = f"training texts, each predicted in {n('run.json', 'data.folds')}-fold cross-validation"
-        how = "temperature scaling [@guo2017calibration]"
+        calibrated = f" We calibrated the probabilities by temperature scaling [@guo2017calibration] on {held_out}."
         if "stretch" in test["calibration"]:
-            how += ", with a steeper slope of the logits over the ranks of the classes to keep the predicted ranks,"
-        calibrated = f" We calibrated the probabilities by {how} on {held_out}."
+            calibrated += (
+                " To keep the predicted ranks, we changed the slope of the logits over the ranks of the classes."
+            )
     recipe = info["recipe"]
     model = f"`{n('run.json', 'model.name', str)}`, a pretrained model of the BERT family [@devlin2019bert]"
     fitted = f"as a {describe(task, count)}. The training set has {n('run.json', 'data.splits.train')} labelled texts"
@@ -274,8 +275,8 @@ def _rule(run: Run) -> str:
     if not run.metrics.get("decision_rule", {}).get("used"):
         return ""
     task = get_task(run.task)
-    what = "A threshold for each label" if task.name == MULTI_LABEL else "An offset to the logit of each class"
-    return f" {what}, tuned on held-out texts for the {_name(task, task.primary)}, decides the predicted labels."
+    what = "a threshold for each label" if task.name == MULTI_LABEL else "an offset to the logit of each class"
+    return f" For the predictions, we used {what}, tuned on held-out texts for the {_name(task, task.primary)}."
 
 
 def _interval_name(metric: Mapping[str, Any]) -> str:

@@ -265,7 +265,7 @@ def curves(history: list[dict[str, Any]], best: float | None, task: Task) -> lis
         for name, css in zip(measured, ("c1", "c2"), strict=False)
     ]
     return [
-        line_chart(lines, x_label="epoch", y_label=label, mark=best, mark_label="best")
+        line_chart(lines, x_label="epoch", y_label=label, mark=best, mark_label="final model")
         for label, lines in (("loss", losses), ("score", scores))
     ]
 

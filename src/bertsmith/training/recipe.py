@@ -190,9 +190,9 @@ def choose(
     head_rate = setting(
         "head_rate",
         1.0 if fitted else HEAD_RATE,
-        "times that of the encoder: the head begins as a regression"
+        "times the learning rate of the encoder: the head begins as a regression"
         if fitted
-        else "times that of the encoder: the head is new",
+        else "times the learning rate of the encoder: the head is new",
     )
     layer_decay = setting("layer_decay", 1.0, "the same rate for all layers")
     patience = setting(

@@ -29,7 +29,7 @@ Label new texts:   bertsmith predict run new.csv
 WITHOUT_TEXTS = """
 This archive has no texts. In predictions/, the column text has the XXH3 hash of each text, as in splits.parquet. The
 archive leaves out the report, the explanations and the evaluations, because they quote texts. bertsmith verify cannot
-score hashes again, but checks everything else.
+predict labels from hashes, but checks everything else.
 """
 
 

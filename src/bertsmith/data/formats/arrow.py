@@ -74,7 +74,7 @@ def _table(name: str, columns: list[str], types: list[Any], parts: Callable[[], 
     names = [column for column in columns if changed[column]]
     message = (
         f"{name} has values that Python cannot hold, in {number_form(len(names), 'column')} {listing(names)}. "
-        "Text that is not UTF-8 has U+FFFD, and other such values are missing"
+        "Invalid UTF-8 becomes U+FFFD, and other such values become missing"
     )
     notes = (Note("warning", message, len(names)),) if names else ()
 
