@@ -13,10 +13,10 @@ import numpy as np
 from bertsmith.config import Config
 from bertsmith.data.clean import AVERAGED, CONFLICT, DUPLICATE, EMPTY, IN_TEST, IN_VALIDATION, NO_LABEL, Cleaned
 from bertsmith.data.findings import Finding, join_names
-from bertsmith.data.label_checks import label_findings
+from bertsmith.data.label_checks import far_numbers, label_findings
 from bertsmith.data.language import guess_language
 from bertsmith.data.split import split_cleaned
-from bertsmith.data.table import Table
+from bertsmith.data.table import REGRESSION, Table
 from bertsmith.data.template import flat_texts
 from bertsmith.errors import DataError, counted
 
@@ -87,7 +87,18 @@ def check_split(inspected: Inspected) -> Iterator[Finding]:
 
 def check_labels(inspected: Inspected) -> Iterator[Finding]:
     """Report labels that a model cannot learn, or hardly learns; see `bertsmith.data.label_checks`."""
-    yield from label_findings(inspected.cleaned.table)
+    table = inspected.cleaned.table
+    yield from label_findings(table)
+    if table.task == REGRESSION and (is_far := far_numbers(table.targets)).any():
+        codes, others = (table.targets[mask] for mask in (is_far, ~is_far))
+        yield inspected.texts_where(
+            "far-numbers",
+            "warning",
+            is_far,
+            f"with {join_names([f'{code:g}' for code in np.unique(codes)])}, far from all other numbers "
+            f"({others.min():g} to {others.max():g})",
+            "used as numbers; if they stand for a missing label, leave these cells empty",
+        )
 
 
 _DROPPED = {
