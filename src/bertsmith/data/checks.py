@@ -18,7 +18,7 @@ from bertsmith.data.language import guess_language
 from bertsmith.data.split import split_cleaned
 from bertsmith.data.table import REGRESSION, Table
 from bertsmith.data.template import flat_texts
-from bertsmith.errors import DataError, counted
+from bertsmith.errors import DataError, counted, quoted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -198,8 +198,16 @@ def check_near_duplicates(inspected: Inspected) -> Iterator[Finding]:
 
 
 def check_groups(inspected: Inspected) -> Iterator[Finding]:
-    """Report groups that are in several given splits."""
-    frame = inspected.cleaned.table.frame
+    """Report groups that are in several given splits, and groups of one row each."""
+    frame, column = inspected.cleaned.table.frame, inspected.table.columns.group
+    if column is not None and inspected.table.frame["group"].is_unique:
+        yield Finding(
+            "single-groups",
+            "warning",
+            len(inspected.table),
+            f"column {quoted(column)} is empty, or has another value in every row",
+            "without effect: every row is its own group; name the right column with --group-column",
+        )
     n_splits = frame.assign(split=frame["split"].fillna("")).groupby("group")["split"].transform("nunique")
     rows = frame[frame["split"].isin(["validation", "test"]) & (n_splits > 1)]
     if len(rows):
