@@ -65,7 +65,9 @@ def read_labels(parts: Sequence[Part], config: DataConfig, *, known: Labels | No
     where += " and ".join(map(quoted, names))
     if task != MULTI_LABEL and parts[0].columns.labels:
         raise DataError(
-            f"--label-columns is for --task multi-label, not {task}", where=where, remedy="Leave out one of them."
+            f"--label-columns is for several labels per text, but the task is {task}",
+            where=where,
+            remedy="Leave out --label-columns, or train with --task multi-label.",
         )
     return _READERS[task](parts if task == MULTI_LABEL else list(map(_without_lists, parts)), where, config, known)
 

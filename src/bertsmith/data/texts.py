@@ -125,7 +125,7 @@ def check_scalar(cell: Any, row: int, where: str, flag: str) -> None:
             f"row {row:,} holds {found}, not text",
             where=where,
             remedy=f"Name another column with {flag}"
-            + (", or pass --task multi-label for lists of labels." if flag == "--label-column" else "."),
+            + (", or train with --task multi-label for lists of labels." if flag == "--label-column" else "."),
         )
 
 
