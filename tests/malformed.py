@@ -195,6 +195,7 @@ def _delimiters(c: _Corpus) -> None:
             f"Text{mark}Label\n" + GOOD.partition("\n")[2],
             "header|--text-column",
         )
+    c.refused("two-delimiters.csv", "Text;Label\na;x\nb,y\nc;x\n", "line 3 has 1.*line 3.*';'")
     for name, mark in {"colon": ":", "space": " ", "caret": "^", "tilde": "~"}.items():
         c.refused(f"{name}.csv", GOOD.replace(",", mark), "header|--text-column")
     c.repaired("comma.tsv", GOOD)
