@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import random
+import shutil
 import types
 
 import numpy as np
@@ -304,6 +305,27 @@ def test_runs_of_a_task_are_compared(cli, run, tiny, tmp_path):
     code, out, err = cli("compare", run.path, tmp_path / "other")
     assert code == 0, err
     assert task.metric_names[task.primary][0] in out
+
+
+def test_runs_with_another_order_of_labels_are_compared(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "other")
+    other = bs.Run(tmp_path / "other")
+    content = json.loads(other.layout.labels.read_text())
+    content["classes"].reverse()
+    other.layout.labels.write_text(json.dumps(content))
+    if run.task != "regression":
+        frame = other.predictions
+        frame["probabilities"] = [p[::-1] for p in frame["probabilities"]]
+        if run.task == "multi-label":
+            frame["label_texts"] = [texts[::-1] for texts in frame["label_texts"]]
+        frame.to_parquet(other.layout.predictions / "test.parquet")
+    if run.task == "ordinal":
+        with pytest.raises(RunFolderError):
+            bs.compare(run, other)
+        return
+    first, second = bs.compare(run, other)
+    assert second["metrics"] == first["metrics"]
+    assert second["difference"]["value"] == 0
 
 
 def test_runs_of_different_tasks_are_not_compared(finished, run):
