@@ -55,6 +55,7 @@ def test_label_sets_are_counted_by_label_and_row():
     assert "several labels: 15" in found.message
     assert "2 labels" in str(findings)
     assert "50.0%" in str(findings)  # of the rows, not of the labels
+    assert findings_page(findings).count(">50.0\u00a0%<") == 2
     assert json.loads(json.dumps(findings.to_dict()))["task"] == "multi-label"
 
 
