@@ -14,6 +14,7 @@ import pytest
 import bertsmith as bs
 from bertsmith.errors import ConfigError, DataError, Interrupted, ModelError, RunFolderError
 from bertsmith.events import StepDone
+from bertsmith.report.report import report_page
 from bertsmith.report.shares import shares_csv, shares_page
 from bertsmith.tasks.registry import get_task, task_of_config
 from bertsmith.testing import WORDS
@@ -92,6 +93,17 @@ def test_the_run_learns_and_records_its_task(run):
     assert task.scalar_metrics(task.stored_targets(saved, run.labels), task.stored_scores(saved))[
         task.primary
     ] == pytest.approx(test["metrics"][task.primary]["value"])
+
+
+def test_the_report_shows_the_stretch(run, tmp_path):
+    if run.task != "ordinal":
+        return
+    shutil.copytree(run.path, tmp_path / "copy")
+    copy = bs.Run(tmp_path / "copy")
+    metrics = json.loads(copy.layout.metrics.read_text())
+    metrics["splits"]["test"]["calibration"]["stretch"] = 7.654321
+    copy.layout.metrics.write_text(json.dumps(metrics))
+    assert "7.65" in report_page(copy)
 
 
 def test_report_and_card_show_the_metrics_of_the_task(run):
