@@ -422,3 +422,10 @@ def test_a_single_column_of_labels_is_not_read_as_texts(finished, name):
         with pytest.raises(DataError):
             bs.predict(finished, source, device="cpu")
     assert bs.predict(finished, pd.DataFrame({"anything": ["a cat"]}), device="cpu").rows == 1
+
+
+def test_a_column_named_like_a_prediction_is_refused_with_the_table(finished, tmp_path):
+    (tmp_path / "t.csv").write_text("Text,confidence\na cat,1\n")
+    with pytest.raises(DataError) as error:
+        bs.predict(finished, tmp_path / "t.csv", device="cpu")
+    assert error.value.where == "t.csv"

@@ -15,7 +15,7 @@ from bertsmith.config import Config
 from bertsmith.data.stream import Stream, check_lines, file_of, open_stream
 from bertsmith.data.table import ORDINAL, SINGLE_LABEL, Cells, to_frame
 from bertsmith.data.template import SETTINGS, Template
-from bertsmith.errors import ConfigError, RowError, UserError, rendered_by
+from bertsmith.errors import ConfigError, DataError, RowError, UserError, rendered_by
 from bertsmith.events import InputOpened, ModelOpened, PredictionListener, RowsPredicted, RowsResumed
 from bertsmith.folders.atomic import checksum
 from bertsmith.folders.claim import claim
@@ -282,20 +282,24 @@ def run_prediction_on_ray(
 def opened(
     source: Any, config: Config, template: Template, options: PredictOptions, observe: PredictionListener
 ) -> Iterator[Stream]:
-    """Open the texts and report notes and skipped rows. Errors of single rows mention ``--on-error skip``."""
-    skip = options.on_error == "skip"
+    """Open the texts and report notes and skipped rows.
+
+    Errors name the source. Errors of single rows mention ``--on-error skip``.
+    """
+    skip, name = options.on_error == "skip", None
     if callable(source):
         check_lines(template, "stdin")
     opened = nullcontext(source()) if callable(source) else open_stream(source, config, skip=skip, template=template)
     try:
         with opened as stream:
+            name = stream.name
             observe(InputOpened(stream.n_rows, stream.notes, stream.skipped))
             yield stream
-    except RowError as error:
-        if skip:
-            raise
-        remedy = f"{error.remedy} Or skip such rows: --on-error skip."
-        raise RowError(error.what, where=error.where, remedy=remedy) from error
+    except DataError as error:
+        error.where = error.where or name
+        if isinstance(error, RowError) and not skip:
+            error.remedy = f"{error.remedy} Or skip such rows: --on-error skip."
+        raise
 
 
 def open_model(
