@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TextIO
 
 from bertsmith.data.formats.files import TableFile
-from bertsmith.data.table import Cells, ChunkedTable, Note, OnBadRow
+from bertsmith.data.table import Cells, ChunkedTable, Note, OnBadRow, Position
 from bertsmith.errors import DataError, RowError, counted, listing, number_form
 
 _DELIMITERS = (",", ";", "\t", "|")
@@ -98,7 +98,7 @@ def _read(file: TableFile, dialect: _Dialect, chunk_rows: int | None, on_bad_row
         )
     for line, n_fields in ragged:
         assert on_bad_row is not None
-        on_bad_row(f"line {line:,}", f"{counted(n_fields, 'field')}, but the header has {len(header)}")
+        on_bad_row(Position("line", line), f"{counted(n_fields, 'field')}, but the header has {len(header)}")
     columns = [column.strip() or f"column {i}" for i, column in enumerate(header, start=1)]
 
     def chunks() -> Iterator[Cells]:
