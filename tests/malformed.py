@@ -195,6 +195,7 @@ def _delimiters(c: _Corpus) -> None:
             f"Text{mark}Label\n" + GOOD.partition("\n")[2],
             "header|--text-column",
         )
+    c.refused("two-delimiters.csv", "Text;Label\na;x\nb,y\nc;x\n", "line 3 has 1.*line 3.*';'")
     for name, mark in {"colon": ":", "space": " ", "caret": "^", "tilde": "~"}.items():
         c.refused(f"{name}.csv", GOOD.replace(",", mark), "header|--text-column")
     c.repaired("comma.tsv", GOOD)
@@ -640,15 +641,15 @@ def _levels_and_numbers(c: _Corpus) -> None:
         "too-large": "1e999",
         "underscore": "1_000",
     }.items():
-        c.refused(f"number-{name}.csv", labelled("1", "2", bad, "3"), "row 3 holds .*number", *REGRESSION)
-    c.refused("number-comma.csv", 'Text,Label\nt0,0.5\nt1,"1,5"\nt2,2\n', "row 2 holds '1,5'.*point", *REGRESSION)
-    c.refused("number-thousands.csv", 'Text,Label\nt0,1\nt1,"1,500"\nt2,2\n', "row 2 holds '1,500'", *REGRESSION)
+        c.refused(f"number-{name}.csv", labelled("1", "2", bad, "3"), "not a number.*row 3", *REGRESSION)
+    c.refused("number-comma.csv", 'Text,Label\nt0,0.5\nt1,"1,5"\nt2,2\n', "'1,5'.*row 2.*point", *REGRESSION)
+    c.refused("number-thousands.csv", 'Text,Label\nt0,1\nt1,"1,500"\nt2,2\n', "'1,500'.*row 2", *REGRESSION)
     c.refused(
         "number-constant.csv", labelled("1", "1", "1", "1"), "three different numbers.*--label-column", *REGRESSION
     )
     c.refused("number-two-values.csv", labelled("0", "1", "0", "1"), "three different numbers", *REGRESSION)
     c.refused("number-all-blank.csv", labelled("", "", "", ""), "three different numbers", *REGRESSION)
-    c.refused("number-all-nan.csv", labelled("nan", "NaN", "nan"), "row 1 holds 'nan'|three different", *REGRESSION)
+    c.refused("number-all-nan.csv", labelled("nan", "NaN", "nan"), "'nan'.*rows 1, 2, 3|three different", *REGRESSION)
     c.refused(
         "number-lists.jsonl", "\n".join(json.dumps({"Text": "t", "Label": [i]}) for i in range(4)), "list", *REGRESSION
     )

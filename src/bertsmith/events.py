@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bertsmith.data.clean import Cleaned
     from bertsmith.data.findings import Findings
-    from bertsmith.data.table import Note
+    from bertsmith.data.table import Note, Position
     from bertsmith.training.recipe import Recipe
     from bertsmith.tuning.space import Space
 
@@ -233,7 +233,7 @@ class InputOpened:
 
     n_rows: int | None
     notes: tuple[Note, ...]
-    skipped: tuple[tuple[str, str], ...]
+    skipped: tuple[tuple[Position, str], ...]
 
 
 @dataclass(frozen=True)

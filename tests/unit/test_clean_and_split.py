@@ -264,7 +264,14 @@ def test_groups_in_several_given_splits_are_reported():
     assert (found["group-leak"].severity, found["group-leak"].count) == ("warning", 5)
     assert found["group-leak"].rows == (51, 52, 53, 54, 55)
     kinds = {f.kind for f in inspect(read_table(frame, DataConfig(group_column="author"))).findings}
-    assert "group-leak" not in kinds
+    assert not kinds & {"group-leak", "single-groups"}
+
+
+@pytest.mark.parametrize("authors", [[""] * 60, [None] * 60, range(60)])
+def test_a_column_without_common_groups_is_reported(authors):
+    table = read_table(tiny_table(60).assign(author=authors), DataConfig(group_column="author"))
+    (found,) = [f for f in inspect(table).findings if f.kind == "single-groups"]
+    assert (found.severity, found.count) == ("warning", 60)
 
 
 def test_near_duplicates_with_other_labels_or_splits_are_reported():

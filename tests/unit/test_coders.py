@@ -175,5 +175,6 @@ def test_inspect_reports_the_agreement(table, tmp_path, cli):
 def test_wrong_coder_columns_are_reported(table):
     with pytest.raises(DataError):
         bs.read_table(table, coder_column="rater")
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError) as caught:
         bs.read_table(table.assign(**{"Label Text": range(len(table))}), coder_column="Coder", task="regression")
+    assert caught.value.where

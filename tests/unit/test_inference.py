@@ -1,6 +1,7 @@
 import copy
 import io
 import json
+import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -314,7 +315,11 @@ def test_predictions_in_memory_keep_the_index_and_the_types(finished, classifier
     pd.testing.assert_frame_equal(found[["Text", "kind", "n", "day", "5"]], frame.rename(columns=str))
     assert found["predicted_text"].tolist()[:3] == ["animals", "animals", "colours"]
     lists = frame.astype({"Text": object}).assign(Text=["my cat", ["a"], "red and blue", "apple"])
-    kept = bs.predict(finished, lists, device="cpu", on_error="skip").frame
+    predictions = bs.predict(finished, lists, device="cpu", on_error="skip")
+    (position, _), kept = predictions.skipped[0], predictions.frame
+    assert len(predictions.skipped) == 1
+    for same in (position, pickle.loads(pickle.dumps(position))):
+        assert (same, same.unit, same.number) == ("row 2", "row", 2)
     assert kept.index.tolist() == ["w", "x", "z"]
     assert kept["n"].tolist() == [1, 3, 4]
     assert kept["predicted_text"].tolist() == ["animals", "colours", "fruits"]
@@ -422,3 +427,10 @@ def test_a_single_column_of_labels_is_not_read_as_texts(finished, name):
         with pytest.raises(DataError):
             bs.predict(finished, source, device="cpu")
     assert bs.predict(finished, pd.DataFrame({"anything": ["a cat"]}), device="cpu").rows == 1
+
+
+def test_a_column_named_like_a_prediction_is_refused_with_the_table(finished, tmp_path):
+    (tmp_path / "t.csv").write_text("Text,confidence\na cat,1\n")
+    with pytest.raises(DataError) as error:
+        bs.predict(finished, tmp_path / "t.csv", device="cpu")
+    assert error.value.where == "t.csv"

@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 
 import bertsmith as bs
+from bertsmith.data.label_checks import far_numbers
+from bertsmith.report.report import findings_page
 
 
 def _inspect(labels, **settings):
@@ -53,7 +55,32 @@ def test_label_sets_are_counted_by_label_and_row():
     assert "several labels: 15" in found.message
     assert "2 labels" in str(findings)
     assert "50.0%" in str(findings)  # of the rows, not of the labels
+    assert findings_page(findings).count(">50.0\u00a0%<") == 2
     assert json.loads(json.dumps(findings.to_dict()))["task"] == "multi-label"
+
+
+@pytest.mark.parametrize(
+    ("codes", "far"),
+    [
+        ([-999] * 4, [-999]),
+        ([98] * 3 + [99] * 5, [98, 99]),
+        ([-99] * 3 + [999] * 3, [999]),
+        ([-999] * 2, []),  # too few to be a code
+        ([999] * 30, []),  # too many
+        ([6, 7, 8, 9, 9, 9], []),  # too near
+        ([40] + [99] * 3, [99]),
+    ],
+)
+def test_codes_for_missing_numbers_are_found(codes, far):
+    labels = [1, 2, 3, 4, 5, 2.5] * 10 + codes
+    found = [f for f in _inspect(labels, task="regression").findings if f.kind == "far-numbers"]
+    rows = [row for row, label in enumerate(labels, start=1) if label in far]
+    assert [(f.severity, f.count, f.rows) for f in found] == [("warning", len(rows), tuple(rows[:5]))] * bool(far)
+
+
+@pytest.mark.parametrize("rare", [[1] * 4 + [2] * 3 + [3] * 3, [1] * 20])
+def test_numbers_with_a_long_tail_are_no_codes(rare):
+    assert not far_numbers(np.array([0.0] * 190 + rare)).any()
 
 
 def test_numbers_are_described(cli, tmp_path):

@@ -176,6 +176,10 @@ def test_rare_classes_are_excluded_and_too_few_texts_are_an_error():
     with pytest.raises(DataError) as error:
         find_label_errors(words(texts[:6]), targets[:6], 3, seed=0)
     assert str(FOLDS) in error.value.what
+    table = bs.read_table(tiny_table(6))
+    with pytest.raises(DataError) as error:
+        bs.label_errors(table)
+    assert error.value.where == table.name
 
 
 @pytest.fixture

@@ -123,9 +123,18 @@ def test_uncertain_commas_are_refused_with_the_row(values):
     frame = pd.DataFrame({"Label": values * 4, "Text": [f"text {i}" for i in range(12)]}, dtype=object)
     with pytest.raises(DataError) as caught:
         read_table(frame, DataConfig(task="regression"))
-    assert "row " in caught.value.what
+    assert "row" in caught.value.where
     with pytest.raises(DataError):
         parse_label_numbers(values, "t")
+
+
+def test_cells_that_are_not_numbers_are_counted_and_the_first_rows_named():
+    labels = [1, 2, "good", 3, *["bad"] * 6]
+    frame = pd.DataFrame({"Label": labels, "Text": [f"text {i}" for i in range(10)]}, dtype=object)
+    with pytest.raises(DataError) as caught:
+        read_table(frame, DataConfig(task="regression"))
+    assert caught.value.what.startswith("7 ")
+    assert caught.value.where.endswith("rows 3, 5, 6, 7, 8 and 2 more")
 
 
 def test_label_numbers_with_decimal_commas_are_label_numbers():

@@ -108,7 +108,7 @@ def test_the_class_table_is_by_split_except_for_older_runs(finished, tmp_path):
     for entry in info["data"]["findings"]["classes"]:
         del entry["splits"]
     write_json(run.layout.run, info)
-    assert '<th class="n">texts</th><th class="n">share</th>' in write_report(Run(run.path)).read_text()
+    assert '<th class="n">texts</th><th class="n">share of texts</th>' in write_report(Run(run.path)).read_text()
     table = bs.read_table(tiny_table(60).assign(part=["train"] * 40 + ["test"] * 20), split_column="part")
     info["data"]["findings"] = bs.inspect(table).to_dict()
     write_json(run.layout.run, info)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import random
+import shutil
 import types
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import bertsmith as bs
 from bertsmith.errors import ConfigError, DataError, Interrupted, ModelError, RunFolderError
 from bertsmith.events import StepDone
+from bertsmith.report.report import report_page
 from bertsmith.report.shares import shares_csv, shares_page
 from bertsmith.tasks.registry import get_task, task_of_config
 from bertsmith.testing import WORDS
@@ -91,6 +93,17 @@ def test_the_run_learns_and_records_its_task(run):
     assert task.scalar_metrics(task.stored_targets(saved, run.labels), task.stored_scores(saved))[
         task.primary
     ] == pytest.approx(test["metrics"][task.primary]["value"])
+
+
+def test_the_report_shows_the_stretch(run, tmp_path):
+    if run.task != "ordinal":
+        return
+    shutil.copytree(run.path, tmp_path / "copy")
+    copy = bs.Run(tmp_path / "copy")
+    metrics = json.loads(copy.layout.metrics.read_text())
+    metrics["splits"]["test"]["calibration"]["stretch"] = 7.654321
+    copy.layout.metrics.write_text(json.dumps(metrics))
+    assert "7.65" in report_page(copy)
 
 
 def test_report_and_card_show_the_metrics_of_the_task(run):
@@ -304,6 +317,27 @@ def test_runs_of_a_task_are_compared(cli, run, tiny, tmp_path):
     code, out, err = cli("compare", run.path, tmp_path / "other")
     assert code == 0, err
     assert task.metric_names[task.primary][0] in out
+
+
+def test_runs_with_another_order_of_labels_are_compared(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "other")
+    other = bs.Run(tmp_path / "other")
+    content = json.loads(other.layout.labels.read_text())
+    content["classes"].reverse()
+    other.layout.labels.write_text(json.dumps(content))
+    if run.task != "regression":
+        frame = other.predictions
+        frame["probabilities"] = [p[::-1] for p in frame["probabilities"]]
+        if run.task == "multi-label":
+            frame["label_texts"] = [texts[::-1] for texts in frame["label_texts"]]
+        frame.to_parquet(other.layout.predictions / "test.parquet")
+    if run.task == "ordinal":
+        with pytest.raises(RunFolderError):
+            bs.compare(run, other)
+        return
+    first, second = bs.compare(run, other)
+    assert second["metrics"] == first["metrics"]
+    assert second["difference"]["value"] == 0
 
 
 def test_runs_of_different_tasks_are_not_compared(finished, run):

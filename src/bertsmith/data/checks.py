@@ -13,12 +13,12 @@ import numpy as np
 from bertsmith.config import Config
 from bertsmith.data.clean import AVERAGED, CONFLICT, DUPLICATE, EMPTY, IN_TEST, IN_VALIDATION, NO_LABEL, Cleaned
 from bertsmith.data.findings import Finding, join_names
-from bertsmith.data.label_checks import label_findings
+from bertsmith.data.label_checks import far_numbers, label_findings
 from bertsmith.data.language import guess_language
 from bertsmith.data.split import split_cleaned
-from bertsmith.data.table import Table
+from bertsmith.data.table import REGRESSION, Table
 from bertsmith.data.template import flat_texts
-from bertsmith.errors import DataError, counted
+from bertsmith.errors import DataError, counted, quoted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,7 +87,18 @@ def check_split(inspected: Inspected) -> Iterator[Finding]:
 
 def check_labels(inspected: Inspected) -> Iterator[Finding]:
     """Report labels that a model cannot learn, or hardly learns; see `bertsmith.data.label_checks`."""
-    yield from label_findings(inspected.cleaned.table)
+    table = inspected.cleaned.table
+    yield from label_findings(table)
+    if table.task == REGRESSION and (is_far := far_numbers(table.targets)).any():
+        codes, others = (table.targets[mask] for mask in (is_far, ~is_far))
+        yield inspected.texts_where(
+            "far-numbers",
+            "warning",
+            is_far,
+            f"with {join_names([f'{code:g}' for code in np.unique(codes)])}, far from all other numbers "
+            f"({others.min():g} to {others.max():g})",
+            "used as numbers; if they stand for a missing label, leave these cells empty",
+        )
 
 
 _DROPPED = {
@@ -187,8 +198,16 @@ def check_near_duplicates(inspected: Inspected) -> Iterator[Finding]:
 
 
 def check_groups(inspected: Inspected) -> Iterator[Finding]:
-    """Report groups that are in several given splits."""
-    frame = inspected.cleaned.table.frame
+    """Report groups that are in several given splits, and groups of one row each."""
+    frame, column = inspected.cleaned.table.frame, inspected.table.columns.group
+    if column is not None and inspected.table.frame["group"].is_unique:
+        yield Finding(
+            "single-groups",
+            "warning",
+            len(inspected.table),
+            f"column {quoted(column)} is empty, or has another value in every row",
+            "without effect: every row is its own group; name the right column with --group-column",
+        )
     n_splits = frame.assign(split=frame["split"].fillna("")).groupby("group")["split"].transform("nunique")
     rows = frame[frame["split"].isin(["validation", "test"]) & (n_splits > 1)]
     if len(rows):

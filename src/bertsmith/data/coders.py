@@ -43,7 +43,9 @@ def merge_coders(table: Table, column: str) -> Table:
         )
     if table.task == REGRESSION:
         raise ConfigError(
-            "--coder-column does not apply to numbers", remedy="Keep one row per text, with the mean of its numbers."
+            "--coder-column does not apply to --task regression",
+            where=table.name,
+            remedy="Leave out --coder-column: the number of a text is then the mean of its rows.",
         )
     codes, rows = table.codes, table.frame["row"].tolist()
     splits, texts = table.frame["split"].tolist(), texts_of(table.frame.fillna({"text": "", "pair": ""}))

@@ -132,6 +132,6 @@ def check_single_label(texts: Sequence[str], where: str) -> None:
     raise DataError(
         f"{n_rows:,} of {len(texts):,} rows have several labels, such as {listing(joined, 3)}",
         where=where,
-        remedy="Pass --task multi-label to train on several labels per text. Or keep one label in each row; if each "
+        remedy="Train with --task multi-label for several labels per text. Or keep one label in each row; if each "
         "combination is a class, write it without the separator.",
     )

@@ -19,6 +19,8 @@ MANY_CLASSES = 20
 """Above this number of classes, a single text in most of them suggests that the column does not hold classes."""
 LEVELS = range(3, 12)
 """Numbers of classes that may be levels of a scale, such as 1 to 5 or 0 to 10."""
+FEWEST_NUMBERS, FEWEST_CODED, MOST_CODED = 3, 3, 0.25
+"""For codes of missing labels: fewest other numbers, fewest rows with a code, and largest share of the rows."""
 _DEGREES = re.compile(
     r"\b(very|strongly|slightly|somewhat|extremely|low|medium|moderate|high|never|rarely|sometimes|often|always|stars?)\b",
     re.I,
@@ -106,6 +108,27 @@ def label_findings(table: Table) -> Iterator[Finding]:
             "bertsmith does not use the order; pass --task ordinal if confusing distant classes is worse than "
             "confusing neighbouring ones",
         )
+
+
+def far_numbers(numbers: np.ndarray) -> np.ndarray:
+    """Return which numbers may be codes for a missing label, such as −999, bool, shape (n,).
+
+    A code is the same number in a few rows. It is further from the other numbers than these are from each other.
+
+    Args:
+        numbers: the labels, shape (n,).
+    """
+    values, counts = np.unique(numbers, return_counts=True)
+    gaps = np.diff(values)
+    none = np.zeros(len(numbers), dtype=bool)
+    if len(values) <= FEWEST_NUMBERS:
+        return none
+    below = numbers <= values[gaps.argmax()]
+    is_code: np.ndarray = below if below.sum() < (~below).sum() else ~below
+    codes = np.isin(values, numbers[is_code])
+    others = values[~codes]
+    is_far = len(others) >= FEWEST_NUMBERS and gaps.max() > np.ptp(others)
+    return is_code if is_far and counts[codes].min() >= FEWEST_CODED and is_code.mean() <= MOST_CODED else none
 
 
 def _folded(text: str) -> str:

@@ -127,8 +127,8 @@ def parse_label_numbers(cells: Iterable[Any], where: str, named: Collection[str]
             f"looks like a score ({counted(n_distinct, 'different value')})",
             where=where,
             remedy=("" if infinite is None else f"Correct or remove {infinite}. ")
-            + (f"{USE_POINTS} Then pass" if is_unclear else "Pass")
-            + " --task regression to predict the number, or name the column of the classes with --label-column.",
+            + (f"{USE_POINTS} Then train" if is_unclear else "Train")
+            + " with --task regression to predict the number, or name the column of the classes with --label-column.",
         )
     return numbers
 

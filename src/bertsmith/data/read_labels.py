@@ -17,7 +17,7 @@ from bertsmith.data.labels import USE_POINTS, check_classes, link_labels, parse_
 from bertsmith.data.outcomes import CLASSES, Numbers, Outcomes
 from bertsmith.data.table import MISSING, MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL, Labels, Note, RawTable
 from bertsmith.data.texts import check_scalar, is_missing, to_text, with_decimal_points
-from bertsmith.errors import DataError, quoted, shorten
+from bertsmith.errors import DataError, counted, listing, number_form, quoted
 
 
 class Part(NamedTuple):
@@ -65,7 +65,9 @@ def read_labels(parts: Sequence[Part], config: DataConfig, *, known: Labels | No
     where += " and ".join(map(quoted, names))
     if task != MULTI_LABEL and parts[0].columns.labels:
         raise DataError(
-            f"--label-columns is for --task multi-label, not {task}", where=where, remedy="Leave out one of them."
+            f"--label-columns is for several labels per text, but the task is {task}",
+            where=where,
+            remedy="Leave out --label-columns, or train with --task multi-label.",
         )
     return _READERS[task](parts if task == MULTI_LABEL else list(map(_without_lists, parts)), where, config, known)
 
@@ -209,6 +211,7 @@ def _parse_values(cells: Sequence[object], where: str) -> list[float]:
         DataError: if a cell is not a finite number.
     """
     values: list[float] = []
+    wrong: dict[int, str] = {}
     for row, cell in enumerate(with_decimal_points(cells), start=1):
         check_scalar(cell, row, where, "--label-column")
         text = "" if is_missing(cell) else to_text(cell).strip()
@@ -217,13 +220,16 @@ def _parse_values(cells: Sequence[object], where: str) -> list[float]:
         except ValueError:
             value = float("inf")
         if np.isinf(value) or (text and np.isnan(value)) or "_" in text:
-            comma = f" {USE_POINTS}" if "," in text else ""
-            raise DataError(
-                f"row {row:,} holds {shorten(repr(text))}, not a number",
-                where=where,
-                remedy=f"Correct the row, or leave the cell empty to drop it.{comma}",
-            )
+            wrong[row] = text
         values.append(value)
+    if wrong:
+        found = list(dict.fromkeys(wrong.values()))
+        comma = f" {USE_POINTS}" if any("," in text for text in found) else ""
+        raise DataError(
+            f"{counted(len(wrong), 'cell is not a number', 'cells are not numbers')}: {listing(found, 3)}",
+            where=f"{where}, {number_form(len(wrong), 'row')} {listing(wrong, 5)}",
+            remedy=f"Correct these cells, or leave them empty to drop the rows.{comma}",
+        )
     return values
 
 

@@ -17,9 +17,9 @@ from bertsmith.data.columns import check_columns, find_text_columns
 from bertsmith.data.formats.arrow import common_types, read_stream
 from bertsmith.data.formats.files import TableFile, open_binary
 from bertsmith.data.formats.registry import open_table
-from bertsmith.data.table import Cells, ChunkedTable, Note, OnBadRow
+from bertsmith.data.table import Cells, ChunkedTable, Note, OnBadRow, Position
 from bertsmith.data.template import Template, Text
-from bertsmith.data.texts import check_scalar
+from bertsmith.data.texts import not_scalar
 from bertsmith.errors import DataError, needing
 
 CHUNK_ROWS = 8192
@@ -37,7 +37,7 @@ class Stream:
         chunks: returns an iterator over the chunks, from the first.
         n_rows: the number of rows, or ``None`` if it is unknown.
         notes: what the reader found or repaired.
-        skipped: the location of every row that cannot be read, and the reason.
+        skipped: the position of every row that cannot be read, and the reason.
         types: returns the Arrow types of the columns, and whether they come from the source.
         path: the file, if the source is one.
         text_columns: the columns of the texts, without further columns and that of a second text.
@@ -47,7 +47,7 @@ class Stream:
     chunks: Callable[[], Iterator[Chunk]]
     n_rows: int | None
     notes: tuple[Note, ...] = ()
-    skipped: tuple[tuple[str, str], ...] = ()
+    skipped: tuple[tuple[Position, str], ...] = ()
     types: Callable[[], tuple[dict[str, Any], bool]] = lambda: ({}, False)
     path: Path | None = None
     text_columns: tuple[str, ...] = ("text",)
@@ -70,9 +70,9 @@ def open_stream(
         DataError: if the source cannot be read, or its text column is uncertain.
         RowError: if a row cannot be read, unless ``skip``.
     """
-    skipped: dict[str, str] = {}
+    skipped: dict[Position, str] = {}
 
-    def record(where: str, reason: str) -> None:
+    def record(where: Position, reason: str) -> None:
         skipped.setdefault(where, reason)
 
     on_bad_row, template = record if skip else None, template or Template()
@@ -104,22 +104,18 @@ def _stream(
     config: DataConfig,
     template: Template,
     on_bad_row: OnBadRow | None,
-    skipped: dict[str, str],
+    skipped: dict[Position, str],
 ) -> Stream:
     check_columns(table.columns, table.n_rows, table.name, config)
     columns = find_text_columns(table.columns, table.name, config, template)
-    flags = dict(zip(columns, template.flags, strict=True))
     is_nested = not table.nested.isdisjoint(columns)
-
-    def where(column: str) -> str:
-        return f"{table.name}, column {column!r}"
 
     def chunks(on_bad_row: OnBadRow | None) -> Iterator[Chunk]:
         first_row = 1
         for cells in table.chunks():
             n_rows = len(cells[columns[0]])
             if is_nested and on_bad_row is not None:
-                read = [_check_scalars(cells[name], first_row, where(name), flags[name], on_bad_row) for name in flags]
+                read = [_are_scalars(cells[name], first_row, on_bad_row) for name in columns]
                 is_text = list(map(all, zip(*read, strict=True)))
                 cells = {name: list(itertools.compress(values, is_text)) for name, values in cells.items()}
             yield cells, template.texts(template.read_cells(cells, columns, table.name, first_row))
@@ -148,17 +144,12 @@ def _stream(
     )
 
 
-def _check_scalars(values: list[Any], first_row: int, where: str, flag: str, on_bad_row: OnBadRow) -> list[bool]:
-    is_scalar = []
-    for row, value in enumerate(values, start=first_row):
-        try:
-            check_scalar(value, row, where, flag)
-        except DataError as error:
-            on_bad_row(f"row {row:,}", error.what.removeprefix(f"row {row:,} "))
-            is_scalar.append(False)
-        else:
-            is_scalar.append(True)
-    return is_scalar
+def _are_scalars(values: list[Any], first_row: int, on_bad_row: OnBadRow) -> list[bool]:
+    found = list(map(not_scalar, values))
+    for row, kind in enumerate(found, start=first_row):
+        if kind:
+            on_bad_row(Position("row", row), f"holds {kind}, not text")
+    return [not kind for kind in found]
 
 
 def _read_whole(source: Any, config: DataConfig) -> ChunkedTable:

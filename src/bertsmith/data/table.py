@@ -25,8 +25,27 @@ MISSING = -1
 """The code of a row without a label."""
 Cells = dict[str, list[Any]]
 """The cells of some rows, by column."""
-OnBadRow = Callable[[str, str], None]
-"""Receives the location of a row that cannot be read, such as ``"line 3"``, and the reason."""
+
+
+class Position(str):
+    """Where a row is, such as ``"line 3"`` of a file or ``"row 3"`` of a table."""
+
+    unit: str
+    number: int
+
+    def __new__(cls, unit: str, number: int) -> Position:
+        """Format a position."""
+        position = super().__new__(cls, f"{unit} {number:,}")
+        position.unit, position.number = unit, number
+        return position
+
+    def __reduce__(self) -> tuple[type[Position], tuple[str, int]]:
+        """Return how to copy and unpickle the position."""
+        return Position, (self.unit, self.number)
+
+
+OnBadRow = Callable[[Position, str], None]
+"""Receives the position of a row that cannot be read, and the reason."""
 
 
 def to_frame(cells: Cells) -> pd.DataFrame:

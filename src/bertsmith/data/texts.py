@@ -107,6 +107,13 @@ def is_missing(cell: Any) -> bool:
     return cell is None or is_pandas_missing or (isinstance(cell, Number) and cell != cell)
 
 
+def not_scalar(cell: Any) -> str:
+    """Return what a cell holds, such as ``"a list"``, if it is neither a text nor a number; else ``""``."""
+    if isinstance(cell, list | dict | bytes | set | tuple) or getattr(cell, "ndim", 0) > 0:
+        return "bytes" if isinstance(cell, bytes) else with_article(cell)
+    return ""
+
+
 def check_scalar(cell: Any, row: int, where: str, flag: str) -> None:
     """Check that a cell is a text or a number.
 
@@ -119,13 +126,12 @@ def check_scalar(cell: Any, row: int, where: str, flag: str) -> None:
     Raises:
         RowError: if the cell holds a list, an array, an object or bytes.
     """
-    if isinstance(cell, list | dict | bytes | set | tuple) or getattr(cell, "ndim", 0) > 0:
-        found = "bytes" if isinstance(cell, bytes) else with_article(cell)
+    if found := not_scalar(cell):
         raise RowError(
             f"row {row:,} holds {found}, not text",
             where=where,
             remedy=f"Name another column with {flag}"
-            + (", or pass --task multi-label for lists of labels." if flag == "--label-column" else "."),
+            + (", or train with --task multi-label for lists of labels." if flag == "--label-column" else "."),
         )
 
 

@@ -197,7 +197,7 @@ def export(project: Project, path: Path | None = None) -> int:
     writer.writeheader()
     writer.writerows(records)
     write_text(path or project.path / TABLE, content.getvalue())
-    return sum(record["decided_by"] not in (UNSURE, SKIPPED) for record in records)
+    return sum(record["decided_by"] not in (TIE, UNSURE, SKIPPED) for record in records)
 
 
 def _count_votes(text: Queued, decisions: Sequence[Decision]) -> Labelled:

@@ -235,12 +235,14 @@ def _length_figure(findings: dict[str, Any]) -> Markup:
 
 
 def _balance(findings: dict[str, Any]) -> dict[str, Any]:
-    """Return class counts, by split if the table has splits; bars and order follow the first column."""
+    """Return class counts, by split if the table has splits; bars, shares and order follow the first column."""
     imbalances = findings.get("imbalances") or {"texts": findings["imbalance"]}  # older runs lack the splits
     classes = [{**c, "counts": list(c.get("splits", {}).values()) or [c["rows"]]} for c in findings["classes"]]
     classes.sort(key=lambda c: (-c["counts"][0], -c["rows"]))
     most = max((c["counts"][0] for c in classes), default=1) or 1
     total = sum(c["counts"][0] for c in classes) or 1
+    if findings.get("task") == MULTI_LABEL:  # a text counts once, however many labels it has
+        total = next(iter(findings["splits"].values()), findings["usable"]) or 1
     return {
         "imbalances": imbalances,
         "classes": [{**c, "width": 100 * c["counts"][0] / most, "share": c["counts"][0] / total} for c in classes],

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from bertsmith.data.table import ORDINAL
 from bertsmith.errors import ConfigError, RunFolderError
 from bertsmith.evaluation.evaluate import compare_classifiers
 from bertsmith.folders.run import Run
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.score import stored_groups
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def compare_runs(opened: Sequence[Run]) -> list[dict[str, Any]]:
@@ -24,16 +28,20 @@ def compare_runs(opened: Sequence[Run]) -> list[dict[str, Any]]:
     # Runs may read different columns: what both read identifies a row.
     texts = [name for name in ("text", "pair") if all(name in frame.columns for frame in frames)]
     frames = [frame.sort_values(["row", *texts], ignore_index=True) for frame in frames]
-    first = frames[0]
+    first, labels = frames[0], opened[0].labels
+    rows, tables = _rows(first, texts, task.truth_column), {names[0]: task.stored_scores(first)}
     for run, frame in zip(opened[1:], frames[1:], strict=True):
-        if run.labels != opened[0].labels or run.task != opened[0].task:
+        # Label numbers may differ, and so may the order of labels, unless it has a meaning.
+        same = run.labels.texts == labels.texts or (
+            task.name != ORDINAL and sorted(run.labels.texts) == sorted(labels.texts)
+        )
+        if not same or run.task != task.name:
             raise RunFolderError(
                 "the runs have different labels or tasks, so bertsmith cannot compare them",
                 where=f"{names[0]} and {run.path}",
                 remedy="Compare runs that were trained on the same labels.",
             )
-        columns = [*texts, task.truth_column]
-        if len(frame) != len(first) or not (frame[columns].map(repr) == first[columns].map(repr)).all(axis=None):
+        if _rows(frame, texts, task.truth_column) != rows:
             common = len(frame[texts].drop_duplicates().merge(first[texts].drop_duplicates()))
             raise RunFolderError(
                 "the runs have different test rows, so bertsmith cannot compare them: "
@@ -41,11 +49,17 @@ def compare_runs(opened: Sequence[Run]) -> list[dict[str, Any]]:
                 where=f"{names[0]} and {run.path}",
                 remedy="Train both with the same table, --seed and split settings, or with the same --test table.",
             )
-    targets = task.stored_targets(first, opened[0].labels)
+        tables[str(run.path)] = task.stored_scores(frame)[:, [run.labels.label2id[text] for text in labels.texts]]
+    targets = task.stored_targets(first, labels)
     # With its own seed, a run gets the same intervals as in its report.
     seeds = [run.info.get("best_seed", run.info["config"]["seed"]) for run in opened]
-    tables = {name: task.stored_scores(frame) for name, frame in zip(names, frames, strict=True)}
     return [
         {"texts": len(targets), **entry}
         for entry in compare_classifiers(task, targets, tables, seeds=seeds, groups=stored_groups(first))
     ]
+
+
+def _rows(frame: pd.DataFrame, columns: Sequence[str], truth: str) -> list[tuple[str, ...]]:
+    """Return columns and the label of every row, several label texts in alphabetical order."""
+    labels = [value if isinstance(value, str | float) else sorted(value) for value in frame[truth]]
+    return list(zip(*(map(repr, frame[name]) for name in columns), map(repr, labels), strict=True))

@@ -11,7 +11,7 @@ from bertsmith.data.inspect import inspect
 from bertsmith.data.read import read_table
 from bertsmith.data.table import Table
 from bertsmith.data.template import flat_texts, texts_of
-from bertsmith.errors import ConfigError, listing
+from bertsmith.errors import ConfigError, UserError, listing
 from bertsmith.model import checkpoint
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.languages import AUTO, with_checkpoint
@@ -90,7 +90,11 @@ def suspected_label_errors(
             return tfidf_features().fit_transform(flat_texts(usable.frame))
         return embed_texts(load_encoder(model, config), texts_of(usable.frame))
 
-    found = get_task(table.task).label_errors(featurize, usable.targets, table.labels, seed=config.seed)
+    try:
+        found = get_task(table.task).label_errors(featurize, usable.targets, table.labels, seed=config.seed)
+    except UserError as error:
+        error.where = error.where or table.name
+        raise
     rows = usable.frame.iloc[found["position"].to_numpy()].reset_index(drop=True)
     rows = rows.assign(corrected="", **found.drop(columns="position"))
     return rows[[name for name in COLUMNS if name in rows.columns]]

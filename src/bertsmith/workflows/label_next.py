@@ -211,7 +211,7 @@ def choose_with_run(
         raise ConfigError(
             "the run predicts numbers, but finding the texts that the model is uncertain about needs classes",
             where=str(path),
-            remedy="Pass a project folder of bertsmith label instead of the run.",
+            remedy="Label texts that you draw at random, and add them to the training table.",
         )
     from bertsmith.inference.classifier import Classifier
     from bertsmith.workflows.score import hash_texts

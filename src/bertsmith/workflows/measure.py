@@ -66,7 +66,8 @@ def run_measurement(
         raise ConfigError(
             "the run predicts numbers, so it has no classes whose shares could be measured",
             where=str(path),
-            remedy="Train on classes, such as ranges of numbers.",
+            remedy="Round the numbers to a few levels, such as 1 to 5, and train with --task ordinal: measure then "
+            "estimates the mean level.",
         )
     if run.task == MULTI_LABEL and labelled is None:
         raise ConfigError(

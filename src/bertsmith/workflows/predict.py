@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from bertsmith import __version__
 from bertsmith.config import Config
 from bertsmith.data.stream import Stream, check_lines, file_of, open_stream
-from bertsmith.data.table import ORDINAL, SINGLE_LABEL, Cells, to_frame
+from bertsmith.data.table import ORDINAL, SINGLE_LABEL, Cells, Position, to_frame
 from bertsmith.data.template import SETTINGS, Template
-from bertsmith.errors import ConfigError, RowError, UserError, rendered_by
+from bertsmith.errors import ConfigError, DataError, RowError, UserError, rendered_by
 from bertsmith.events import InputOpened, ModelOpened, PredictionListener, RowsPredicted, RowsResumed
 from bertsmith.folders.atomic import checksum
 from bertsmith.folders.claim import claim
@@ -60,7 +60,7 @@ class Predictions:
     abstained: int = 0
     cut: int = 0
     threshold: float | None = None
-    skipped: tuple[tuple[str, str], ...] = ()
+    skipped: tuple[tuple[Position, str], ...] = ()
     expected_accuracy: ExpectedAccuracy | None = None
     without_labels: int = 0
 
@@ -217,6 +217,7 @@ def predict_in_memory(
 
     The index and the types of a data frame of pandas stay.
     """
+    import numpy as np
     import pandas as pd
 
     columns: dict[str, list[Any]] = {}
@@ -231,8 +232,8 @@ def predict_in_memory(
         texts = pd.Series(frame["predicted_text"].tolist(), dtype="str")  # also if all are missing
         frame = frame.assign(predicted_text=texts).astype({"predicted": "Int64", "confidence": "float64"})
     if isinstance(source, pd.DataFrame):
-        skipped = {int(where.removeprefix("row ").replace(",", "")) - 1 for where, _ in predictions.skipped}
-        given = source.iloc[[i for i in range(len(source)) if i not in skipped]]
+        skipped = [position.number - 1 for position, _ in predictions.skipped]
+        given = source.iloc[np.delete(np.arange(len(source)), skipped)]
         frame = frame.set_axis(given.index)
         for i in range(given.shape[1]):
             frame.isetitem(i, given.iloc[:, i].array)  # with its type
@@ -282,20 +283,24 @@ def run_prediction_on_ray(
 def opened(
     source: Any, config: Config, template: Template, options: PredictOptions, observe: PredictionListener
 ) -> Iterator[Stream]:
-    """Open the texts and report notes and skipped rows. Errors of single rows mention ``--on-error skip``."""
-    skip = options.on_error == "skip"
+    """Open the texts and report notes and skipped rows.
+
+    Errors name the source. Errors of single rows mention ``--on-error skip``.
+    """
+    skip, name = options.on_error == "skip", None
     if callable(source):
         check_lines(template, "stdin")
     opened = nullcontext(source()) if callable(source) else open_stream(source, config, skip=skip, template=template)
     try:
         with opened as stream:
+            name = stream.name
             observe(InputOpened(stream.n_rows, stream.notes, stream.skipped))
             yield stream
-    except RowError as error:
-        if skip:
-            raise
-        remedy = f"{error.remedy} Or skip such rows: --on-error skip."
-        raise RowError(error.what, where=error.where, remedy=remedy) from error
+    except DataError as error:
+        error.where = error.where or name
+        if isinstance(error, RowError) and not skip:
+            error.remedy = f"{error.remedy} Or skip such rows: --on-error skip."
+        raise
 
 
 def open_model(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TextIO
 
 from bertsmith.data.formats.files import TableFile
-from bertsmith.data.table import Cells, ChunkedTable, Note, OnBadRow
+from bertsmith.data.table import Cells, ChunkedTable, Note, OnBadRow, Position
 from bertsmith.errors import DataError, RowError, counted, listing, number_form
 
 _DELIMITERS = (",", ";", "\t", "|")
@@ -83,18 +83,22 @@ def _read(file: TableFile, dialect: _Dialect, chunk_rows: int | None, on_bad_row
         n_rows = len(all_rows) if chunk_rows is None else sum(1 for _ in rows)
     if ragged and on_bad_row is None:
         line, n_fields = ragged[0]
-        delimiter = "tab" if dialect.delimiter == "\t" else dialect.delimiter
+        delimiter = repr("tab" if dialect.delimiter == "\t" else dialect.delimiter)
+        remedy = "Remove lines that are not part of the table, such as titles and totals."
+        if any(n < len(header) for _, n in ragged):
+            remedy += f" Separate the fields of every row by {delimiter}, as in the header."
+        if any(n > len(header) for _, n in ragged):
+            remedy += f" Put quotes around texts that contain {delimiter}."
         raise RowError(
             f"{len(ragged):,} of {n_rows + len(ragged):,} rows {number_form(len(ragged), 'does', 'do')} not have the "
             f"{counted(len(header), 'field')} of the header: "
             f"line {line:,} has {n_fields}",
             where=f"{name}, {number_form(len(ragged), 'line')} {listing([line for line, _ in ragged], 5)}",
-            remedy="Remove lines that are not part of the table, such as titles and totals. Put quotes around texts "
-            f"that contain the delimiter ({delimiter!r}).",
+            remedy=remedy,
         )
     for line, n_fields in ragged:
         assert on_bad_row is not None
-        on_bad_row(f"line {line:,}", f"{counted(n_fields, 'field')}, but the header has {len(header)}")
+        on_bad_row(Position("line", line), f"{counted(n_fields, 'field')}, but the header has {len(header)}")
     columns = [column.strip() or f"column {i}" for i, column in enumerate(header, start=1)]
 
     def chunks() -> Iterator[Cells]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from bertsmith.data.formats.annotations import flatten
 from bertsmith.data.formats.files import TableFile
-from bertsmith.data.table import Cells, ChunkedTable, OnBadRow
+from bertsmith.data.table import Cells, ChunkedTable, OnBadRow, Position
 from bertsmith.data.texts import replace_surrogates
 from bertsmith.errors import DataError, RowError
 
@@ -94,7 +94,7 @@ def _parse_lines(lines: Iterable[str], name: str, on_bad_row: OnBadRow | None) -
         except RowError as error:
             if on_bad_row is None:
                 raise
-            on_bad_row(f"line {number:,}", error.what)
+            on_bad_row(Position("line", number), error.what)
             continue
         yield record
 
