@@ -235,6 +235,7 @@ class Task(ABC):
         seed: int,
         use_offsets: bool = True,
         model: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
     ) -> tuple[Decision, Rule]:
         """Tune the decision rule and the calibration on held-out texts.
 
@@ -244,6 +245,7 @@ class Task(ABC):
             seed: of folds and bootstrap.
             use_offsets: whether a decision rule may be used.
             model: number of the model that predicted each text, shape (n,); ``None`` if one model predicted all.
+            groups: as for `bertsmith.evaluation.evaluate.evaluate`.
 
         Returns:
             The decision with its measured gain, and the rule to apply to the model.

@@ -97,6 +97,7 @@ class Ordinal(SingleLabel):
         seed: int,
         use_offsets: bool = True,
         model: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
     ) -> tuple[Decision, Rule]:
         """Fit the temperature, and a stretch if the temperature alone lowers quadratic kappa; there are no offsets."""
         from bertsmith.evaluation.ordinal import fit_stretch
