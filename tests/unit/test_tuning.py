@@ -325,6 +325,8 @@ def test_the_defaults_run_equals_train(study, tiny, tmp_path):
         return
     plain = train(tiny, tmp_path / "run", table=tiny_table(150), **QUICK)
     assert same_weights(weights_of(plain), weights_of(study.defaults))
+    compared = [not run.info["config"]["no_ablation"] for run in (study.best, study.defaults)]
+    assert compared == [True, False]  # the columns, once
     ours, theirs = (run.metrics["splits"]["test"]["metrics"]["macro_f1"]["value"] for run in (study.best, plain))
     assert study.result["difference"]["value"] == pytest.approx(ours - theirs)
 
