@@ -11,8 +11,10 @@ import pytest
 import torch
 
 import bertsmith as bs
+from bertsmith.cli.predict import _print_summary
 from bertsmith.config import DataConfig
 from bertsmith.data.stream import open_stream
+from bertsmith.data.template import Template
 from bertsmith.errors import ConfigError, DataError, RunFolderError
 from bertsmith.folders.run import open_run
 from bertsmith.inference.chunks import write_stream
@@ -21,6 +23,7 @@ from bertsmith.inference.ensemble import Ensemble
 from bertsmith.inference.predict import predict_chunks, predict_rows
 from bertsmith.inference.table_writers import output_format, to_arrow
 from bertsmith.testing import WORDS, tiny_table
+from bertsmith.workflows.predict import Predictions
 from tests.conftest import train
 
 
@@ -422,3 +425,9 @@ def test_a_single_column_of_labels_is_not_read_as_texts(finished, name):
         with pytest.raises(DataError):
             bs.predict(finished, source, device="cpu")
     assert bs.predict(finished, pd.DataFrame({"anything": ["a cat"]}), device="cpu").rows == 1
+
+
+@pytest.mark.parametrize("columns", [("text",), ("title", "body")])
+def test_the_summary_names_windows_only_to_models_that_can_read_them(columns, capsys):
+    _print_summary(Predictions(None, None, 3, {"a": 3}, cut=2), Template(columns))
+    assert ("--long" in capsys.readouterr().err) == (len(columns) == 1)
