@@ -386,3 +386,5 @@ def test_no_record_has_the_database_url(copy, tmp_path):
     pack_run(copy, tmp_path / "run.zip")
     with zipfile.ZipFile(tmp_path / "run.zip") as archive:
         assert json.loads(archive.read("run/run.json"))["config"] == stored
+    Run(copy).update(status="finished")
+    assert json.loads((copy / "run.json").read_text())["config"] == stored

@@ -109,8 +109,11 @@ class Run:
 
     @property
     def info(self) -> dict[str, Any]:
-        """The content of ``run.json``."""
-        return read_json(self.layout.run)
+        """The content of ``run.json``, without the database URL of older versions, which can contain a password."""
+        content = read_json(self.layout.run)
+        with damage_errors(self.layout.run):
+            content.get("config", {}).pop("db", None)
+        return content
 
     @property
     def metrics(self) -> dict[str, Any]:
