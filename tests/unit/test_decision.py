@@ -51,6 +51,16 @@ def test_the_rule_is_not_used_without_a_gain():
     assert not tune_offsets(np.array([0, 1] * 10), np.full((20, 2), 0.5), seed=0).used  # too few to tell
 
 
+def test_repeated_texts_of_a_group_count_once():
+    rng = np.random.default_rng(0)
+    targets, probabilities = _skewed(rng, 60, np.array([0.6, 0.2, 0.2]), np.array([1.0, 0.0, 0.0]))
+    groups = np.repeat(np.arange(60), 5)
+    targets, probabilities = targets[groups], probabilities[groups]
+    errors = [tune_offsets(targets, probabilities, seed=0, groups=g).standard_error for g in (None, groups)]
+    assert errors[1] > 1.5 * errors[0]
+    assert not tune_offsets(targets, probabilities, seed=0, groups=np.zeros(300)).used  # a single group
+
+
 def test_folds_by_model_remove_the_bias_of_single_models():
     """Two models have different biases. Random folds mix their texts; folds by model do not."""
     claimed = {"random folds": 0, "folds by model": 0}

@@ -225,6 +225,13 @@ def test_an_export_reports_its_parity(exported, run):
     assert exported.about.template == run.template
 
 
+def test_an_export_of_a_run_with_an_undefined_metric_has_a_readme(exported):
+    about = exported.about
+    test = {**about.run["test"], "macro_f1": {"value": None, "interval": None}}
+    text = exporting._readme(replace(about, run={**about.run, "test": test}), about.parity, "test texts")
+    assert "bertsmith predict ." in text
+
+
 def test_weights_are_in_a_file_of_their_own(exported):
     """The file is memory-mapped, so a model of BERT-Base's shape loads in half the time."""
     onnx = pytest.importorskip("onnx")

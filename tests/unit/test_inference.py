@@ -12,8 +12,10 @@ import pytest
 import torch
 
 import bertsmith as bs
+from bertsmith.cli.predict import _print_summary
 from bertsmith.config import DataConfig
 from bertsmith.data.stream import open_stream
+from bertsmith.data.template import Template
 from bertsmith.errors import ConfigError, DataError, RunFolderError
 from bertsmith.folders.run import open_run
 from bertsmith.inference.chunks import write_stream
@@ -22,6 +24,7 @@ from bertsmith.inference.ensemble import Ensemble
 from bertsmith.inference.predict import predict_chunks, predict_rows
 from bertsmith.inference.table_writers import output_format, to_arrow
 from bertsmith.testing import WORDS, tiny_table
+from bertsmith.workflows.predict import Predictions
 from tests.conftest import train
 
 
@@ -434,3 +437,9 @@ def test_a_column_named_like_a_prediction_is_refused_with_the_table(finished, tm
     with pytest.raises(DataError) as error:
         bs.predict(finished, tmp_path / "t.csv", device="cpu")
     assert error.value.where == "t.csv"
+
+
+@pytest.mark.parametrize("columns", [("text",), ("title", "body")])
+def test_the_summary_names_windows_only_to_models_that_can_read_them(columns, capsys):
+    _print_summary(Predictions(None, None, 3, {"a": 3}, cut=2), Template(columns))
+    assert ("--long" in capsys.readouterr().err) == (len(columns) == 1)

@@ -107,6 +107,33 @@ def test_the_methods_say_what_has_no_citation(copy, change):
     assert len(write_methods(Run(copy)).sentences[0]) > len(before[0])
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"template": {"text_column": ["title", "body"], "pair_column": None, "with_columns": []}}, ["title", "body"]),
+        ({"template": {"text_column": ["body"], "pair_column": "claim", "with_columns": []}}, ["claim"]),
+        ({"template": {"text_column": ["body"], "pair_column": None, "with_columns": ["x_y", "z"]}}, ["x_y", "z"]),
+        ({"config": {"group_column": "author", "seed": 42}}, ["author"]),
+    ],
+)
+def test_the_methods_name_further_columns_and_groups(copy, change, named):
+    names = re.findall(r"`([^`]+)`", write_methods(Run(copy)).sentences[0])
+    _edit(copy / "run.json", lambda run: run.update(change))
+    assert re.findall(r"`([^`]+)`", write_methods(Run(copy)).sentences[0]) == names + named
+
+
+def test_the_methods_say_how_ordered_classes_are_decided(copy):
+    def as_levels(metrics):
+        metrics["decision_rule"]["used"] = False
+        for part in (metrics["splits"]["test"]["metrics"], metrics["baseline"]["bag_of_words"]["test"]):
+            part.update(quadratic_kappa=part["macro_f1"], mae=part["macro_f1"])
+
+    _edit(copy / "metrics.json", as_levels)
+    before = write_methods(Run(copy)).sentences[0]
+    _edit(copy / "run.json", lambda run: run.update(task="ordinal"))
+    assert write_methods(Run(copy)).sentences[0].count(". ") == before.count(". ") + 1
+
+
 def test_the_methods_count_a_single_row_and_name_an_exact_interval(copy):
     def perfect(metrics):
         metrics["splits"]["test"]["metrics"]["macro_f1"] = {"value": 1.0, "interval": [0.7, 1.0]}
@@ -359,3 +386,5 @@ def test_no_record_has_the_database_url(copy, tmp_path):
     pack_run(copy, tmp_path / "run.zip")
     with zipfile.ZipFile(tmp_path / "run.zip") as archive:
         assert json.loads(archive.read("run/run.json"))["config"] == stored
+    Run(copy).update(status="finished")
+    assert json.loads((copy / "run.json").read_text())["config"] == stored

@@ -10,8 +10,10 @@ import pytest
 import bertsmith as bs
 from bertsmith.errors import DataError, Interrupted, RunFolderError
 from bertsmith.evaluation.metrics import macro_f1
+from bertsmith.folders.run import Run
 from bertsmith.report.methods import write_methods
 from bertsmith.testing import tiny_table
+from bertsmith.workflows.seeds import _compare
 from tests.conftest import FAST, same_weights, train, weights_of
 
 
@@ -53,6 +55,18 @@ def test_spread_and_ensemble_are_computed_from_the_members(seeds, tokenized):
     ensemble = bs.load(seeds, device="cpu", ensemble=True).predict_proba(frame["text"].tolist())
     assert tokenized == frame["text"].tolist()  # tokenized once for all members
     assert ensemble == pytest.approx(mean, abs=1e-5)
+
+
+def test_one_seed_with_a_defined_metric_has_no_deviation(seeds, tmp_path):
+    members = Run(shutil.copytree(seeds.path, tmp_path / "run")).members
+    for member in members[1:]:
+        metrics = member.metrics
+        metrics["splits"]["test"]["metrics"]["macro_f1"] = {"value": None, "interval": None}
+        member.layout.metrics.write_text(json.dumps(metrics))
+    spread = _compare(members, members[0], 0)["test"]
+    assert spread["macro_f1"]["mean"] == members[0].metrics["splits"]["test"]["metrics"]["macro_f1"]["value"]
+    assert spread["macro_f1"]["standard_deviation"] is None
+    assert spread["accuracy"]["standard_deviation"] is not None
 
 
 def test_comparison_and_card_agree_with_the_run(seeds):

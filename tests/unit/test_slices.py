@@ -31,6 +31,21 @@ def test_only_the_worse_slice_is_marked():
     assert json.loads(json.dumps(found)) == found
 
 
+def test_the_interval_of_a_slice_resamples_whole_groups():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(60), 10)
+    right = np.repeat(rng.random(60) < 0.7, 10)  # all texts of a group are right, or none is
+    half = pd.Series(np.where(groups < 30, "a", "b"))
+    (one, two), (wide, wider) = (compare_slices(right, {"half": half}, g) for g in (None, groups))
+    assert (wide["p"], wide["accuracy"]) == (one["p"], one["accuracy"])
+    for narrow, entry in ((one, wide), (two, wider)):
+        low, high = entry["interval"]
+        assert low < entry["accuracy"] < high
+        assert high - low > 2 * (narrow["interval"][1] - narrow["interval"][0])
+    alone = compare_slices(np.arange(20) % 2 == 0, {"half": half[290:310]}, groups[290:310])
+    assert [entry["interval"] for entry in alone] == [[0, 1], [0, 1]]
+
+
 @pytest.mark.slow
 def test_false_discoveries_are_rare():
     called = 0

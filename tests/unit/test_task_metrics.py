@@ -119,7 +119,7 @@ def _expected_of_levels(targets, scores):
     return {
         "quadratic_kappa": sk.cohen_kappa_score(targets, predicted, weights="quadratic", labels=np.arange(k))
         if by_chance
-        else 0.0,
+        else None,
         "mae": sk.mean_absolute_error(targets, predicted),
         "spearman": None if constant else stats.spearmanr(targets, predicted).statistic,
         "macro_f1": sk.f1_score(targets, predicted, average="macro"),
@@ -138,8 +138,15 @@ def test_metrics_of_ordered_classes_agree_with_scikit_learn(seed, n, k):
     for name, expected in _expected_of_levels(targets, scores).items():
         assert values[name] == pytest.approx(expected, abs=1e-9), name
     assert ORDINAL.validation_metrics(targets, scores) == pytest.approx(
-        {name: values[name] for name in ("macro_f1", "quadratic_kappa")}
+        {name: values[name] or 0.0 for name in ("macro_f1", "quadratic_kappa")}
     )
+
+
+def test_agreement_on_a_single_level_is_undefined():
+    targets, labels = np.ones(8, dtype=np.int64), Labels((0, 1, 2), tuple("abc"))
+    metrics = evaluate(ORDINAL, targets, np.eye(3)[targets], labels, seed=0)["metrics"]
+    assert metrics["quadratic_kappa"] == metrics["spearman"] == {"value": None, "interval": None}
+    assert ORDINAL.scalar_metrics(targets, np.eye(3)[1 - targets])["quadratic_kappa"] == 0
 
 
 def test_the_set_of_ordered_labels_contains_the_predicted_one():

@@ -325,6 +325,8 @@ def test_the_defaults_run_equals_train(study, tiny, tmp_path):
         return
     plain = train(tiny, tmp_path / "run", table=tiny_table(150), **QUICK)
     assert same_weights(weights_of(plain), weights_of(study.defaults))
+    compared = [not run.info["config"]["no_ablation"] for run in (study.best, study.defaults)]
+    assert compared == [True, False]  # the columns, once
     ours, theirs = (run.metrics["splits"]["test"]["metrics"]["macro_f1"]["value"] for run in (study.best, plain))
     assert study.result["difference"]["value"] == pytest.approx(ours - theirs)
 
@@ -587,9 +589,7 @@ def test_a_trial_score_includes_the_gain_of_the_decision_rule(tiny, tmp_path, mo
 
     plain = tune(tiny, tmp_path / "off", trials=1, epochs=1, decision_rule="off")
     rule = Decision(np.zeros(3), True, 0.25, 0.01)
-    monkeypatch.setattr(
-        "bertsmith.evaluation.decision.tune_offsets", lambda targets, probabilities, *, seed, model=None: rule
-    )
+    monkeypatch.setattr("bertsmith.evaluation.decision.tune_offsets", lambda *args, **settings: rule)
     ruled = tune(tiny, tmp_path / "auto", trials=1, epochs=1)
     assert ruled.result["score"] == pytest.approx(plain.result["score"] + 0.25)
     assert ruled.info["trials"][0]["curve"] == plain.info["trials"][0]["curve"]

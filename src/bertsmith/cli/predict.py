@@ -20,6 +20,7 @@ from bertsmith.errors import counted
 if TYPE_CHECKING:
     from bertsmith.data.stream import Chunk, Stream
     from bertsmith.data.table import Note
+    from bertsmith.data.template import Template
     from bertsmith.workflows.predict import Predictions
 
 STDIN = 1024
@@ -115,6 +116,7 @@ def predict(
     Example: bertsmith predict runs/reviews new.csv -o predictions.csv
     """
     from bertsmith.errors import ConfigError, DataError
+    from bertsmith.inference.load import template_of
     from bertsmith.inference.table_writers import open_writer
     from bertsmith.progress.prediction import PredictionProgress
     from bertsmith.workflows.predict import run_prediction, run_prediction_on_ray
@@ -172,7 +174,7 @@ def predict(
                 observe=progress,
             )
         stderr_console().print(f"{counted(predictions.rows, 'row')} written to {output}", markup=False)
-    _print_summary(predictions)
+    _print_summary(predictions, template_of(run))
 
 
 @contextmanager
@@ -196,7 +198,7 @@ def _advice(output: Path, *, resume: bool) -> Iterator[None]:
         raise Interrupted(advice) from None
 
 
-def _print_summary(predictions: Predictions) -> None:
+def _print_summary(predictions: Predictions, template: Template) -> None:
     """Print the number of rows per label, and notes about the other rows."""
     total = predictions.rows - predictions.empty - predictions.abstained
     for text, n in list(predictions.label_counts.items())[:MAX_LABELS]:
@@ -224,8 +226,8 @@ def _print_summary(predictions: Predictions) -> None:
             )
     if predictions.cut:
         stderr_console().print(
-            f"[yellow]note:[/] {counted(predictions.cut, 'text')} truncated at the maximum length "
-            "(--long window reads whole texts, if the model reads a single column)"
+            f"[yellow]note:[/] {counted(predictions.cut, 'text')} truncated at the maximum length"
+            f"{'; --long window reads whole texts' if template.is_plain else ''}"
         )
     if predictions.empty:
         rows = counted(predictions.empty, "row")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,6 +87,7 @@ def tune(
     from bertsmith.workflows.tune import run_tuning
 
     config = resolve({name: getattr(settings, name) for name in _SETTINGS if name in settings.model_fields_set})
+    gc.freeze()  # as `train` does
     with TuningProgress(stderr_console()) as progress, stoppable() as stop:
         try:
             with Tracking(track, output, config, progress) as observe:

@@ -154,6 +154,12 @@ class Table:
         return self.outcomes.targets(self.codes)
 
     @property
+    def groups(self) -> np.ndarray | None:
+        """Group index of every row, shape (rows,); ``None`` for a table without groups."""
+        groups = self.frame["group"]
+        return groups.factorize()[0] if len(groups) and groups.notna().all() else None
+
+    @property
     def vote_shares(self) -> np.ndarray | None:
         """Share of the coders who gave each class, shape (rows, classes), for a table without missing labels.
 

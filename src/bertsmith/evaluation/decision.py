@@ -29,7 +29,7 @@ class Decision:
         offsets: added to the logits before the argmax, shape (classes,); all 0 if not used.
         used: whether the gain exceeds its standard error.
         gain: increase of the primary metric on held-out texts, by cross-fitting.
-        standard_error: of the gain, by bootstrap over the texts.
+        standard_error: of the gain, by bootstrap over the texts or their groups.
     """
 
     offsets: np.ndarray
@@ -48,7 +48,12 @@ class Decision:
 
 
 def tune_offsets(
-    targets: np.ndarray, probabilities: np.ndarray, *, seed: int, model: np.ndarray | None = None
+    targets: np.ndarray,
+    probabilities: np.ndarray,
+    *,
+    seed: int,
+    model: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
 ) -> Decision:
     """Tune class offsets for macro-F1 on held-out texts.
 
@@ -61,6 +66,7 @@ def tune_offsets(
         probabilities: of the same texts, shape (n, classes).
         seed: of the folds and of the bootstrap.
         model: number of the model that predicted each text, shape (n,); ``None`` if one model predicted all texts.
+        groups: as for `draw_resamples`.
     """
     logits, n_classes = to_logits(probabilities), probabilities.shape[1]
     return tune(
@@ -71,6 +77,7 @@ def tune_offsets(
         decide=lambda moved: moved.argmax(axis=1),
         score=lambda drawn, decided: resampled_label_metrics(drawn, targets, decided, n_classes)[PRIMARY],
         seed=seed,
+        groups=groups,
     )
 
 
@@ -83,6 +90,7 @@ def tune(
     decide: Callable[[np.ndarray], np.ndarray],
     score: Callable[[np.ndarray, np.ndarray], np.ndarray],
     seed: int,
+    groups: np.ndarray | None = None,
 ) -> Decision:
     """Tune offsets on held-out texts, and use them if their cross-fitted gain exceeds its standard error.
 
@@ -94,9 +102,10 @@ def tune(
         decide: returns the decisions, shaped as targets, for logits with offsets.
         score: returns the metric of every resample, for how often each resample draws each text and decisions.
         seed: of the bootstrap.
+        groups: as for `draw_resamples`.
     """
     n, n_outputs = logits.shape
-    if n < MIN_TEXTS:
+    if n < MIN_TEXTS or (groups is not None and len(np.unique(groups)) < 2):
         return Decision(np.zeros(n_outputs), False, 0.0, float("nan"))
     plain = decide(logits)
     tuned = np.empty_like(plain)
@@ -105,7 +114,7 @@ def tune(
         tuned[~inside] = decide(logits[~inside] + fit(targets[inside], logits[inside]))
     once = np.ones((1, n), dtype=np.int64)
     gain = float(score(once, tuned)[0] - score(once, plain)[0])
-    resamples = draw_resamples(n, None, np.random.default_rng(seed), RESAMPLES)
+    resamples = draw_resamples(n, groups, np.random.default_rng(seed), RESAMPLES)
     error = float(np.concatenate([score(drawn, tuned) - score(drawn, plain) for drawn in resamples]).std())
     used = gain > error
     return Decision(fit(targets, logits) if used else np.zeros(n_outputs), used, gain, error)

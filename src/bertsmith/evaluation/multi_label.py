@@ -105,7 +105,14 @@ def per_label_metrics(targets: np.ndarray, probabilities: np.ndarray, predicted:
     ]
 
 
-def tune_thresholds(targets: np.ndarray, logits: np.ndarray, *, seed: int, model: np.ndarray | None = None) -> Decision:
+def tune_thresholds(
+    targets: np.ndarray,
+    logits: np.ndarray,
+    *,
+    seed: int,
+    model: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+) -> Decision:
     """Tune one threshold per label for macro-F1 on held-out texts, as an offset of the label's logit.
 
     The gain is cross-fitted, as in `bertsmith.evaluation.decision.tune_offsets`.
@@ -115,6 +122,7 @@ def tune_thresholds(targets: np.ndarray, logits: np.ndarray, *, seed: int, model
         logits: shape (n, labels).
         seed: of folds and bootstrap.
         model: number of the model that predicted each text, shape (n,); ``None`` if one model predicted all texts.
+        groups: as for `draw_resamples`.
     """
     return tune(
         targets,
@@ -126,6 +134,7 @@ def tune_thresholds(targets: np.ndarray, logits: np.ndarray, *, seed: int, model
         decide=lambda moved: moved > 0,
         score=lambda drawn, decided: resampled_set_metrics(drawn, targets, decided)["macro_f1"],
         seed=seed,
+        groups=groups,
     )
 
 

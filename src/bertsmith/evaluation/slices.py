@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from bertsmith.evaluation.intervals import RESAMPLES, TAILS, draw_resamples, exact_accuracy
+
 MIN_TEXTS = 5
 """Slices, and their complements, with fewer texts are skipped."""
 MAX_VALUES = 30
@@ -18,19 +20,23 @@ MAX_NUMBERS = 8
 FALSE_DISCOVERY_RATE = 0.05
 
 
-def compare_slices(right: np.ndarray, columns: Mapping[str, pd.Series]) -> list[dict[str, Any]]:
+def compare_slices(
+    right: np.ndarray, columns: Mapping[str, pd.Series], groups: np.ndarray | None = None
+) -> list[dict[str, Any]]:
     """Compare the accuracy of every slice with that of all other texts.
 
     Args:
         right: whether the prediction is correct, shape (n,).
         columns: columns to slice by, n values each; missing values are in no slice. Categorical columns are used
             whatever their number of categories.
+        groups: group of each text (such as its author), shape (n,). The intervals then come from resampling whole
+            groups, but the test still counts texts.
 
     Returns:
         One entry per slice, worse ones first, then by accuracy: ``by`` (column), ``value``, ``texts``, ``accuracy``,
-        its exact 95 % ``interval``, the accuracy of the ``rest``, ``p`` of Fisher's one-sided exact test, and
-        ``worse``. A slice is worse if the difference is significant at `FALSE_DISCOVERY_RATE` over all slices
-        (Benjamini and Hochberg 1995).
+        its 95 % ``interval``, the accuracy of the ``rest``, ``p`` of Fisher's one-sided exact test, and ``worse``. A
+        slice is worse if the difference is significant at `FALSE_DISCOVERY_RATE` over all slices (Benjamini and
+        Hochberg 1995).
     """
     n, hits = len(right), int(right.sum())
     entries = []
@@ -42,14 +48,13 @@ def compare_slices(right: np.ndarray, columns: Mapping[str, pd.Series]) -> list[
             if min(size, n - size) < MIN_TEXTS:
                 continue
             slice_hits = int(right[inside].sum())
-            interval = stats.binomtest(slice_hits, size).proportion_ci()
             entries.append(
                 {
                     "by": by,
                     "value": str(value),
                     "texts": size,
                     "accuracy": slice_hits / size,
-                    "interval": [float(interval.low), float(interval.high)],
+                    "interval": _interval(right[inside], None if groups is None else groups[inside]),
                     "rest": (hits - slice_hits) / (n - size),
                     "p": float(stats.hypergeom.cdf(slice_hits, n, hits, size)),
                 }
@@ -59,6 +64,23 @@ def compare_slices(right: np.ndarray, columns: Mapping[str, pd.Series]) -> list[
         for entry, p in zip(entries, adjusted, strict=True):
             entry["worse"] = bool(p <= FALSE_DISCOVERY_RATE)
     return sorted(entries, key=lambda entry: (not entry["worse"], entry["accuracy"]))
+
+
+def _interval(right: np.ndarray, groups: np.ndarray | None) -> list[float]:
+    """Return the 95 % interval of the accuracy of a slice: exact, or from resampling whole groups."""
+    if groups is None:
+        interval = stats.binomtest(int(right.sum()), len(right)).proportion_ci()
+        return [float(interval.low), float(interval.high)]
+    if exact := exact_accuracy(right, groups):
+        return list(exact)
+    codes = np.unique(groups, return_inverse=True)[1]
+    hits, sizes = np.bincount(codes, right), np.bincount(codes)
+    if len(sizes) < 2:
+        return [0.0, 1.0]  # a single group says nothing about others
+    resamples = draw_resamples(len(sizes), None, np.random.default_rng(0), RESAMPLES)
+    drawn = np.concatenate([(times @ hits) / (times @ sizes) for times in resamples])
+    bounds: list[float] = np.percentile(drawn, TAILS).tolist()
+    return bounds
 
 
 def _group_values(values: pd.Series) -> pd.Series:

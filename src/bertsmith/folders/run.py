@@ -104,13 +104,15 @@ class Run:
 
     def foreign_files(self) -> list[str]:
         """Return the names of files and folders that training did not write, such as evaluations."""
-        names = {path.name for path in vars(self.layout).values()} - {self.layout.evaluations.name}
-        return foreign_names(self.path, names)
+        return foreign_names(self.path, {p.name for p in vars(self.layout).values()} - {self.layout.evaluations.name})
 
     @property
     def info(self) -> dict[str, Any]:
-        """The content of ``run.json``."""
-        return read_json(self.layout.run)
+        """The content of ``run.json``, without the database URL of older versions, which can contain a password."""
+        content = read_json(self.layout.run)
+        if isinstance(config := content.get("config"), dict):
+            config.pop("db", None)
+        return content
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -201,9 +203,7 @@ class Run:
 
         with damage_errors(self.layout.splits):
             frame = pd.read_parquet(self.layout.splits)
-            if "hash" not in frame.columns:
-                return set()
-            return set(frame["hash"][frame["split"].isin(["train", "validation"])])
+            return set(frame["hash"][frame["split"].isin(["train", "validation"])]) if "hash" in frame else set()
 
     @property
     def members(self) -> list[Run]:

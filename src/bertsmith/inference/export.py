@@ -202,7 +202,8 @@ def _readme(about: ExportInfo, parity: dict[str, Any], evaluated: str) -> str:
     test = about.run["test"]
     package = "bertsmith" if about.format == "onnx" else f"'bertsmith[{about.format}]'"
     task, base = get_task(about.task), about.run["model"]
-    score = test[task.primary]["value"]
+    value = test[task.primary]["value"]
+    score = "undefined" if value is None else f"{value:.3f}"
     item = about.template.example
     bound = (
         ""
@@ -221,7 +222,7 @@ $ bertsmith predict . texts.csv -o predictions.csv
 
 `bertsmith serve .` answers over HTTP. In Python: `bertsmith.load(".").predict({[item]!r})`.
 
-The {task.primary_name} of the original is {score:.3f} on {test["texts"]:,} {evaluated}. This export gives the
+The {task.primary_name} of the original is {score} on {test["texts"]:,} {evaluated}. This export gives the
 same prediction for {parity["agreement"]:.2%} of {parity["texts"]:,} texts of the run, and no {task.score_name}
 differs by more than {parity["largest_difference"]:.2g}{task.unit_name}.{bound} `export.json` contains all details.
 """

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bertsmith.data.table import MULTI_LABEL
+from bertsmith.data.table import MULTI_LABEL, ORDINAL
 from bertsmith.errors import lower_first, number_form
 from bertsmith.folders.run import Run
 from bertsmith.tasks.base import Task
@@ -178,8 +178,7 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
         f"{n('run.json', f'data.left_out.{reason}')} {number_form(rows, 'row')} ({reason})"
         for reason, rows in info["data"]["left_out"].items()
     ]
-    listed = " and ".join([*([", ".join(left_out[:-1])] if left_out[1:] else []), *left_out[-1:]])
-    excluded = f" We excluded {listed}." if listed else ""
+    excluded = f" We excluded {_listed(left_out)}." if left_out else ""
     if "by" in test:
         unseen = "The prediction for each of the {} texts comes from a model that was not trained on it."
         evaluated = f"evaluated the model by {n('metrics.json', 'splits.test.folds')}-fold cross-validation"
@@ -222,7 +221,7 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
             f"We fitted only the head of {model}, {fitted}. The head is a regression on the mean of the last hidden "
             f"states. We {evaluated}.{excluded} "
         )
-    result.sentences.append(f"{trained}{_reading(run, n)}.{_rule(run)}{calibrated}")
+    result.sentences.append(f"{trained}{_reading(run, n)}.{_columns(run)}{_rule(run)}{calibrated}")
     rest = ""
     for second in others:
         value = n("metrics.json", f"splits.test.metrics.{second}.value", three)
@@ -270,13 +269,35 @@ def _loss(info: Mapping[str, Any], n: Callable[..., str]) -> str:
     return "".join(sentences)
 
 
+def _columns(run: Run) -> str:
+    """Return how the model reads several columns, and which column groups the texts."""
+    template, config = run.template, run.info["config"]
+    split = "" if any(map(config.get, ("split_column", "validation", "test"))) else "split and the "
+    columns = {
+        "Each text joins the columns {}": template.text_column[1:] and template.text_column,
+        "After the text, the model read the name and the value of {}": template.with_columns,
+        "The model read pairs of texts, with the second text from the column {}": [template.pair_column],
+        f"The {split}intervals treat all texts with the same value in {{}} as one group": [config.get("group_column")],
+    }
+    listed = {sentence: _listed(f"`{name}`" for name in names if name) for sentence, names in columns.items()}
+    return "".join(f" {sentence.format(names)}." for sentence, names in listed.items() if names)
+
+
 def _rule(run: Run) -> str:
     """Return what decides for a label, if it is not the most likely one."""
+    if run.task == ORDINAL:
+        return " The predicted class is the one with the least expected squared distance from the label, in steps."
     if not run.metrics.get("decision_rule", {}).get("used"):
         return ""
     task = get_task(run.task)
     what = "a threshold for each label" if task.name == MULTI_LABEL else "an offset to the logit of each class"
     return f" For the predictions, we used {what}, tuned on held-out texts for the {_name(task, task.primary)}."
+
+
+def _listed(items: Iterable[str]) -> str:
+    """Return items as a sentence lists them: ``a, b and c``."""
+    *others, last = [*items] or [""]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _interval_name(metric: Mapping[str, Any]) -> str:

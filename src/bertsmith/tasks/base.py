@@ -235,18 +235,16 @@ class Task(ABC):
         seed: int,
         use_offsets: bool = True,
         model: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
     ) -> tuple[Decision, Rule]:
-        """Tune the decision rule and the calibration on held-out texts.
+        """Tune the decision rule and the calibration on held-out texts; return its measured gain and the rule to apply.
 
         Args:
-            targets: of the held-out texts.
-            scores: of the same texts.
+            targets, scores: of the held-out texts.
             seed: of folds and bootstrap.
             use_offsets: whether a decision rule may be used.
             model: number of the model that predicted each text, shape (n,); ``None`` if one model predicted all.
-
-        Returns:
-            The decision with its measured gain, and the rule to apply to the model.
+            groups: as for `bertsmith.evaluation.evaluate.evaluate`.
         """
 
     @abstractmethod

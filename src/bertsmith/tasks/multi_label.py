@@ -184,12 +184,13 @@ class MultiLabel(Task):
         seed: int,
         use_offsets: bool = True,
         model: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
     ) -> tuple[Decision, Rule]:
         """Tune one threshold per label, then one temperature per label; see `Task.fit_rule`."""
         from bertsmith.evaluation.multi_label import fit_temperatures, tune_thresholds
 
         logits = self.logits(scores)
-        decision = tune_thresholds(targets, logits, seed=seed, model=model)
+        decision = tune_thresholds(targets, logits, seed=seed, model=model, groups=groups)
         if not use_offsets:
             decision = replace(decision, used=False, offsets=np.zeros(scores.shape[1]))
         temperatures = fit_temperatures(targets, self.scores(logits + decision.offsets))

@@ -69,13 +69,20 @@ class Ordinal(SingleLabel):
         return result
 
     def scalar_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float | None]:
-        """Return every metric; Spearman's correlation is ``None`` if the labels or the predictions are all the same."""
+        """Return every metric; ``None`` if undefined.
+
+        Spearman's correlation needs two classes among the labels, and two among the predictions. Quadratic kappa needs
+        two classes among both together.
+        """
         from bertsmith.evaluation.metrics import log_loss
 
         once = np.ones((1, len(targets)))
         values: dict[str, float | None] = {k: float(v[0]) for k, v in self.resampled(once, targets, scores).items()}
-        if min(len(np.unique(levels)) for levels in (targets, self.predicted(scores))) < 2:
+        found = [{*levels.tolist()} for levels in (targets, self.predicted(scores))]
+        if min(map(len, found)) < 2:
             values["spearman"] = None
+        if len(set.union(*found)) < 2:
+            values["quadratic_kappa"] = None
         return {**values, "log_loss": log_loss(targets, scores)}
 
     def resampled(self, drawn: np.ndarray, targets: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
@@ -98,6 +105,7 @@ class Ordinal(SingleLabel):
         seed: int,
         use_offsets: bool = True,
         model: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
     ) -> tuple[Decision, Rule]:
         """Fit the temperature, and a stretch if the temperature alone lowers quadratic kappa; there are no offsets."""
         from bertsmith.evaluation.ordinal import fit_stretch

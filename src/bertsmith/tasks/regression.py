@@ -163,6 +163,7 @@ class RegressionTask(Task):
         seed: int,
         use_offsets: bool = True,
         model: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
     ) -> tuple[Decision, Rule]:
         """Return a neutral rule: squared error needs no correction."""
         from bertsmith.evaluation.decision import Decision

@@ -127,11 +127,12 @@ class SingleLabel(Task):
         seed: int,
         use_offsets: bool = True,
         model: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
     ) -> tuple[Decision, Rule]:
         """Tune class offsets, then the temperature; see `Task.fit_rule`."""
         from bertsmith.evaluation.decision import tune_offsets
 
-        decision = tune_offsets(targets, scores, seed=seed, model=model)
+        decision = tune_offsets(targets, scores, seed=seed, model=model, groups=groups)
         if not use_offsets:
             decision = replace(decision, used=False, offsets=np.zeros(scores.shape[1]))
         temperature = fit_temperature(targets, scale(scores, 1.0, decision.offsets))

@@ -22,7 +22,7 @@ from bertsmith.training.recipe import Recipe
 from bertsmith.workflows.baselines import FrozenEmbeddings
 from bertsmith.workflows.cross_validation import score_folds
 from bertsmith.workflows.prepare import Inputs, prepare_model
-from bertsmith.workflows.score import CrossValidation, table_groups
+from bertsmith.workflows.score import CrossValidation
 from bertsmith.workflows.trials import TrialData, run_trial
 
 MAX_TEXTS = 4000
@@ -84,7 +84,7 @@ def compare_columns(
             soft_labels = None if soft_labels is None else soft_labels[rows]
             predicted = _train(tables, soft_labels, config, recipe, stop)
         without = _train(alone, soft_labels, config, recipe, stop)
-    task, groups = get_task(scored.task), table_groups(scored)
+    task, groups = get_task(scored.task), scored.groups
     value, low, high = task.difference(scored.targets, predicted, without, seed=config.seed, groups=groups)
     values = [task.scalar_metrics(scored.targets, scores)[task.primary] for scores in (predicted, without)]
     return {

@@ -18,7 +18,7 @@ from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.prepare import MAX_EMBEDDED_TEXTS, embed, sample_balanced
-from bertsmith.workflows.score import CrossValidation, table_groups
+from bertsmith.workflows.score import CrossValidation
 
 MAX_COUNTED_TEXTS = 50_000
 """Training texts of the bag of words; each text of 200 words takes about 72 KiB of memory and 5 ms."""
@@ -167,7 +167,7 @@ def baselines(
             regression_scores[outside[rows]] = frozen.baseline_scores(inside, outside[rows], seed)
 
     def compare(classifier: str, baseline: np.ndarray, model: np.ndarray, table: Table, name: str) -> dict[str, Any]:
-        value, low, high = task.difference(table.targets, model, baseline, seed=seed, groups=table_groups(table))
+        value, low, high = task.difference(table.targets, model, baseline, seed=seed, groups=table.groups)
         return {
             "classifier": classifier,
             "test": task.scalar_metrics(table.targets, baseline),

@@ -19,7 +19,7 @@ from bertsmith.folders import atomic
 from bertsmith.folders import run as runs
 from bertsmith.inference.classifier import Classifier
 from bertsmith.workflows.labelled_table import read_labelled
-from bertsmith.workflows.score import hash_texts, predictions_frame, table_groups, write_predictions
+from bertsmith.workflows.score import hash_texts, predictions_frame, write_predictions
 
 _MAX_NAME_BYTES = 200
 """Longest name of an evaluation; file systems take 255 bytes, and the name of a temporary folder is longer."""
@@ -136,7 +136,7 @@ def run_evaluation(
         probabilities,
         run.labels,
         seed=run.info["config"]["seed"],
-        groups=table_groups(cleaned.table),
+        groups=cleaned.table.groups,
     )
     metrics |= {"left_out": cleaned.counts, "seen_in_training": seen}
     metrics["notes"] = [] if run.task == REGRESSION else _notes(cleaned.table)

@@ -79,10 +79,10 @@ def fit_in_memory(table: Table, config: Config) -> Classifier:
         loaded.model.config.bertsmith = {**saved_settings(loaded.model.config), "long": config.long}
     if few:
         return classifier
-    held_out = np.flatnonzero(data.frame["split"] == "validation")
-    scores = classifier.probabilities_of(inputs.tokens.take(held_out))
+    rows = np.flatnonzero(data.frame["split"] == "validation")
+    held_out, scores = data.take(rows), classifier.probabilities_of(inputs.tokens.take(rows))
     tunes = config.decision_rule == "auto"
-    _, rule = final.fit_rule(data.targets[held_out], scores, seed=config.seed, use_offsets=tunes)
+    _, rule = final.fit_rule(held_out.targets, scores, seed=config.seed, use_offsets=tunes, groups=held_out.groups)
     if not rule.is_neutral:
         classifier.rule = replace(rule, folded=fold_calibration(loaded.model, *rule.folding))
         loaded.model.config.bertsmith = {**saved_settings(loaded.model.config), **classifier.rule.to_dict()}

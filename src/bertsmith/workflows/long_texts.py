@@ -17,7 +17,7 @@ from bertsmith.inference.classifier import Classifier
 from bertsmith.model.tokens import Tokens
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.timing import BACKWARD
-from bertsmith.workflows.score import CrossValidation, table_groups
+from bertsmith.workflows.score import CrossValidation
 
 BY_COST = ("truncate", "head-tail", "window")
 MIN_CUT = 0.05
@@ -101,7 +101,7 @@ def choose_reading(
     if config.long != "auto" or len(names) == 1:
         classifier.long = names[-1] if config.long == "auto" else config.long
         return Reading(classifier.long, cut, None, {})
-    task, texts, groups = classifier.task, texts_of(table.frame), table_groups(table)
+    task, texts, groups = classifier.task, texts_of(table.frame), table.groups
     found = dict(cross_validation.readings) if cross_validation is not None else {}
     best, compared = names[0], {}
     for name in names:
@@ -161,9 +161,7 @@ def measure_reading(
         else:
             texts = texts_of(test.take(longer).frame)
             truncated[longer] = predict_reading(classifier, "truncate", tokens.take(longer), texts)
-        value, low, high = task.difference(
-            test.targets, with_choice, truncated, seed=config.seed, groups=table_groups(test)
-        )
+        value, low, high = task.difference(test.targets, with_choice, truncated, seed=config.seed, groups=test.groups)
         score = task.scalar_metrics(test.targets, truncated)[task.primary]
         measured = {"metric": task.primary, "truncate": score, "value": value, "interval": [low, high]}
         measured |= {"texts": len(test), "longer": len(longer)}

@@ -57,11 +57,12 @@ def pack_run(path: Path, output: Path, *, texts: bool = True) -> int:
         for name, content in contents.items():
             _add(archive, name, content.encode(), sums)
         for source in _files(run, texts=texts):
-            content_bytes = source.read_bytes()
             if not texts and source.parent.name == "predictions":
                 content_bytes = _hashed(source)
             elif source == run.layout.run:
-                content_bytes = _to_share(content_bytes, texts=texts)
+                content_bytes = _to_share(run, texts=texts)
+            else:
+                content_bytes = source.read_bytes()
             _add(archive, f"run/{source.relative_to(run.path).as_posix()}", content_bytes, sums)
         archive.writestr(MANIFEST, "".join(f"{line}\n" for line in sums))
     return len(sums) + 1
@@ -99,10 +100,9 @@ def _hashed(file: Path) -> bytes:
     return buffer.getvalue()
 
 
-def _to_share(content: bytes, *, texts: bool) -> bytes:
+def _to_share(run: Run, *, texts: bool) -> bytes:
     """Return ``run.json`` without a database URL; without texts, also without findings, whose messages quote them."""
-    info = json.loads(content)
-    info["config"].pop("db", None)  # of runs of older versions: it can contain a password
+    info = run.info
     if not texts:
         info["data"]["findings"] = {**info["data"]["findings"], "findings": []}
     return (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode()

@@ -83,17 +83,19 @@ class CrossValidation:
         """Number of folds."""
         return int(self.fold.max()) + 1
 
-    def calibrated(self, task: Task, targets: np.ndarray, config: Config) -> np.ndarray:
-        """Calibrate the scores of each fold with the rule of the other folds, shape (n, outputs)."""
+    def calibrated(self, task: Task, table: Table, config: Config) -> np.ndarray:
+        """Calibrate the scores of each fold of a table with the rule of the other folds, shape (n, outputs)."""
         result = np.empty_like(self.scores)
         for f in range(self.n_folds):
             inside = self.fold != f
+            others = table.take(inside)
             _, rule = task.fit_rule(
-                targets[inside],
+                others.targets,
                 self.scores[inside],
                 seed=config.seed,
                 use_offsets=config.decision_rule == "auto",
                 model=self.fold[inside],
+                groups=others.groups,
             )
             result[~inside] = task.apply(rule, self.scores[~inside])
         return result
@@ -154,7 +156,7 @@ def score_splits(
     if cross_validation is not None:
         known["validation"] = cross_validation.scores
         if not cross_validation.has_test:
-            known["test"] = cross_validation.calibrated(task, tables["test"].targets, config)
+            known["test"] = cross_validation.calibrated(task, tables["test"], config)
     observe(Scoring(sum(len(table) for name, table in tables.items() if name not in known)))
 
     def predict(name: str) -> np.ndarray:
@@ -172,12 +174,13 @@ def score_splits(
                 seed=seed,
                 use_offsets=config.decision_rule == "auto",
                 model=None if cross_validation is None else cross_validation.fold,
+                groups=table.groups,
             )
             apply_rule(classifier, rule, run)
             predicted = task.apply(rule, predicted)
         scores[name] = predicted
         splits[name] = evaluate(
-            task, table.targets, predicted, table.labels, seed=seed, detail=name != "train", groups=table_groups(table)
+            task, table.targets, predicted, table.labels, seed=seed, detail=name != "train", groups=table.groups
         )
         if cross_validation is not None and name in known:
             splits[name] |= {"by": "cross-validation", "folds": cross_validation.n_folds}
@@ -212,12 +215,6 @@ def choose_inference(classifier: Classifier, validation: Tokens, scores: np.ndar
         "agreement": float(same.mean()),
         "largest_difference": float(abs(bf16 - scores).max()),
     }
-
-
-def table_groups(table: Table) -> np.ndarray | None:
-    """Return the group index of every row, shape (rows,); ``None`` for a table without groups."""
-    groups = table.frame["group"]
-    return pd.factorize(groups)[0] if len(groups) and groups.notna().all() else None
 
 
 def analyze_test(
@@ -258,7 +255,7 @@ def analyze_test(
             "before": task.calibration(targets, uncalibrated),
         },
         "abstention": _check_abstention(task, tables, scores, cross_validation),
-        "slices": compare_slices(task.is_right(targets, predicted), columns),
+        "slices": compare_slices(task.is_right(targets, predicted), columns, test.groups),
         "decision_rule": decision_rule,
     }
 

@@ -148,9 +148,11 @@ def _compare(members: list[Run], best: Run, seed: int) -> dict[str, Any]:
     ]
     spread: dict[str, dict[str, float | None]] = {}
     for metric in metrics:
-        values = [v for m in members if (v := value(m, "test", metric)) is not None]  # undefined for all or for none
-        mean, deviation = (float(np.mean(values)), float(np.std(values, ddof=1))) if values else (None, None)
-        spread[metric] = {"mean": mean, "standard_deviation": deviation}
+        values = [v for m in members if (v := value(m, "test", metric)) is not None]
+        spread[metric] = {
+            "mean": float(np.mean(values)) if values else None,
+            "standard_deviation": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        }
     scores = np.mean([task.stored_scores(m.predictions) for m in members], axis=0)
     targets = task.stored_targets(best.predictions, best.labels)
     groups = stored_groups(best.predictions)

@@ -83,7 +83,8 @@ def finish_study(
             atomic.write_text(study.settings, _toml(best_config))
             best = _train_final("the winner", study.best, table, best_config, observe, stop)
             baseline = best
-            if not is_default:
+            if not is_default:  # the winner alone measures what columns are worth
+                default_config = default_config.model_copy(update={"no_ablation": True})
                 baseline = _train_final("the defaults", study.defaults, table, default_config, observe, stop)
             result = _result(winner, best, baseline, study_config, is_default)
             default_trial = next((t for t in complete if dict(t.params) == dict(defaults)), None)
@@ -109,11 +110,12 @@ def _train_final(
     name: str, run: Run, table: Table, config: Config, observe: StudyListener, stop: Callable[[], bool]
 ) -> Run:
     info = run.info if run.layout.run.is_file() else {}
-    is_same = bool(info) and known_settings(info["config"]) == config.dump()
-    if is_same and info.get("status") == "finished":
+    known = known_settings(info["config"]) if info else {}
+    # Older versions also compared the columns of the defaults.
+    if info.get("status") == "finished" and {**known, "no_ablation": config.no_ablation} == config.dump():
         return run
     observe(FinalStarted(name))
-    resume = is_same and run.is_resumable
+    resume = known == config.dump() and run.is_resumable
     return run_seeds(
         table, config, run.path, resume=resume, overwrite=bool(info) and not resume, observe=observe, stop=stop
     )

@@ -217,7 +217,8 @@ def _fit(
     # The epoch metric of label sets already has the best thresholds, so the gain is added to the score without them.
     score = float(task.resampled(np.ones((1, len(targets))), targets, best_scores)[task.primary][0])
     if config.decision_rule == "auto":
-        rule, _ = task.fit_rule(targets, best_scores, seed=config.seed)
+        groups = data.validation.groups if fold is None else None
+        rule, _ = task.fit_rule(targets, best_scores, seed=config.seed, groups=groups)
         score += rule.gain if rule.used else 0.0
     return TrialResult(
         score=score,

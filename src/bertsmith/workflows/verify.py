@@ -237,7 +237,7 @@ def _retrain(run: Run, table: Any, device: str) -> list[Check]:
         checks = []
         for metric in get_task(run.task).headline:
             before, after = (r.metrics["splits"]["test"]["metrics"][metric]["value"] for r in (run, again))
-            detail = f"{before:.4f}, now {after:.4f} (difference {after - before:+.4f})"
+            detail = f"{_shown(before)}, now {_shown(after)}"
             checks.append(Check(f"{metric} after training again", before == after, detail))
         weights = {name: digest for name, digest in run.info["model_files"].items() if name.endswith(".safetensors")}
         others = again.info["model_files"]
