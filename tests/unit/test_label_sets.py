@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bertsmith.config import DataConfig
 from bertsmith.data.clean import clean
+from bertsmith.data.inspect import inspect
 from bertsmith.data.read import read_table
 from bertsmith.data.split import assign_folds, split, stratify_sets
 from bertsmith.data.table import Labels
@@ -205,6 +206,17 @@ def test_equal_texts_are_duplicates_conflicts_or_averaged():
     numbers = pd.DataFrame({"Text": ["a", "a", "b", "b", "c"], "Label": [1.0, 1.0, 2.0, 2.5, 3.0]})
     cleaned = clean(read_table(numbers, DataConfig(task="regression")))
     assert cleaned.counts == {"duplicate": 1, "averaged with another row": 1}
+
+
+def test_rows_with_one_label_each_become_label_sets_in_every_split():
+    rows = [("a", "x"), ("b", "y"), ("a", "y"), ("a", "y"), ("c", ""), ("t", "x"), ("t", "y"), ("u", "y"), ("u", "y")]
+    frame = pd.DataFrame(rows, columns=["Text", "Labels"]).assign(Split=["train"] * 5 + ["test"] * 4)
+    table = read_table(frame, DataConfig(task="multi-label", split_column="Split"))
+    cleaned = clean(table)
+    assert cleaned.table.frame["text"].tolist() == ["a", "b", "c", "t", "u", "u"]
+    assert cleaned.table.targets.astype(int).tolist() == [[1, 1], [0, 1], [0, 0], [1, 1], [0, 1], [0, 1]]
+    assert cleaned.counts == {"labels added to another row": 3}
+    assert "united" in {finding.kind for finding in inspect(table).findings}
 
 
 # -- splits ------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bertsmith.config import Config
-from bertsmith.data.clean import AVERAGED, CONFLICT, DUPLICATE, EMPTY, IN_TEST, IN_VALIDATION, NO_LABEL, Cleaned
+from bertsmith.data.clean import (
+    AVERAGED,
+    CONFLICT,
+    DUPLICATE,
+    EMPTY,
+    IN_TEST,
+    IN_VALIDATION,
+    NO_LABEL,
+    UNITED,
+    Cleaned,
+)
 from bertsmith.data.findings import Finding, join_names
 from bertsmith.data.label_checks import label_findings
 from bertsmith.data.language import guess_language
@@ -110,6 +120,12 @@ _DROPPED = {
         "info",
         "with the same text as another row, but another number",
         "bertsmith uses the first row of each text, with the mean of the numbers",
+    ),
+    UNITED: (
+        "united",
+        "info",
+        "with the same text as another row, but another label",
+        "bertsmith uses the first row of each text, with the labels of all its rows",
     ),
     IN_TEST: ("leak-test", "warning", "whose text is also in the test split", "dropped from train and validation"),
     IN_VALIDATION: ("leak-validation", "warning", "whose text is also in the validation split", "dropped from train"),
