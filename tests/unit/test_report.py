@@ -13,7 +13,7 @@ import pytest
 import bertsmith as bs
 from bertsmith.folders.run import open_run
 from bertsmith.report.figures import Line, heatmap, histogram, line_chart
-from bertsmith.report.report import write_report
+from bertsmith.report.report import environment, write_report
 from bertsmith.testing import tiny_table
 
 EVIL = '"><script>canary()</script><img src="http://127.0.0.1:8099/x" onerror=canary()>'
@@ -182,6 +182,13 @@ def test_report_pages_load_nothing_from_the_network(evil, tmp_path):
         (tmp_path / "asks.html").write_text('<img src="http://127.0.0.1:8099/x">')
         browse((tmp_path / "asks.html").as_uri())
         assert any(b"127.0.0.1:8099" in line for line in received)
+
+
+@pytest.mark.parametrize("value", [0.0, 2e-5, -4.56e-4, 0.123, 1.5, 48213.118])
+def test_a_number_keeps_its_size_in_pages(value):
+    shown = environment().filters["number"](value)
+    assert float(shown.replace(",", "")) == pytest.approx(value, rel=0.01)
+    assert len(shown) <= len("-0.000456")
 
 
 def test_figures_are_well_formed_and_escaped():

@@ -1,4 +1,4 @@
-"""Convert cells to texts, and normalise texts before training and prediction."""
+"""Convert cells and metrics to texts, and normalise texts before training and prediction."""
 
 from __future__ import annotations
 
@@ -144,3 +144,14 @@ def guarded_cell(cell: Any) -> Any:
     if isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBER.fullmatch(cell):
         return f"'{cell}"
     return cell
+
+
+def decimals(value: float | None) -> str:
+    """Return a metric with three decimals, or a dash if it is undefined.
+
+    Metrics in the unit of the labels can have any size. Below 0.01, the text has three digits, and from 1,000, no
+    decimals. Below 1e-12, a value is a rounding error.
+    """
+    if value is None:
+        return "–"
+    return f"{value:.3g}" if 1e-12 < abs(value) < 0.01 else f"{value:,.{0 if abs(value) >= 1000 else 3}f}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bertsmith.data.table import MULTI_LABEL
+from bertsmith.data.texts import decimals
 from bertsmith.errors import lower_first, number_form
 from bertsmith.folders.run import Run
 from bertsmith.tasks.base import Task
@@ -171,7 +172,6 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
         result.sources.append((show(value), f"{file}: {key}"))
         return show(value)
 
-    three = "{:.3f}".format
     info, test = run.info, run.metrics["splits"]["test"]
     splits = info["data"]["splits"]
     left_out = [
@@ -189,7 +189,7 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
         evaluated = f"held out {held_out} texts"
     task = get_task(run.task)
     first, *others = (name for name in task.headline if test["metrics"][name]["interval"])  # those that are defined
-    interval = " to ".join(n("metrics.json", f"splits.test.metrics.{first}.interval.{i}", three) for i in (0, 1))
+    interval = " to ".join(n("metrics.json", f"splits.test.metrics.{first}.interval.{i}", decimals) for i in (0, 1))
     count, calibrated = len(run.labels), ""
     if task.decides:
         count = int(n("labels.json", "classes", lambda v: str(len(v))))
@@ -225,15 +225,15 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
     result.sentences.append(f"{trained}{_reading(run, n)}.{_rule(run)}{calibrated}")
     rest = ""
     for second in others:
-        value = n("metrics.json", f"splits.test.metrics.{second}.value", three)
-        low, high = (n("metrics.json", f"splits.test.metrics.{second}.interval.{i}", three) for i in (0, 1))
+        value = n("metrics.json", f"splits.test.metrics.{second}.value", decimals)
+        low, high = (n("metrics.json", f"splits.test.metrics.{second}.interval.{i}", decimals) for i in (0, 1))
         rest = f" The {_name(task, second)} is {value} ({low} to {high})."
     result.sentences.append(
         f"{unseen.format(n('metrics.json', 'splits.test.texts'))} The "
-        f"{_name(task, first)} is {n('metrics.json', f'splits.test.metrics.{first}.value', three)} "
+        f"{_name(task, first)} is {n('metrics.json', f'splits.test.metrics.{first}.value', decimals)} "
         f"(95 % {_interval_name(test['metrics'][first])} {interval}).{rest} "
         f"The {_name(task, first)} of a bag-of-words baseline is "
-        f"{n('metrics.json', f'baseline.bag_of_words.test.{first}', three)}. We used bertsmith "
+        f"{n('metrics.json', f'baseline.bag_of_words.test.{first}', decimals)}. We used bertsmith "
         f"{n('run.json', 'versions.bertsmith', str)}, transformers {n('run.json', 'versions.transformers', str)} "
         f"[@wolf2020transformers] and PyTorch {n('run.json', 'versions.torch', str)}. The training table has the "
         f"SHA-256 fingerprint `{n('run.json', 'data.fingerprint', lambda v: str(v)[:16])}`."
