@@ -97,6 +97,7 @@ CLEAR = {
     "three decimals next to others": ["1,234", "0,5", "3", None],
     "a zero before three decimals": ["0,234", "-0,500", "1,000"],
     "cells of Excel": [4, 2.5, "3,5"],
+    "missing numbers": ["2,5", "NA", "1", "n/a", "4"],
 }
 
 
@@ -104,7 +105,7 @@ CLEAR = {
 def test_decimal_commas_are_read_as_numbers_where_they_are_certain(values):
     frame = pd.DataFrame({"Label": values * 4, "Text": [f"text {i}" for i in range(4 * len(values))]}, dtype=object)
     table = read_table(frame, DataConfig(task="regression"))
-    expected = [float(str(v).replace(",", ".")) for v in values if v is not None]
+    expected = [float(str(v).replace(",", ".")) for v in values if v not in (None, "NA", "n/a")]
     present = table.frame["target"].to_numpy() >= 0
     assert table.take(present).targets.tolist() == expected * 4
 
@@ -114,7 +115,7 @@ UNCLEAR = {
     "points and commas": ["0,5", "0.5", "1"],
     "points that separate thousands": ["1.234,5", "2,5", "3"],
     "two commas": ["1,234,567", "2,5", "3"],
-    "a word": ["2,5", "1", "n/a"],
+    "a word": ["2,5", "1", "many"],
 }
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from bertsmith.data.joined_labels import check_single_label
 from bertsmith.data.table import MISSING, Labels
-from bertsmith.data.texts import check_scalar, is_missing, to_text, with_decimal_points
+from bertsmith.data.texts import MISSING_WORDS, check_scalar, is_missing, to_text, with_decimal_points
 from bertsmith.errors import DataError, counted, listing, quoted, shorten
 
 _INTEGER = re.compile(r"[+-]?\d{1,18}(\.0*)?")
@@ -23,7 +23,6 @@ _NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?")
 _LINE_BREAK = re.compile(r"\S[\n\r\t]+\S")
 USE_POINTS = "Write decimals with a point, and thousands without a separator."
 """Remedy for numbers whose commas can be decimal commas or separate thousands."""
-_MISSING_WORDS = frozenset({"", "na", "n/a", "nan", "null", "none", "nat", "<na>"})
 
 
 def parse_label_texts(cells: Iterable[Any], where: str) -> list[str | None]:
@@ -83,7 +82,7 @@ def parse_label_numbers(cells: Iterable[Any], where: str, named: Collection[str]
         text = "" if is_missing(cell) else to_text(cell).strip()
         value = to_text(number_cell).strip()
         number: int | None = None
-        if text.casefold() in _MISSING_WORDS and text not in named:
+        if text.casefold() in MISSING_WORDS and text not in named:
             n_unclear += bool(text)
         elif isinstance(cell, bool | np.bool_) or _LEADING_ZERO.fullmatch(text):
             words.append((row, text))

@@ -17,6 +17,8 @@ _DECIMAL_COMMA = re.compile(r"[+-]?(\d+(,\d*)?|,\d+)([eE][+-]?\d+)?", re.ASCII)
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}", re.ASCII)
 INTEGER = re.compile(r"[+-]?\d{1,18}")
 """A whole number that fits into 64 bits."""
+MISSING_WORDS = frozenset({"", "na", "n/a", "nan", "null", "none", "nat", "<na>"})
+"""What stands for a missing number, in lower case."""
 _FORMULA = re.compile(r"[=+\-@\t\r]")
 _NUMBER = re.compile(
     r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?"
@@ -90,7 +92,7 @@ def with_decimal_points(cells: Sequence[Any]) -> Sequence[Any]:
     Commas are decimal commas if all filled cells are numbers, none of them has a decimal point, and a comma cannot
     separate thousands: ``2,5`` can only be a decimal, ``1,234`` can be both.
     """
-    texts = [cell.strip() for cell in cells if isinstance(cell, str) and cell.strip()]
+    texts = [cell.strip() for cell in cells if isinstance(cell, str) and cell.strip().casefold() not in MISSING_WORDS]
     others = (cell for cell in cells if not isinstance(cell, str) and not is_missing(cell))
     if (
         any("," in text and not _THOUSANDS.fullmatch(text) for text in texts)
