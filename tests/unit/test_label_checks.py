@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 import bertsmith as bs
+from bertsmith.data.label_checks import differing_labels
 
 
 def _inspect(labels, **settings):
@@ -54,6 +55,17 @@ def test_label_sets_are_counted_by_label_and_row():
     assert "2 labels" in str(findings)
     assert "50.0%" in str(findings)  # of the rows, not of the labels
     assert json.loads(json.dumps(findings.to_dict()))["task"] == "multi-label"
+
+
+@pytest.mark.parametrize(
+    ("task", "differ"), [("single-label", [1, 1, 1]), ("ordinal", [0, 1, 1]), ("regression", [0, 0, 1])]
+)
+def test_small_differences_of_numbers_and_levels_are_no_conflict(task, differ):
+    labels = [1, 2, 3, 5, 1, 9, 4, 4] * 4
+    frame = pd.DataFrame({"Text": [f"text {i}" for i in range(32)], "Label": labels})
+    table = bs.read_table(frame, task=task)
+    found = differing_labels(table, np.arange(32) // 2)[0]
+    assert found.tolist() == [bool(value) for value in [*np.repeat(differ, 2), 0, 0]] * 4
 
 
 def test_numbers_are_described(cli, tmp_path):

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
+import pandas as pd
 
 from bertsmith.data.findings import Finding, join_names
 from bertsmith.data.joined_labels import find_joined
@@ -106,6 +107,26 @@ def label_findings(table: Table) -> Iterator[Finding]:
             "bertsmith does not use the order; pass --task ordinal if confusing distant classes is worse than "
             "confusing neighbouring ones",
         )
+
+
+def differing_labels(table: Table, groups: np.ndarray) -> tuple[np.ndarray, str]:
+    """Return whether the labels differ within the group of each row, bool, shape (n,), and words for this.
+
+    Neighbouring levels do not count, nor do numbers within a standard deviation.
+
+    Args:
+        table: n rows with labels.
+        groups: the group of each row, shape (n,).
+    """
+    spread = pd.Series(table.codes).groupby(groups).transform("nunique") - 1
+    most, words = 0.0, "that have another label"
+    if table.task in (ORDINAL, REGRESSION):
+        grouped = pd.Series(table.targets).groupby(groups)
+        spread = grouped.transform("max") - grouped.transform("min")
+        most, words = 1.0, "whose label is more than one step away"
+    if table.task == REGRESSION:
+        most, words = float(table.targets.std()), "whose number differs by more than a standard deviation"
+    return (spread > most).to_numpy(), words
 
 
 def _folded(text: str) -> str:
