@@ -8,6 +8,7 @@ import pytest
 
 import bertsmith as bs
 from bertsmith.data.label_checks import differing_labels
+from bertsmith.data.split import SMALL_CLASS_RULE
 
 
 def _inspect(labels, **settings):
@@ -66,6 +67,13 @@ def test_small_differences_of_numbers_and_levels_are_no_conflict(task, differ):
     table = bs.read_table(frame, task=task)
     found = differing_labels(table, np.arange(32) // 2)[0]
     assert found.tolist() == [bool(value) for value in [*np.repeat(differ, 2), 0, 0]] * 4
+
+
+def test_small_classes_have_no_rule_for_several_labels_and_groups():
+    labels, groups = ["a"] * 30 + ["b"] * 30 + ["c"] * 2, {"columns": {"Who": [f"w{i % 20}" for i in range(62)]}}
+    for settings, ruled in (({}, True), ({"task": "multi-label"}, False), ({"group_column": "Who", **groups}, False)):
+        found = {finding.kind: finding for finding in _inspect(labels, **settings).findings}
+        assert (found["class-too-small"].action == SMALL_CLASS_RULE) == ruled
 
 
 def test_numbers_are_described(cli, tmp_path):

@@ -54,7 +54,9 @@ def label_findings(table: Table) -> Iterator[Finding]:
         [f"{labels.texts[i]} ({n_train[i]})" for i in np.flatnonzero(mask)]
         for mask in ((n_train > 0) & (n_train <= n_held_out), (n_train > n_held_out) & (n_train < 10))
     )
-    yield from classes("class-too-small", too_small, f"{several} with too few texts for every split", SMALL_CLASS_RULE)
+    is_balanced_only = table.task == MULTI_LABEL or table.columns.group is not None
+    rule = f"a split may lack such {several}" if is_balanced_only else SMALL_CLASS_RULE
+    yield from classes("class-too-small", too_small, f"{several} with too few texts for every split", rule)
     yield from classes(
         "small-class",
         small,
