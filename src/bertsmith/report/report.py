@@ -263,6 +263,7 @@ def curves(history: list[dict[str, Any]], best: float | None, task: Task) -> lis
         line("validation loss", "c2", [e["validation_loss"] for e in history]),
     ]
     measured = sorted(history[0]["metrics"], key=lambda name: name != task.primary)
+    measured = measured[:1] if task.name == REGRESSION else measured  # an error has another unit than R²
     scores = [
         line(f"validation {lower_first(task.metric_names[name][0])}", css, [e["metrics"][name] for e in history])
         for name, css in zip(measured, ("c1", "c2"), strict=False)
