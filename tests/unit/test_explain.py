@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 import bertsmith as bs
+from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, DataError, ModelError
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.explain import TOLERANCE, OutOfTimeError, can_explain, explain, explain_mistakes
@@ -128,6 +129,13 @@ def test_inputs_that_cannot_be_explained_are_errors(cli, finished, classifier, m
     monkeypatch.setitem(__import__("sys").modules, "captum.attr", None)
     with pytest.raises(ConfigError, match="captum"):
         explain(classifier, "a cat")
+
+
+def test_a_single_label_has_a_name(classifier, monkeypatch):
+    monkeypatch.setattr(classifier, "labels", Labels((0,), ("toxic",)))
+    with pytest.raises(ConfigError) as caught:
+        explain(classifier, "a cat", "other")
+    assert "toxic" in caught.value.remedy
 
 
 def test_a_tokenizer_in_python_is_not_explained(classifier, monkeypatch):

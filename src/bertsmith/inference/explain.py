@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertsmith.compute.memory import memory_errors, retry_on_out_of_memory
+from bertsmith.data.table import REGRESSION
 from bertsmith.data.template import Texts, flat, is_empty, normalise_text, segments, texts_of
 from bertsmith.errors import ConfigError, DataError, MissingPackageError, ModelError, did_you_mean, listing
 from bertsmith.model import forward
@@ -153,7 +154,7 @@ def explain(
     if is_empty(item):
         raise DataError("the text is empty", remedy="Pass a text to explain.")
     names = classifier.labels.texts
-    if label is not None and len(names) == 1:
+    if label is not None and classifier.task.name == REGRESSION:
         raise ConfigError("the model predicts a number, not labels", remedy="Leave out the label.")
     if label is not None and label not in names:
         raise ConfigError(
