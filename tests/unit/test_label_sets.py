@@ -319,3 +319,9 @@ def test_a_text_without_labels_and_predictions_is_no_mistake(tmp_path):
     frame = pd.DataFrame({"labels": [[], [1], []], "predicted": [[], [], []], "confidence": [0.9, 0.8, 0.7]})
     frame.to_parquet(tmp_path / "p.parquet")
     assert get_task("multi-label").mistakes(pd.read_parquet(tmp_path / "p.parquet")).index.tolist() == [1]
+
+
+def test_mistakes_on_ordered_labels_are_sorted_by_distance_then_by_confidence():
+    frame = pd.DataFrame({"label": [10, 1, 10, 2, 1], "predicted": [2, 10, 10, 1, 10]})
+    frame = frame.assign(confidence=[0.9, 0.5, 0.99, 0.95, 0.6])
+    assert get_task("ordinal").mistakes(frame).index.tolist() == [4, 1, 3, 0]
