@@ -74,6 +74,18 @@ def test_a_score_counts_all_its_values_and_names_infinite_ones():
     assert "inf" in caught.value.remedy
 
 
+@pytest.mark.parametrize(("n", "ordered"), [(9, True), (90, False)])
+def test_few_fractions_may_be_ordered_classes(n, ordered):
+    values = [1 + i / 2 for i in range(n)] * 2
+    frame = pd.DataFrame({"Label": values, "Text": [f"text {i}" for i in range(2 * n)]})
+    with pytest.raises(DataError) as caught:
+        read_table(frame, DataConfig(task="ordinal"))
+    assert ("--task ordinal" in caught.value.remedy) == ordered
+    numbered = frame.assign(**{"Label": [int(2 * v) for v in values], "Label Text": [f"{v:g}" for v in values]})
+    labels = read_table(numbered, DataConfig(task="ordinal")).labels
+    assert labels.texts[:3] == ("1", "1.5", "2")
+
+
 @pytest.mark.parametrize(
     ("values", "example"),
     [

@@ -20,6 +20,12 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
 """Control characters other than white space, which a terminal might interpret."""
 _LEADING_ZERO = re.compile(r"[+-]?0\d+")
 _NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?")
+_LEVELS = (
+    " For ordered classes, number them 1, 2, 3. Write values such as 1.5 into a column Label Text, and pass "
+    "--task ordinal."
+)
+MANY_LEVELS = 20
+"""Above this number of values, a column with fractions does not hold ordered classes."""
 _LINE_BREAK = re.compile(r"\S[\n\r\t]+\S")
 USE_POINTS = "Write decimals with a point, and thousands without a separator."
 """Remedy for numbers whose commas can be decimal commas or separate thousands."""
@@ -127,7 +133,8 @@ def parse_label_numbers(cells: Iterable[Any], where: str, named: Collection[str]
             where=where,
             remedy=("" if infinite is None else f"Correct or remove {infinite}. ")
             + (f"{USE_POINTS} Then pass" if is_unclear else "Pass")
-            + " --task regression to predict the number, or name the column of the classes with --label-column.",
+            + " --task regression to predict the number, or name the column of the classes with --label-column."
+            + (_LEVELS if n_distinct <= MANY_LEVELS else ""),
         )
     return numbers
 

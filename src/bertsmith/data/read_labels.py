@@ -203,7 +203,9 @@ def _read_numbers(parts: Sequence[Part], where: str, config: DataConfig, known: 
 
 
 def _parse_values(cells: Sequence[object], where: str) -> list[float]:
-    """Return the number in every cell, NaN for an empty cell or a word such as ``NA``; see `with_decimal_points` for decimal commas.
+    """Return the number in every cell, NaN for an empty cell or a word such as ``NA``.
+
+    `with_decimal_points` describes decimal commas.
 
     Raises:
         DataError: if a cell is not a finite number.
