@@ -14,6 +14,8 @@ from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, DataError, ModelError
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.explain import TOLERANCE, OutOfTimeError, can_explain, explain, explain_mistakes
+from bertsmith.model import forward
+from bertsmith.tasks.registry import get_task
 from bertsmith.testing import ARCHITECTURES, WORDS, tiny_model, tiny_table
 from tests.conftest import FAST
 
@@ -129,6 +131,16 @@ def test_inputs_that_cannot_be_explained_are_errors(cli, finished, classifier, m
     monkeypatch.setitem(__import__("sys").modules, "captum.attr", None)
     with pytest.raises(ConfigError, match="captum"):
         explain(classifier, "a cat")
+
+
+def test_the_tolerance_for_numbers_does_not_depend_on_their_unit(classifier, monkeypatch):
+    monkeypatch.setattr(classifier, "task", get_task("regression"))
+    monkeypatch.setattr("bertsmith.inference.explain.STEPS", (2, 4))
+    monkeypatch.setattr("bertsmith.inference.explain.TOLERANCE", 1e-9)
+    compute = forward.logits_from_embeddings
+    for unit in (1.0, 1e-12):
+        monkeypatch.setattr(forward, "logits_from_embeddings", lambda *args, unit=unit: unit * compute(*args))
+        assert explain(classifier, "a red cat").steps == 4
 
 
 def test_a_single_label_has_a_name(classifier, monkeypatch):

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 STEPS = (32, 64, 128, 256, 512)
 """Numbers of integration points, tried in turn until the attributions sum to the change of the logit."""
 TOLERANCE = 0.05
-"""Accepted gap between the sum of the attributions and the change of the logit, relative to max(change, 1)."""
+"""Accepted gap between the sum of the attributions and the change of the logit, relative to max(change, 1).
+
+For predicted numbers, which have any unit, the sum of the absolute attributions replaces the 1.
+"""
 FORWARD_PASSES = 2
 """Time per integration point, with backward pass and batching, in forward passes of a single text."""
 EXPLAINED_TOKENS = 256
@@ -291,7 +294,8 @@ def _attributions(
             found, budget = retry_on_out_of_memory(partial(attribute, steps), budget, min_budget=tokens)
         attributions = found.sum(dim=-1)[0].detach().cpu().double()
         gap = float(attributions.sum()) - change
-        if abs(gap) <= TOLERANCE * max(abs(change), 1.0):
+        least = float(attributions.abs().sum()) if classifier.task.name == REGRESSION else 1.0
+        if abs(gap) <= TOLERANCE * max(abs(change), least):
             break
         expected = 2 * (time.perf_counter() - began)
     return attributions.tolist(), change, gap, steps
