@@ -10,9 +10,12 @@ import pandas as pd
 import pytest
 
 import bertsmith as bs
+from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, DataError, ModelError
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.explain import TOLERANCE, OutOfTimeError, can_explain, explain, explain_mistakes
+from bertsmith.model import forward
+from bertsmith.tasks.registry import get_task
 from bertsmith.testing import ARCHITECTURES, WORDS, tiny_model, tiny_table
 from tests.conftest import FAST
 
@@ -128,6 +131,23 @@ def test_inputs_that_cannot_be_explained_are_errors(cli, finished, classifier, m
     monkeypatch.setitem(__import__("sys").modules, "captum.attr", None)
     with pytest.raises(ConfigError, match="captum"):
         explain(classifier, "a cat")
+
+
+def test_the_tolerance_for_numbers_does_not_depend_on_their_unit(classifier, monkeypatch):
+    monkeypatch.setattr(classifier, "task", get_task("regression"))
+    monkeypatch.setattr("bertsmith.inference.explain.STEPS", (2, 4))
+    monkeypatch.setattr("bertsmith.inference.explain.TOLERANCE", 1e-9)
+    compute = forward.logits_from_embeddings
+    for unit in (1.0, 1e-12):
+        monkeypatch.setattr(forward, "logits_from_embeddings", lambda *args, unit=unit: unit * compute(*args))
+        assert explain(classifier, "a red cat").steps == 4
+
+
+def test_a_single_label_has_a_name(classifier, monkeypatch):
+    monkeypatch.setattr(classifier, "labels", Labels((0,), ("toxic",)))
+    with pytest.raises(ConfigError) as caught:
+        explain(classifier, "a cat", "other")
+    assert "toxic" in caught.value.remedy
 
 
 def test_a_tokenizer_in_python_is_not_explained(classifier, monkeypatch):

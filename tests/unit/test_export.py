@@ -434,6 +434,17 @@ def test_an_export_of_a_run_without_test_texts_is_compared_once_with_each_text(o
     assert made.about.parity["texts"] == len(run.validation_predictions) - len(calibration) > 0
 
 
+@pytest.mark.parametrize(
+    ("precision", "error", "accepted"), [("fp32", 0.01, False), ("bf16", 0.09, True), ("bf16", 0.11, False)]
+)
+def test_the_largest_difference_decides_whether_numbers_are_the_same(precision, error, accepted):
+    task, scores = get_task("regression"), np.random.default_rng(0).normal(5, 2, (500, 1))
+    moved = scores + error * task.unit(scores)
+    parity = {"texts": 500, "agreement": task.is_same(scores, moved).mean(), "neighbours": 0.0}
+    parity["largest_difference"] = abs(moved - scores).max() / task.unit(scores)
+    assert (not exporting._failed_check(parity, precision, task)) == accepted
+
+
 def test_openvino_int8_falls_back_to_conservative_quantization(run, attempts, tmp_path, monkeypatch):
     monkeypatch.setitem(exporting.MAX_DIFFERENCE, "int8", 1e-9)
     near = bs.export(run, format="openvino", precision="int8", output=tmp_path / "e", accept=True)

@@ -22,7 +22,7 @@ from bertsmith.inference.chunks import write_stream
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.ensemble import Ensemble
 from bertsmith.inference.predict import predict_chunks, predict_rows
-from bertsmith.inference.table_writers import output_format, to_arrow
+from bertsmith.inference.table_writers import open_writer, output_format, to_arrow
 from bertsmith.testing import WORDS, tiny_table
 from bertsmith.workflows.predict import Predictions
 from tests.conftest import train
@@ -194,6 +194,16 @@ def test_input_columns_with_other_names_of_predictions_do_not_change_the_types()
     cells = {"predicted_text": ["x"], "predicted_texts": [["y"]], "predicted": [1.5]}
     given = {"predicted_text": pa.string(), "predicted_texts": pa.list_(pa.string())}
     assert to_arrow(cells, given, as_read=False).schema.types == [*given.values(), pa.float64()]
+
+
+@pytest.mark.parametrize("kind", ["csv", "xlsx"])
+def test_files_keep_the_digits_of_numbers(kind, tmp_path):
+    numbers = {"predicted": [3.2e-7, 48213.118], "lower": [-4.12e-5, 0.1], "upper": [4.12e-5, 1e6]}
+    path = tmp_path / f"t.{kind}"
+    with open_writer(kind, path) as writer:
+        writer.write({"text": ["a", "b"], **numbers})
+    frame = pd.read_csv(path) if kind == "csv" else pd.read_excel(path, engine="calamine")
+    assert frame[list(numbers)].to_dict("list") == numbers
 
 
 def test_unknown_output_formats_are_errors(tmp_path):

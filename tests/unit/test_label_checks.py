@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 import bertsmith as bs
-from bertsmith.data.label_checks import far_numbers
+from bertsmith.data.label_checks import differing_labels, far_numbers
+from bertsmith.data.split import SMALL_CLASS_RULE
 from bertsmith.report.report import findings_page
 
 
@@ -81,6 +82,24 @@ def test_codes_for_missing_numbers_are_found(codes, far):
 @pytest.mark.parametrize("rare", [[1] * 4 + [2] * 3 + [3] * 3, [1] * 20])
 def test_numbers_with_a_long_tail_are_no_codes(rare):
     assert not far_numbers(np.array([0.0] * 190 + rare)).any()
+
+
+@pytest.mark.parametrize(
+    ("task", "differ"), [("single-label", [1, 1, 1]), ("ordinal", [0, 1, 1]), ("regression", [0, 0, 1])]
+)
+def test_small_differences_of_numbers_and_levels_are_no_conflict(task, differ):
+    labels = [1, 2, 3, 5, 1, 9, 4, 4] * 4
+    frame = pd.DataFrame({"Text": [f"text {i}" for i in range(32)], "Label": labels})
+    table = bs.read_table(frame, task=task)
+    found = differing_labels(table, np.arange(32) // 2)[0]
+    assert found.tolist() == [bool(value) for value in [*np.repeat(differ, 2), 0, 0]] * 4
+
+
+def test_small_classes_have_no_rule_for_several_labels_and_groups():
+    labels, groups = ["a"] * 30 + ["b"] * 30 + ["c"] * 2, {"columns": {"Who": [f"w{i % 20}" for i in range(62)]}}
+    for settings, ruled in (({}, True), ({"task": "multi-label"}, False), ({"group_column": "Who", **groups}, False)):
+        found = {finding.kind: finding for finding in _inspect(labels, **settings).findings}
+        assert (found["class-too-small"].action == SMALL_CLASS_RULE) == ruled
 
 
 def test_numbers_are_described(cli, tmp_path):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bertsmith.config import DataConfig
 from bertsmith.data.clean import clean
+from bertsmith.data.inspect import inspect
 from bertsmith.data.read import read_table
 from bertsmith.data.split import assign_folds, split, stratify_sets
 from bertsmith.data.table import Labels
@@ -207,6 +208,17 @@ def test_equal_texts_are_duplicates_conflicts_or_averaged():
     assert cleaned.counts == {"duplicate": 1, "averaged with another row": 1}
 
 
+def test_rows_with_one_label_each_become_label_sets_in_every_split():
+    rows = [("a", "x"), ("b", "y"), ("a", "y"), ("a", "y"), ("c", ""), ("t", "x"), ("t", "y"), ("u", "y"), ("u", "y")]
+    frame = pd.DataFrame(rows, columns=["Text", "Labels"]).assign(Split=["train"] * 5 + ["test"] * 4)
+    table = read_table(frame, DataConfig(task="multi-label", split_column="Split"))
+    cleaned = clean(table)
+    assert cleaned.table.frame["text"].tolist() == ["a", "b", "c", "t", "u", "u"]
+    assert cleaned.table.targets.astype(int).tolist() == [[1, 1], [0, 1], [0, 0], [1, 1], [0, 1], [0, 1]]
+    assert cleaned.counts == {"labels added to another row": 3}
+    assert "united" in {finding.kind for finding in inspect(table).findings}
+
+
 # -- splits ------------------------------------------------------------------------------------------------------------
 
 
@@ -307,3 +319,9 @@ def test_a_text_without_labels_and_predictions_is_no_mistake(tmp_path):
     frame = pd.DataFrame({"labels": [[], [1], []], "predicted": [[], [], []], "confidence": [0.9, 0.8, 0.7]})
     frame.to_parquet(tmp_path / "p.parquet")
     assert get_task("multi-label").mistakes(pd.read_parquet(tmp_path / "p.parquet")).index.tolist() == [1]
+
+
+def test_mistakes_on_ordered_labels_are_sorted_by_distance_then_by_confidence():
+    frame = pd.DataFrame({"label": [10, 1, 10, 2, 1], "predicted": [2, 10, 10, 1, 10]})
+    frame = frame.assign(confidence=[0.9, 0.5, 0.99, 0.95, 0.6])
+    assert get_task("ordinal").mistakes(frame).index.tolist() == [4, 1, 3, 0]

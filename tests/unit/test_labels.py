@@ -74,6 +74,18 @@ def test_a_score_counts_all_its_values_and_names_infinite_ones():
     assert "inf" in caught.value.remedy
 
 
+@pytest.mark.parametrize(("n", "ordered"), [(9, True), (90, False)])
+def test_few_fractions_may_be_ordered_classes(n, ordered):
+    values = [1 + i / 2 for i in range(n)] * 2
+    frame = pd.DataFrame({"Label": values, "Text": [f"text {i}" for i in range(2 * n)]})
+    with pytest.raises(DataError) as caught:
+        read_table(frame, DataConfig(task="ordinal"))
+    assert ("--task ordinal" in caught.value.remedy) == ordered
+    numbered = frame.assign(**{"Label": [int(2 * v) for v in values], "Label Text": [f"{v:g}" for v in values]})
+    labels = read_table(numbered, DataConfig(task="ordinal")).labels
+    assert labels.texts[:3] == ("1", "1.5", "2")
+
+
 @pytest.mark.parametrize(
     ("values", "example"),
     [
@@ -97,6 +109,7 @@ CLEAR = {
     "three decimals next to others": ["1,234", "0,5", "3", None],
     "a zero before three decimals": ["0,234", "-0,500", "1,000"],
     "cells of Excel": [4, 2.5, "3,5"],
+    "missing numbers": ["2,5", "NA", "1", "n/a", "4"],
 }
 
 
@@ -104,7 +117,7 @@ CLEAR = {
 def test_decimal_commas_are_read_as_numbers_where_they_are_certain(values):
     frame = pd.DataFrame({"Label": values * 4, "Text": [f"text {i}" for i in range(4 * len(values))]}, dtype=object)
     table = read_table(frame, DataConfig(task="regression"))
-    expected = [float(str(v).replace(",", ".")) for v in values if v is not None]
+    expected = [float(str(v).replace(",", ".")) for v in values if v not in (None, "NA", "n/a")]
     present = table.frame["target"].to_numpy() >= 0
     assert table.take(present).targets.tolist() == expected * 4
 
@@ -114,7 +127,7 @@ UNCLEAR = {
     "points and commas": ["0,5", "0.5", "1"],
     "points that separate thousands": ["1.234,5", "2,5", "3"],
     "two commas": ["1,234,567", "2,5", "3"],
-    "a word": ["2,5", "1", "n/a"],
+    "a word": ["2,5", "1", "many"],
 }
 
 

@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from bertsmith.config import Config
+from bertsmith.data.clean import AVERAGED, UNITED
 from bertsmith.data.read import read_table
 from bertsmith.errors import ConfigError
 from bertsmith.folders.new_run import check_same_settings
 from bertsmith.folders.run import Run
 from bertsmith.inference.classifier import Classifier
-from bertsmith.report.methods import REFERENCES, write_methods
+from bertsmith.report.methods import _rule, write_methods
+from bertsmith.report.references import REFERENCES
 from bertsmith.testing import tiny_table
 from bertsmith.workflows.cross_validation import choose_folds
 from bertsmith.workflows.pack import pack_run
@@ -134,6 +136,13 @@ def test_the_methods_say_how_ordered_classes_are_decided(copy):
     assert write_methods(Run(copy)).sentences[0].count(". ") == before.count(". ") + 1
 
 
+def test_the_methods_say_when_a_text_has_one_of_several_labels(copy):
+    _edit(copy / "metrics.json", lambda metrics: metrics["decision_rule"].update(used=False))
+    assert not _rule(Run(copy))
+    _edit(copy / "run.json", lambda run: run.update(task="multi-label"))
+    assert _rule(Run(copy))
+
+
 def test_the_methods_count_a_single_row_and_name_an_exact_interval(copy):
     def perfect(metrics):
         metrics["splits"]["test"]["metrics"]["macro_f1"] = {"value": 1.0, "interval": [0.7, 1.0]}
@@ -142,6 +151,10 @@ def test_the_methods_count_a_single_row_and_name_an_exact_interval(copy):
     _edit(copy / "run.json", lambda run: run["data"].update(left_out={"duplicate": 1, "empty": 2}))
     sentences = " ".join(write_methods(Run(copy)).sentences)
     assert "1 row (duplicate) and 2 rows (empty)" in sentences
+    for reason in (AVERAGED, UNITED):
+        _edit(copy / "run.json", lambda run, reason=reason: run["data"].update(left_out={reason: 3}))
+        assert reason not in " ".join(write_methods(Run(copy)).sentences)
+        assert f"data.left_out.{reason}" in _check_numbers(copy)[0]
     citations = _check_numbers(copy)[1]
     assert "clopper1934exact" in citations
     assert "efron1979bootstrap" not in citations

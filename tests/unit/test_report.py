@@ -13,7 +13,8 @@ import pytest
 import bertsmith as bs
 from bertsmith.folders.run import open_run
 from bertsmith.report.figures import Line, heatmap, histogram, line_chart
-from bertsmith.report.report import write_report
+from bertsmith.report.report import curves, environment, write_report
+from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_table
 
 EVIL = '"><script>canary()</script><img src="http://127.0.0.1:8099/x" onerror=canary()>'
@@ -182,6 +183,21 @@ def test_report_pages_load_nothing_from_the_network(evil, tmp_path):
         (tmp_path / "asks.html").write_text('<img src="http://127.0.0.1:8099/x">')
         browse((tmp_path / "asks.html").as_uri())
         assert any(b"127.0.0.1:8099" in line for line in received)
+
+
+@pytest.mark.parametrize("value", [0.0, 2e-5, -4.56e-4, 0.123, 1.5, 48213.118])
+def test_a_number_keeps_its_size_in_pages(value):
+    shown = environment().filters["number"](value)
+    assert float(shown.replace(",", "")) == pytest.approx(value, rel=0.01)
+    assert len(shown) <= len("-0.000456")
+
+
+@pytest.mark.parametrize(("name", "n_lines"), [("regression", 1), ("ordinal", 2)])
+def test_the_scores_of_a_figure_have_the_same_unit(name, n_lines):
+    task = get_task(name)
+    entry = {"train_loss": 1.0, "validation_loss": 1.0, "metrics": dict.fromkeys(task.epoch_metrics, 0.5)}
+    scores = curves([{"epoch": float(i), **entry} for i in range(3)], None, task)[1]
+    assert scores.count("<polyline") == n_lines
 
 
 def test_figures_are_well_formed_and_escaped():

@@ -30,12 +30,13 @@ uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
 from bertsmith.serving import batcher as batcher_module  # noqa: E402
 from bertsmith.serving.aliases import VertexRoutes  # noqa: E402
-from bertsmith.serving.app import create_app  # noqa: E402
+from bertsmith.serving.app import _rank, create_app  # noqa: E402
 from bertsmith.serving.batcher import Batcher, BatchSeconds, QueueFullError  # noqa: E402
 from bertsmith.serving.drift import WINDOW, DriftWatch  # noqa: E402
 from bertsmith.serving.loader import Loader, ServerConfig, Service  # noqa: E402
 from bertsmith.serving.middleware import Limits  # noqa: E402
 from bertsmith.serving.prometheus import ServerMetrics  # noqa: E402
+from bertsmith.serving.schemas import Parameters, RequestError  # noqa: E402
 from bertsmith.serving.server import address_of, listen  # noqa: E402
 from bertsmith.serving.signals import stop_accepting  # noqa: E402
 
@@ -182,6 +183,15 @@ def test_the_compute_type_names_device_and_runtime(ask):
 
 
 # -- formats -------------------------------------------------------------------------------------------------------
+
+
+def test_a_sigmoid_applies_to_a_single_label_but_not_to_a_number():
+    label = SimpleNamespace(task=get_task("multi-label"), labels=Labels((0,), ("toxic",)))
+    parameters = Parameters(function_to_apply="sigmoid")
+    assert _rank(np.zeros((1, 1)), label, parameters) == [{"label": "toxic", "score": 0.5}]
+    label.task = get_task("regression")
+    with pytest.raises(RequestError):
+        _rank(np.zeros((1, 1)), label, parameters)
 
 
 @pytest.mark.parametrize("function", [None, "softmax", "sigmoid", "none"])

@@ -42,6 +42,7 @@ from bertsmith.tasks.registry import TASKS
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.losses import BinaryCrossEntropy, SquaredError, StepLoss
 from bertsmith.workflows.baselines import FrozenEmbeddings
+from bertsmith.workflows.prepare import sample_texts
 
 MULTI, ORDINAL, REGRESSION = (TASKS[name] for name in ("multi-label", "ordinal", "regression"))
 seeds = st.integers(0, 10**6)
@@ -556,6 +557,14 @@ def test_weights_give_rare_labels_more_weight_and_extreme_logits_stay_finite():
 
 
 # -- baselines ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_only_a_sample_for_a_single_label_is_balanced(name):
+    codes = np.repeat([0, 1], [900, 100])
+    rows = sample_texts(codes, 200, task=TASKS[name], seed=0)
+    assert rows.tolist() == sorted({*rows.tolist()})
+    assert codes[rows].sum() == (100 if name == "single-label" else pytest.approx(20, abs=10))
 
 
 def test_the_penalty_does_not_depend_on_the_order_of_the_numbers():

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from bertsmith.cli.options import Json
-from bertsmith.cli.terminal import decimals, print_json, stdout_console
+from bertsmith.cli.terminal import print_json, stdout_console
+from bertsmith.data.texts import decimals
 
 
 def compare(

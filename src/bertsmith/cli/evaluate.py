@@ -9,6 +9,7 @@ import typer
 from bertsmith.cli.options import Json, RunArgument, TableArgument, with_settings
 from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, ModelConfig
+from bertsmith.data.texts import decimals
 from bertsmith.errors import counted
 
 READ_SETTINGS = (
@@ -70,6 +71,6 @@ def evaluate(
         if entry["value"] is None:
             out.print(f"{metric:<24} undefined on these texts", markup=False)
             continue
-        interval = "  (95 % interval {:.3f} to {:.3f})".format(*entry["interval"]) if entry["interval"] else ""
-        out.print(f"{metric:<24} {entry['value']:.3f}{interval}", markup=False)
+        interval = "  (95 % interval {} to {})".format(*map(decimals, entry["interval"])) if entry["interval"] else ""
+        out.print(f"{metric:<24} {decimals(entry['value'])}{interval}", markup=False)
     out.print(f"saved to {evaluation.path}", markup=False)

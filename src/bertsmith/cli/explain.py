@@ -107,12 +107,12 @@ def explain(
         out.print(line)
         out.print(f"  {explanation.title}", markup=False)
         for word in sorted(explanation.words, key=lambda w: -abs(w.attribution))[:MAX_WORDS]:
-            out.print(f"  {word.attribution:+8.3f}  {word.text}", markup=False)
+            out.print(f"  {word.attribution:+8.3g}  {word.text}", markup=False)
         if len(explanation.words) > MAX_WORDS:
             more = counted(len(explanation.words) - MAX_WORDS, "more word")
             out.print(f"  … and {more} with smaller attributions", markup=False)
         out.print(
-            f"  the attributions sum to {explanation.change + explanation.gap:+.3f}; "
-            f"compared with an empty text, the {explanation.output_name} changes by {explanation.change:+.3f}",
+            f"  the attributions sum to {explanation.change + explanation.gap:+.3g}; "
+            f"compared with an empty text, the {explanation.output_name} changes by {explanation.change:+.3g}",
             markup=False,
         )

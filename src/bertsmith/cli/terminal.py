@@ -75,11 +75,6 @@ def check_stdout() -> None:
         raise OutputError("standard output is closed", remedy="Write to a file with -o.")
 
 
-def decimals(value: float | None) -> str:
-    """Return a metric with three decimals, or a dash if it is undefined."""
-    return "–" if value is None else f"{value:.3f}"
-
-
 def print_json(value: Any) -> None:
     """Print JSON on stdout; ``NaN`` and infinity become ``null``."""
     from bertsmith.folders.atomic import to_json

@@ -17,8 +17,9 @@ from typing import Annotated, Any
 import typer
 
 from bertsmith.cli.options import Json, TableArgument, with_settings
-from bertsmith.cli.terminal import decimals, print_json, stderr_console, stdout_console
+from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
+from bertsmith.data.texts import decimals
 from bertsmith.errors import ConfigError, counted
 from bertsmith.folders.remote import RemoteRun, run_output
 from bertsmith.folders.run import Run

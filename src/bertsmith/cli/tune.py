@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from bertsmith.cli.options import Json, TableArgument, with_settings
-from bertsmith.cli.terminal import decimals, print_json, stderr_console, stdout_console
+from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.cli.train import Track, stoppable
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
+from bertsmith.data.texts import decimals
 from bertsmith.errors import ConfigError, Interrupted, counted
 from bertsmith.load_config import resolve
 from bertsmith.tuning.config import StudyConfig

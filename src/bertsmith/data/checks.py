@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bertsmith.config import Config
-from bertsmith.data.clean import AVERAGED, CONFLICT, DUPLICATE, EMPTY, IN_TEST, IN_VALIDATION, NO_LABEL, Cleaned
+from bertsmith.data.clean import AVERAGED, CONFLICT, DUPLICATE, EMPTY, IN_TEST, IN_VALIDATION, NO_LABEL, UNITED, Cleaned
 from bertsmith.data.findings import Finding, join_names
-from bertsmith.data.label_checks import far_numbers, label_findings
+from bertsmith.data.label_checks import differing_labels, far_numbers, label_findings
 from bertsmith.data.language import guess_language
 from bertsmith.data.split import split_cleaned
 from bertsmith.data.table import REGRESSION, Table
@@ -122,6 +122,12 @@ _DROPPED = {
         "with the same text as another row, but another number",
         "bertsmith uses the first row of each text, with the mean of the numbers",
     ),
+    UNITED: (
+        "united",
+        "info",
+        "with the same text as another row, but another label",
+        "bertsmith uses the first row of each text, with the labels of all its rows",
+    ),
     IN_TEST: ("leak-test", "warning", "whose text is also in the test split", "dropped from train and validation"),
     IN_VALIDATION: ("leak-validation", "warning", "whose text is also in the validation split", "dropped from train"),
 }
@@ -159,9 +165,8 @@ def check_near_duplicates(inspected: Inspected) -> Iterator[Finding]:
     frame = frame.assign(near_duplicates=groups, split=frame["split"].fillna(""), text=flat_texts(frame))
     grouped = frame.groupby("near_duplicates")
     # `check_cleaning` reports groups of equal texts.
-    is_near, has_other_label, has_other_split = (
-        (grouped[column].transform("nunique") > 1).to_numpy() for column in ("text", "target", "split")
-    )
+    is_near, has_other_split = ((grouped[name].transform("nunique") > 1).to_numpy() for name in ("text", "split"))
+    has_other_label, other = differing_labels(inspected.cleaned.table, groups)
     is_held_out = frame["split"].isin(["validation", "test"]).to_numpy()
     unless = "kept in one split, unless splits are given or you pass --near-duplicates ignore"
     leak = "of the given validation and test splits with a near-duplicate in another split"
@@ -171,7 +176,7 @@ def check_near_duplicates(inspected: Inspected) -> Iterator[Finding]:
             "near-conflict",
             "warning",
             is_near & has_other_label,
-            "with near-duplicates that have another label",
+            f"with near-duplicates {other}",
             "used; check the labels",
         ),
         (

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from bertsmith.data.near_duplicates import group_near_duplicates
-from bertsmith.data.table import MISSING, Table
+from bertsmith.data.table import MISSING, REGRESSION, Table
 from bertsmith.data.template import texts_of
 from bertsmith.data.texts import normalise
 
@@ -18,6 +18,7 @@ NO_LABEL = "missing label"
 DUPLICATE = "duplicate"
 CONFLICT = "conflicting labels"
 AVERAGED = "averaged with another row"
+UNITED = "labels added to another row"
 IN_TEST = "also in test"
 IN_VALIDATION = "also in validation"
 
@@ -61,7 +62,8 @@ def clean(table: Table) -> Cleaned:
     Texts of a given test table are dropped from train and validation, and texts of a given validation table from
     train. In train, one of several rows with the same text and class remains, and texts with several
     classes are dropped. If labels are numbers, the first of several rows with the same text remains, with their mean.
-    The mean minimizes the squared error, and each text counts once, as in the metrics.
+    The mean minimizes the squared error, and each text counts once, as in the metrics. If rows can have several labels,
+    but none does, the first of several rows with the same text gets the labels of all, in given splits too.
     """
     frame, outcomes = table.frame, table.outcomes
     is_changed, is_empty = np.zeros((2, len(frame)), dtype=bool)
@@ -90,13 +92,14 @@ def clean(table: Table) -> Cleaned:
             if texts[i] in first_row:
                 reason[i], duplicate_of[i] = leak, first_row[texts[i]]
 
-    positions = np.flatnonzero((split == "train") & (reason == ""))
+    is_train = split == "train"
+    positions = np.flatnonzero((is_train | outcomes.one_label_per_row) & (reason == ""))
     keys = pd.Series(texts)[positions]
     by_text = frame.iloc[positions].groupby(keys, sort=False)
     n_classes = by_text["target"].transform("nunique").to_numpy()
     first = by_text["row"].transform("first").to_numpy()
     is_later = keys.duplicated().to_numpy()
-    is_repeated, differs = is_later & (n_classes == 1), n_classes > 1
+    is_repeated, differs = is_later & (n_classes == 1) & is_train[positions], n_classes > 1
     reason[positions[is_repeated]] = DUPLICATE
     if differs.any():
         codes, number = frame["target"].to_numpy(copy=True), pd.factorize(keys[differs])[0]
@@ -105,7 +108,7 @@ def clean(table: Table) -> Cleaned:
             of_texts, outcomes = merged
             codes[positions[differs]] = of_texts[number]
             frame, differs = frame.assign(target=codes), differs & is_later
-        reason[positions[differs]] = CONFLICT if merged is None else AVERAGED
+        reason[positions[differs]] = CONFLICT if merged is None else AVERAGED if table.task == REGRESSION else UNITED
     duplicate_of[positions] = np.where(is_repeated | differs, first, duplicate_of[positions])
 
     is_dropped = reason != ""

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
+import pandas as pd
 
 from bertsmith.data.findings import Finding, join_names
 from bertsmith.data.joined_labels import find_joined
@@ -55,7 +56,9 @@ def label_findings(table: Table) -> Iterator[Finding]:
         [f"{labels.texts[i]} ({n_train[i]})" for i in np.flatnonzero(mask)]
         for mask in ((n_train > 0) & (n_train <= n_held_out), (n_train > n_held_out) & (n_train < 10))
     )
-    yield from classes("class-too-small", too_small, f"{several} with too few texts for every split", SMALL_CLASS_RULE)
+    is_balanced_only = table.task == MULTI_LABEL or table.columns.group is not None
+    rule = f"a split may lack such {several}" if is_balanced_only else SMALL_CLASS_RULE
+    yield from classes("class-too-small", too_small, f"{several} with too few texts for every split", rule)
     yield from classes(
         "small-class",
         small,
@@ -129,6 +132,26 @@ def far_numbers(numbers: np.ndarray) -> np.ndarray:
     others = values[~codes]
     is_far = len(others) >= FEWEST_NUMBERS and gaps.max() > np.ptp(others)
     return is_code if is_far and counts[codes].min() >= FEWEST_CODED and is_code.mean() <= MOST_CODED else none
+
+
+def differing_labels(table: Table, groups: np.ndarray) -> tuple[np.ndarray, str]:
+    """Return whether the labels differ within the group of each row, bool, shape (n,), and words for this.
+
+    Neighbouring levels do not count, nor do numbers within a standard deviation.
+
+    Args:
+        table: n rows with labels.
+        groups: the group of each row, shape (n,).
+    """
+    spread = pd.Series(table.codes).groupby(groups).transform("nunique") - 1
+    most, words = 0.0, "that have another label"
+    if table.task in (ORDINAL, REGRESSION):
+        grouped = pd.Series(table.targets).groupby(groups)
+        spread = grouped.transform("max") - grouped.transform("min")
+        most, words = 1.0, "whose label is more than one step away"
+    if table.task == REGRESSION:
+        most, words = float(table.targets.std()), "whose number differs by more than a standard deviation"
+    return (spread > most).to_numpy(), words
 
 
 def _folded(text: str) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from bertsmith.data.joined_labels import check_single_label
 from bertsmith.data.table import MISSING, Labels
-from bertsmith.data.texts import check_scalar, is_missing, to_text, with_decimal_points
+from bertsmith.data.texts import MISSING_WORDS, check_scalar, is_missing, to_text, with_decimal_points
 from bertsmith.errors import DataError, counted, listing, quoted, shorten
 
 _INTEGER = re.compile(r"[+-]?\d{1,18}(\.0*)?")
@@ -20,10 +20,15 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
 """Control characters other than white space, which a terminal might interpret."""
 _LEADING_ZERO = re.compile(r"[+-]?0\d+")
 _NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?")
+_LEVELS = (
+    " For ordered classes, number them 1, 2, 3. Write values such as 1.5 into a column Label Text, and pass "
+    "--task ordinal."
+)
+MANY_LEVELS = 20
+"""Above this number of values, a column with fractions does not hold ordered classes."""
 _LINE_BREAK = re.compile(r"\S[\n\r\t]+\S")
 USE_POINTS = "Write decimals with a point, and thousands without a separator."
 """Remedy for numbers whose commas can be decimal commas or separate thousands."""
-_MISSING_WORDS = frozenset({"", "na", "n/a", "nan", "null", "none", "nat", "<na>"})
 
 
 def parse_label_texts(cells: Iterable[Any], where: str) -> list[str | None]:
@@ -83,7 +88,7 @@ def parse_label_numbers(cells: Iterable[Any], where: str, named: Collection[str]
         text = "" if is_missing(cell) else to_text(cell).strip()
         value = to_text(number_cell).strip()
         number: int | None = None
-        if text.casefold() in _MISSING_WORDS and text not in named:
+        if text.casefold() in MISSING_WORDS and text not in named:
             n_unclear += bool(text)
         elif isinstance(cell, bool | np.bool_) or _LEADING_ZERO.fullmatch(text):
             words.append((row, text))
@@ -128,7 +133,8 @@ def parse_label_numbers(cells: Iterable[Any], where: str, named: Collection[str]
             where=where,
             remedy=("" if infinite is None else f"Correct or remove {infinite}. ")
             + (f"{USE_POINTS} Then train" if is_unclear else "Train")
-            + " with --task regression to predict the number, or name the column of the classes with --label-column.",
+            + " with --task regression to predict the number, or name the column of the classes with --label-column."
+            + (_LEVELS if n_distinct <= MANY_LEVELS else ""),
         )
     return numbers
 

@@ -39,6 +39,11 @@ class Outcomes(ABC):
     def strata(self, codes: np.ndarray) -> np.ndarray:
         """Return what a split keeps balanced: a class per row, int, shape (n,), or label sets, shape (n, labels)."""
 
+    @property
+    def one_label_per_row(self) -> bool:
+        """Whether a text with several labels has a row for each of them, in held-out splits too."""
+        return False
+
     @abstractmethod
     def find(self, written: str, labels: Labels) -> tuple[int, Outcomes]:
         """Return the code of a label as people write it in corrections, and outcomes that have this code.
@@ -119,6 +124,22 @@ class LabelSets(Outcomes):
             row[[_class_index(part.strip(), labels) for part in parts if part.strip()]] = True
         same = np.flatnonzero((self.sets == row).all(axis=1))
         return (int(same[0]), self) if len(same) else (len(self.sets), LabelSets(np.vstack([self.sets, row])))
+
+    @property
+    def one_label_per_row(self) -> bool:
+        """Whether no row has several labels; see `Outcomes.one_label_per_row`."""
+        return not bool((self.sets.sum(axis=1) > 1).any())
+
+    def merge(self, codes: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, Outcomes] | None:
+        """Return the code of the union of each text's labels if no row has several labels; see `Outcomes.merge`."""
+        import numpy as np
+
+        if not self.one_label_per_row:
+            return None
+        united = np.zeros((int(texts.max()) + 1, self.sets.shape[1]), dtype=bool)
+        np.logical_or.at(united, texts, self.sets[codes])
+        sets, inverse = np.unique(united, axis=0, return_inverse=True)
+        return len(self.sets) + inverse.reshape(-1), LabelSets(np.vstack([self.sets, sets]))
 
     def strata(self, codes: np.ndarray) -> np.ndarray:
         """Return the label sets, bool, shape (n, labels)."""

@@ -16,7 +16,7 @@ from bertsmith.data.label_sets import LabelPart, is_list, read_label_sets
 from bertsmith.data.labels import USE_POINTS, check_classes, link_labels, parse_label_numbers, parse_label_texts
 from bertsmith.data.outcomes import CLASSES, Numbers, Outcomes
 from bertsmith.data.table import MISSING, MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL, Labels, Note, RawTable
-from bertsmith.data.texts import check_scalar, is_missing, to_text, with_decimal_points
+from bertsmith.data.texts import MISSING_WORDS, check_scalar, is_missing, to_text, with_decimal_points
 from bertsmith.errors import DataError, counted, listing, number_form, quoted
 
 
@@ -205,7 +205,9 @@ def _read_numbers(parts: Sequence[Part], where: str, config: DataConfig, known: 
 
 
 def _parse_values(cells: Sequence[object], where: str) -> list[float]:
-    """Return the number in every cell, NaN for an empty cell; see `with_decimal_points` for decimal commas.
+    """Return the number in every cell, NaN for an empty cell or a word such as ``NA``.
+
+    `with_decimal_points` describes decimal commas.
 
     Raises:
         DataError: if a cell is not a finite number.
@@ -215,6 +217,7 @@ def _parse_values(cells: Sequence[object], where: str) -> list[float]:
     for row, cell in enumerate(with_decimal_points(cells), start=1):
         check_scalar(cell, row, where, "--label-column")
         text = "" if is_missing(cell) else to_text(cell).strip()
+        text = "" if text.casefold() in MISSING_WORDS else text
         try:
             value = float(text) if text else float("nan")
         except ValueError:

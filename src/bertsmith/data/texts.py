@@ -1,4 +1,4 @@
-"""Convert cells to texts, and normalise texts before training and prediction."""
+"""Convert cells and metrics to texts, and normalise texts before training and prediction."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ _DECIMAL_COMMA = re.compile(r"[+-]?(\d+(,\d*)?|,\d+)([eE][+-]?\d+)?", re.ASCII)
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}", re.ASCII)
 INTEGER = re.compile(r"[+-]?\d{1,18}")
 """A whole number that fits into 64 bits."""
+MISSING_WORDS = frozenset({"", "na", "n/a", "nan", "null", "none", "nat", "<na>"})
+"""What stands for a missing number, in lower case."""
 _FORMULA = re.compile(r"[=+\-@\t\r]")
 _NUMBER = re.compile(
     r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?"
@@ -90,7 +92,7 @@ def with_decimal_points(cells: Sequence[Any]) -> Sequence[Any]:
     Commas are decimal commas if all filled cells are numbers, none of them has a decimal point, and a comma cannot
     separate thousands: ``2,5`` can only be a decimal, ``1,234`` can be both.
     """
-    texts = [cell.strip() for cell in cells if isinstance(cell, str) and cell.strip()]
+    texts = [cell.strip() for cell in cells if isinstance(cell, str) and cell.strip().casefold() not in MISSING_WORDS]
     others = (cell for cell in cells if not isinstance(cell, str) and not is_missing(cell))
     if (
         any("," in text and not _THOUSANDS.fullmatch(text) for text in texts)
@@ -150,3 +152,14 @@ def guarded_cell(cell: Any) -> Any:
     if isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBER.fullmatch(cell):
         return f"'{cell}"
     return cell
+
+
+def decimals(value: float | None) -> str:
+    """Return a metric with three decimals, or a dash if it is undefined.
+
+    Metrics in the unit of the labels can have any size. Below 0.01, the text has three digits, and from 1,000, no
+    decimals. Below 1e-12, a value is a rounding error.
+    """
+    if value is None:
+        return "–"
+    return f"{value:.3g}" if 1e-12 < abs(value) < 0.01 else f"{value:,.{0 if abs(value) >= 1000 else 3}f}"

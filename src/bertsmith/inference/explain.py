@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertsmith.compute.memory import memory_errors, retry_on_out_of_memory
+from bertsmith.data.table import REGRESSION
 from bertsmith.data.template import Texts, flat, is_empty, normalise_text, segments, texts_of
 from bertsmith.errors import ConfigError, DataError, MissingPackageError, ModelError, did_you_mean, listing
 from bertsmith.model import forward
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
 STEPS = (32, 64, 128, 256, 512)
 """Numbers of integration points, tried in turn until the attributions sum to the change of the logit."""
 TOLERANCE = 0.05
-"""Accepted gap between the sum of the attributions and the change of the logit, relative to max(change, 1)."""
+"""Accepted gap between the sum of the attributions and the change of the logit, relative to max(change, 1).
+
+For predicted numbers, which have any unit, the sum of the absolute attributions replaces the 1.
+"""
 FORWARD_PASSES = 2
 """Time per integration point, with backward pass and batching, in forward passes of a single text."""
 EXPLAINED_TOKENS = 256
@@ -153,7 +157,7 @@ def explain(
     if is_empty(item):
         raise DataError("the text is empty", remedy="Pass a text to explain.")
     names = classifier.labels.texts
-    if label is not None and len(names) == 1:
+    if label is not None and classifier.task.name == REGRESSION:
         raise ConfigError("the model predicts a number, not labels", remedy="Leave out the label.")
     if label is not None and label not in names:
         raise ConfigError(
@@ -290,7 +294,8 @@ def _attributions(
             found, budget = retry_on_out_of_memory(partial(attribute, steps), budget, min_budget=tokens)
         attributions = found.sum(dim=-1)[0].detach().cpu().double()
         gap = float(attributions.sum()) - change
-        if abs(gap) <= TOLERANCE * max(abs(change), 1.0):
+        least = float(attributions.abs().sum()) if classifier.task.name == REGRESSION else 1.0
+        if abs(gap) <= TOLERANCE * max(abs(change), least):
             break
         expected = 2 * (time.perf_counter() - began)
     return attributions.tolist(), change, gap, steps

@@ -165,7 +165,9 @@ class _Csv:
 
     def write(self, cells: Cells) -> None:
         names, added = list(cells), _added(cells) if self.predictions else []
-        columns = [[self._cell(value, name in added) for value in _joined_labels(cells, name, added)] for name in names]
+        columns = [
+            [self._cell(value, name, name in added) for value in _joined_labels(cells, name, added)] for name in names
+        ]
         if self.header:
             self.stream.write("\ufeff" * self.style.bom)
             self._row([guarded_cell(name) if self.style.guarded else name for name in names])
@@ -176,8 +178,8 @@ class _Csv:
     def _row(self, cells: Sequence[Any]) -> None:
         self.writers[quoting(cells)].writerow(cells)
 
-    def _cell(self, value: Any, added: bool) -> Any:
-        cell = _added_cell(value) if added else _input_cell(value)
+    def _cell(self, value: Any, name: str, added: bool) -> Any:
+        cell = _added_cell(value, name) if added else _input_cell(value)
         if isinstance(value, float | Decimal):
             return str(cell).replace(".", self.style.decimal)
         return guarded_cell(cell) if self.style.guarded else cell
@@ -190,11 +192,11 @@ def _input_cell(value: Any) -> Any:
     return "" if is_missing(value) else _json(value) if isinstance(value, bytes) else value
 
 
-def _added_cell(value: Any) -> Any:
-    """Return an output cell for CSV: floats have six decimals, lists are JSON."""
+def _added_cell(value: Any, name: str) -> Any:
+    """Return an output cell for CSV: numbers have ten digits, probabilities have six decimals, lists are JSON."""
     if isinstance(value, list):
         return json.dumps(value, ensure_ascii=False)
-    return f"{value:.6f}" if isinstance(value, float) else value
+    return format(value, ".10g" if name in (PREDICTED, LOWER, UPPER) else ".6f") if isinstance(value, float) else value
 
 
 class _JsonLines:
@@ -250,7 +252,7 @@ def _for_excel(table: Any, predictions: bool = True) -> Cells:
 
     def cell(value: Any, name: str) -> Any:
         if isinstance(value, float) and name in added:
-            return round(value, 6)
+            return float(_added_cell(value, name))
         return None if is_missing(value) else _input_cell(value)
 
     return {name: [cell(value, name) for value in _joined_labels(cells, name, added)] for name in names}

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from bertsmith.compute.memory import format_bytes
 from bertsmith.data.findings import finding_lines, headline, label_chart
+from bertsmith.data.texts import decimals
 from bertsmith.errors import counted, number_form
 from bertsmith.events import (
     AblationStarted,
@@ -216,8 +217,8 @@ class TrainingProgress:
             f"{event.epoch:g}",
             f"{event.train_loss:.4f}",
             f"{event.validation_loss:.4f}",
-            *(f"{value:.3f}" for value in others),
-            f"{primary:.3f}{' (best)' if event.best else ''}",
+            *map(decimals, others),
+            f"{decimals(primary)}{' (best)' if event.best else ''}",
             f"{event.learning_rate:.2e}",
             f"{event.texts_per_second:.0f}",
             self._time_left(event.step),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bertsmith.data.texts import decimals
 from bertsmith.errors import ConfigError, did_you_mean, listing, number_form
 from bertsmith.folders.atomic import write_text
 from bertsmith.folders.run import Run
@@ -141,7 +142,7 @@ def card_data(run: Run, details: Details = Details()) -> ModelCardData:
         value, interval = test["metrics"][name]["value"], test["metrics"][name].get("interval")
         if value is None or not math.isfinite(value):
             continue
-        bounds = f" (95 % interval {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+        bounds = f" (95 % interval {decimals(interval[0])} to {decimals(interval[1])})" if interval else ""
         results.append(
             EvalResult(
                 task_type="text-classification",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup, escape
 
+from bertsmith.data.texts import decimals
 from bertsmith.errors import counted
 
 HALF_WIDTH, FULL_WIDTH, HEIGHT = 440, 760, 240
@@ -184,16 +185,16 @@ def _dots(bins: Sequence[Mapping[str, float]], x: str, y: str, limits: tuple[flo
         parts.append(
             Markup(
                 '<circle class="dot c1" cx="{:.1f}" cy="{:.1f}" r="{:.1f}" fill-opacity="0.75">'
-                "<title>{}: {} {:.3f}, {} {:.3f}</title></circle>"
+                "<title>{}: {} {}, {} {}</title></circle>"
             ).format(
                 x_axis(entry[x]),
                 y_axis(entry[y]),
                 3 + 11 * (entry["texts"] / total) ** 0.5,
                 counted(int(entry["texts"]), "text"),
                 x,
-                entry[x],
+                decimals(entry[x]),
                 y,
-                entry[y],
+                decimals(entry[y]),
             )
         )
     return svg(parts, HALF_WIDTH, title)

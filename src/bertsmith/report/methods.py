@@ -7,78 +7,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bertsmith.data.clean import AVERAGED, UNITED
 from bertsmith.data.table import MULTI_LABEL, ORDINAL
+from bertsmith.data.texts import decimals
 from bertsmith.errors import lower_first, number_form
 from bertsmith.folders.run import Run
+from bertsmith.report.references import REFERENCES
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import describe, get_task
 
-REFERENCES = {
-    "devlin2019bert": """@inproceedings{devlin2019bert,
-  title = {{BERT}: Pre-training of Deep Bidirectional Transformers for Language Understanding},
-  author = {Devlin, Jacob and Chang, Ming-Wei and Lee, Kenton and Toutanova, Kristina},
-  booktitle = {Proceedings of NAACL-HLT}, year = {2019}, pages = {4171--4186}}""",
-    "tunstall2022setfit": """@misc{tunstall2022setfit,
-  title = {Efficient Few-Shot Learning Without Prompts},
-  author = {Tunstall, Lewis and Reimers, Nils and Jo, Unso Eun Seo and others},
-  year = {2022}, eprint = {2209.11055}, archivePrefix = {arXiv}}""",
-    "wu2021rdrop": """@inproceedings{wu2021rdrop,
-  title = {{R-Drop}: Regularized Dropout for Neural Networks},
-  author = {Wu, Lijun and Li, Juntao and Wang, Yue and Meng, Qi and Qin, Tao and Chen, Wei and others},
-  booktitle = {Advances in Neural Information Processing Systems}, year = {2021}}""",
-    "howard2018ulmfit": """@inproceedings{howard2018ulmfit,
-  title = {Universal Language Model Fine-tuning for Text Classification},
-  author = {Howard, Jeremy and Ruder, Sebastian},
-  booktitle = {Proceedings of ACL}, year = {2018}, pages = {328--339}}""",
-    "szegedy2016inception": """@inproceedings{szegedy2016inception,
-  title = {Rethinking the Inception Architecture for Computer Vision},
-  author = {Szegedy, Christian and Vanhoucke, Vincent and Ioffe, Sergey and Shlens, Jon and Wojna, Zbigniew},
-  booktitle = {Proceedings of CVPR}, year = {2016}, pages = {2818--2826}}""",
-    "northcutt2021confident": """@article{northcutt2021confident,
-  title = {Confident Learning: Estimating Uncertainty in Dataset Labels},
-  author = {Northcutt, Curtis G. and Jiang, Lu and Chuang, Isaac L.},
-  journal = {Journal of Artificial Intelligence Research}, volume = {70}, year = {2021}, pages = {1373--1411}}""",
-    "cui2019effective": """@inproceedings{cui2019effective,
-  title = {Class-Balanced Loss Based on Effective Number of Samples},
-  author = {Cui, Yin and Jia, Menglin and Lin, Tsung-Yi and Song, Yang and Belongie, Serge},
-  booktitle = {Proceedings of CVPR}, year = {2019}, pages = {9268--9277}}""",
-    "lin2017focal": """@inproceedings{lin2017focal,
-  title = {Focal Loss for Dense Object Detection},
-  author = {Lin, Tsung-Yi and Goyal, Priya and Girshick, Ross and He, Kaiming and Doll{\\'a}r, Piotr},
-  booktitle = {Proceedings of ICCV}, year = {2017}, pages = {2980--2988}}""",
-    "menon2021logit": """@inproceedings{menon2021logit,
-  title = {Long-tail Learning via Logit Adjustment},
-  author = {Menon, Aditya Krishna and Jayasumana, Sadeep and Rawat, Ankit Singh and Jain, Himanshu and others},
-  booktitle = {Proceedings of ICLR}, year = {2021}}""",
-    "wolf2020transformers": """@inproceedings{wolf2020transformers,
-  title = {Transformers: State-of-the-Art Natural Language Processing},
-  author = {Wolf, Thomas and others},
-  booktitle = {Proceedings of EMNLP: System Demonstrations}, year = {2020}, pages = {38--45}}""",
-    "guo2017calibration": """@inproceedings{guo2017calibration,
-  title = {On Calibration of Modern Neural Networks},
-  author = {Guo, Chuan and Pleiss, Geoff and Sun, Yu and Weinberger, Kilian Q.},
-  booktitle = {Proceedings of ICML}, year = {2017}, pages = {1321--1330}}""",
-    "efron1979bootstrap": """@article{efron1979bootstrap,
-  title = {Bootstrap Methods: Another Look at the Jackknife}, author = {Efron, Bradley},
-  journal = {The Annals of Statistics}, volume = {7}, number = {1}, year = {1979}, pages = {1--26}}""",
-    "clopper1934exact": """@article{clopper1934exact,
-  title = {The Use of Confidence or Fiducial Limits Illustrated in the Case of the Binomial},
-  author = {Clopper, C. J. and Pearson, E. S.},
-  journal = {Biometrika}, volume = {26}, number = {4}, year = {1934}, pages = {404--413}}""",
-    "angelopoulos2023ppi": """@article{angelopoulos2023ppi,
-  title = {{PPI++}: Efficient Prediction-Powered Inference},
-  author = {Angelopoulos, Anastasios N. and Duchi, John C. and Zrnic, Tijana},
-  journal = {arXiv preprint arXiv:2311.01453}, year = {2023}}""",
-    "egami2023dsl": """@inproceedings{egami2023dsl,
-  title = {Using Imperfect Surrogates for Downstream Inference: Design-based Supervised Learning for Social Science
-           Applications of Large Language Models},
-  author = {Egami, Naoki and Hinck, Musashi and Stewart, Brandon M. and Wei, Hanying},
-  booktitle = {Advances in Neural Information Processing Systems}, year = {2023}}""",
-    "lipton2018bbse": """@inproceedings{lipton2018bbse,
-  title = {Detecting and Correcting for Label Shift with Black Box Predictors},
-  author = {Lipton, Zachary C. and Wang, Yu-Xiang and Smola, Alexander J.},
-  booktitle = {Proceedings of ICML}, year = {2018}}""",
-}
 _BY_ESTIMATOR = {
     "PPI++": ("prediction-powered inference with power tuning", "angelopoulos2023ppi"),
     "DSL": ("design-based supervised learning with known inclusion probabilities", "egami2023dsl"),
@@ -105,6 +42,8 @@ _IMBALANCE = {
     "balanced-sampling": "Training drew texts of all classes equally often. ",
 }
 """Sentences by the setting ``imbalance`` of the recipe."""
+_MERGED = {AVERAGED: "the mean of the numbers", UNITED: "the labels"}
+"""What a text got from the rows that were dropped for a reason."""
 
 
 @dataclass
@@ -171,14 +110,17 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
         result.sources.append((show(value), f"{file}: {key}"))
         return show(value)
 
-    three = "{:.3f}".format
     info, test = run.info, run.metrics["splits"]["test"]
     splits = info["data"]["splits"]
     left_out = [
         f"{n('run.json', f'data.left_out.{reason}')} {number_form(rows, 'row')} ({reason})"
         for reason, rows in info["data"]["left_out"].items()
+        if reason not in _MERGED
     ]
     excluded = f" We excluded {_listed(left_out)}." if left_out else ""
+    for reason in _MERGED.keys() & info["data"]["left_out"].keys():
+        rows = n("run.json", f"data.left_out.{reason}")
+        excluded += f" Each text has {_MERGED[reason]} of all its rows, so training used {rows} rows fewer."
     if "by" in test:
         unseen = "The prediction for each of the {} texts comes from a model that was not trained on it."
         evaluated = f"evaluated the model by {n('metrics.json', 'splits.test.folds')}-fold cross-validation"
@@ -188,7 +130,7 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
         evaluated = f"held out {held_out} texts"
     task = get_task(run.task)
     first, *others = (name for name in task.headline if test["metrics"][name]["interval"])  # those that are defined
-    interval = " to ".join(n("metrics.json", f"splits.test.metrics.{first}.interval.{i}", three) for i in (0, 1))
+    interval = " to ".join(n("metrics.json", f"splits.test.metrics.{first}.interval.{i}", decimals) for i in (0, 1))
     count, calibrated = len(run.labels), ""
     if task.decides:
         count = int(n("labels.json", "classes", lambda v: str(len(v))))
@@ -224,15 +166,15 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
     result.sentences.append(f"{trained}{_reading(run, n)}.{_columns(run)}{_rule(run)}{calibrated}")
     rest = ""
     for second in others:
-        value = n("metrics.json", f"splits.test.metrics.{second}.value", three)
-        low, high = (n("metrics.json", f"splits.test.metrics.{second}.interval.{i}", three) for i in (0, 1))
+        value = n("metrics.json", f"splits.test.metrics.{second}.value", decimals)
+        low, high = (n("metrics.json", f"splits.test.metrics.{second}.interval.{i}", decimals) for i in (0, 1))
         rest = f" The {_name(task, second)} is {value} ({low} to {high})."
     result.sentences.append(
         f"{unseen.format(n('metrics.json', 'splits.test.texts'))} The "
-        f"{_name(task, first)} is {n('metrics.json', f'splits.test.metrics.{first}.value', three)} "
+        f"{_name(task, first)} is {n('metrics.json', f'splits.test.metrics.{first}.value', decimals)} "
         f"(95 % {_interval_name(test['metrics'][first])} {interval}).{rest} "
         f"The {_name(task, first)} of a bag-of-words baseline is "
-        f"{n('metrics.json', f'baseline.bag_of_words.test.{first}', three)}. We used bertsmith "
+        f"{n('metrics.json', f'baseline.bag_of_words.test.{first}', decimals)}. We used bertsmith "
         f"{n('run.json', 'versions.bertsmith', str)}, transformers {n('run.json', 'versions.transformers', str)} "
         f"[@wolf2020transformers] and PyTorch {n('run.json', 'versions.torch', str)}. The training table has the "
         f"SHA-256 fingerprint `{n('run.json', 'data.fingerprint', lambda v: str(v)[:16])}`."
@@ -288,7 +230,7 @@ def _rule(run: Run) -> str:
     if run.task == ORDINAL:
         return " The predicted class is the one with the least expected squared distance from the label, in steps."
     if not run.metrics.get("decision_rule", {}).get("used"):
-        return ""
+        return " A text gets each label whose probability is above one half." if run.task == MULTI_LABEL else ""
     task = get_task(run.task)
     what = "a threshold for each label" if task.name == MULTI_LABEL else "an offset to the logit of each class"
     return f" For the predictions, we used {what}, tuned on held-out texts for the {_name(task, task.primary)}."

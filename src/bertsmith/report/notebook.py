@@ -11,6 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from bertsmith.data.table import REGRESSION
+from bertsmith.data.texts import decimals
 from bertsmith.errors import counted
 from bertsmith.folders.atomic import write_text
 from bertsmith.folders.run import Run
@@ -144,11 +145,11 @@ def run_html(run: Run) -> str:
         test = run.metrics["splits"]["test"]
         head = ("metric", "cross-validated texts" if "by" in test else "test texts", "95 % interval")
         entries = [(title, test["metrics"][name]) for name, (title, _) in task.metric_names.items()]
-        rows = [(title, _number(e["value"]), _interval(e.get("interval"))) for title, e in entries]
+        rows = [(title, decimals(e["value"]), _interval(e.get("interval"))) for title, e in entries]
         after = [f"{counted(test['texts'], 'text')} · {info['model']['name']}", f"report: {run.layout.report}"]
     else:
         head, last = ("validation", "last evaluation"), run.history[-1:]
-        rows = [(task.metric_names[name][0], _number(v)) for e in last for name, v in e["metrics"].items()]
+        rows = [(task.metric_names[name][0], decimals(v)) for e in last for name, v in e["metrics"].items()]
         after = [f"epoch {e['epoch']:g}" for e in last]
     return _card(f"Run {run.path} · {info.get('status')}", head, rows, after)
 
@@ -158,12 +159,12 @@ def study_html(study: Study) -> str:
     info, result = study.info, study.result
     index = int(info["searched"]["objectives"][0] == "latency")  # as in a study of an older version
     best = sorted((t for t in info.get("trials", []) if t["values"]), key=lambda t: -t["values"][index])[:ROWS]
-    rows = [(t["number"], _number(t["values"][index]), _settings(t["settings"])) for t in best]
+    rows = [(t["number"], decimals(t["values"][index]), _settings(t["settings"])) for t in best]
     after = [f"{counted(len(info.get('trials', [])), 'trial')}; the score is from the validation texts"]
     if result is not None:
         test = result["test"]
         after.append(
-            f"winner: trial {result['trial']}, {_number(test['value'])} on test, {_interval(test['interval'])}"
+            f"winner: trial {result['trial']}, {decimals(test['value'])} on test, {_interval(test['interval'])}"
         )
         after += [str(result["verdict"]), f"report: {study.report}"]
     return _card(f"Study {study.path}", ("trial", "score", "settings"), rows, after)
@@ -201,12 +202,8 @@ def _card(title: str, head: Sequence[str], rows: Iterable[Sequence[Any]], after:
     )
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.3f}"
-
-
 def _interval(interval: Sequence[float] | None) -> str:
-    return f"{interval[0]:,.3f} to {interval[1]:,.3f}" if interval else "–"
+    return " to ".join(map(decimals, interval)) if interval else "–"
 
 
 def _settings(settings: dict[str, Any]) -> str:

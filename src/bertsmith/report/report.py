@@ -16,6 +16,7 @@ from markupsafe import Markup
 from bertsmith.data.findings import Findings, label_count
 from bertsmith.data.table import MULTI_LABEL, ORDINAL, REGRESSION
 from bertsmith.data.template import flat_texts
+from bertsmith.data.texts import decimals
 from bertsmith.errors import counted, lower_first
 from bertsmith.folders.atomic import write_text
 from bertsmith.folders.run import Run
@@ -45,7 +46,9 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    result.filters["number"] = lambda value, digits=3: "–" if value is None else f"{value:,.{digits}f}"
+    result.filters["number"] = lambda value, digits=None: (
+        decimals(value) if None in (value, digits) else f"{value:,.{digits}f}"
+    )
     result.filters["integer"] = lambda value: f"{value:,}"
     result.filters["counted"] = counted
     result.filters["lower_first"] = lower_first
@@ -262,6 +265,7 @@ def curves(history: list[dict[str, Any]], best: float | None, task: Task) -> lis
         line("validation loss", "c2", [e["validation_loss"] for e in history]),
     ]
     measured = sorted(history[0]["metrics"], key=lambda name: name != task.primary)
+    measured = measured[:1] if task.name == REGRESSION else measured  # an error has another unit than R²
     scores = [
         line(f"validation {lower_first(task.metric_names[name][0])}", css, [e["metrics"][name] for e in history])
         for name, css in zip(measured, ("c1", "c2"), strict=False)

@@ -19,6 +19,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from bertsmith import __version__
+from bertsmith.data.table import REGRESSION
 from bertsmith.data.template import Template, segments
 from bertsmith.errors import UserError
 from bertsmith.inference.predictor import ModelPredictor
@@ -312,7 +313,7 @@ def _rank(logits: np.ndarray, classifier: ModelPredictor, parameters: Parameters
         RequestError: if the function does not apply to the numbers that the model predicts.
     """
     has_top_k, function = "top_k" in parameters.model_fields_set, parameters.function_to_apply
-    if function in ("softmax", "sigmoid") and len(classifier.labels) == 1:
+    if function in ("softmax", "sigmoid") and classifier.task.name == REGRESSION:
         what = f"parameters.function_to_apply: the model predicts a number, to which {function} does not apply"
         raise RequestError(422, what, "Leave the parameter out.")
     scores = apply_function(logits, function) if function else classifier.task.scores(logits)

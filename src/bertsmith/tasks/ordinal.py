@@ -16,6 +16,8 @@ from bertsmith.tasks.base import Names, Task
 from bertsmith.tasks.single_label import SingleLabel
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from bertsmith.data.template import Text
     from bertsmith.evaluation.baseline import Baseline
 
@@ -116,6 +118,16 @@ class Ordinal(SingleLabel):
         if after < before:
             rule = replace(rule, stretch=fit_stretch(scores, temperature))
         return Decision(np.zeros(scores.shape[1]), False, 0.0, float("nan")), rule
+
+    def mistakes(self, predictions: pd.DataFrame) -> pd.DataFrame:
+        """Return the wrong rows of saved predictions: those with the most steps to the label first, then by confidence.
+
+        Steps count the classes that occur among labels and predictions.
+        """
+        wrong = super().mistakes(predictions)
+        levels = np.unique(predictions[["label", "predicted"]])
+        labels, predicted = (np.searchsorted(levels, wrong[name]) for name in ("label", "predicted"))
+        return wrong.iloc[np.argsort(-abs(labels - predicted), kind="stable")]
 
     def naive_baseline(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
         """Return the class with the least expected distance if texts are ignored, and the class shares."""

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from bertsmith.training.losses import Loss
 
 
+SAME_NUMBER = 0.1
+"""Largest difference of equal predictions of two precisions, in standard deviations: 1 % of the variance at most."""
+
+
 @dataclass(frozen=True, repr=False)
 class RegressionTask(Task):
     """A number per text: one output, trained on standardised targets by squared error.
@@ -45,7 +49,7 @@ class RegressionTask(Task):
     truth_column, predicted_column = "label", "predicted"
     described = "model that predicts a number for a text"
     score_name, unit_name = "predicted value", " standard deviations"
-    same_name = "get the same value (within 0.01 standard deviations)"
+    same_name = f"get the same value (within {SAME_NUMBER:g} standard deviations)"
     metric_names: ClassVar[Names] = {
         "r2": (
             "R²",
@@ -105,8 +109,8 @@ class RegressionTask(Task):
         return result
 
     def is_same(self, first: np.ndarray, second: np.ndarray, tie: float = 0.0) -> np.ndarray:
-        """Return whether two numbers differ by at most 1 % of the spread of the first ones, bool, shape (n,)."""
-        result: np.ndarray = abs(first - second)[:, 0] <= 0.01 * self.unit(first)
+        """Return whether two numbers differ by at most `SAME_NUMBER` units of the first ones, bool, shape (n,)."""
+        result: np.ndarray = abs(first - second)[:, 0] <= SAME_NUMBER * self.unit(first)
         return result
 
     def unit(self, scores: np.ndarray) -> float:

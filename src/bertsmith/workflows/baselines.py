@@ -17,7 +17,7 @@ from bertsmith.model.tokenizer import encoder_for
 from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
-from bertsmith.workflows.prepare import MAX_EMBEDDED_TEXTS, embed, sample_balanced
+from bertsmith.workflows.prepare import MAX_EMBEDDED_TEXTS, embed, sample_texts
 from bertsmith.workflows.score import CrossValidation
 
 MAX_COUNTED_TEXTS = 50_000
@@ -68,7 +68,7 @@ class FrozenEmbeddings:
         most = len(tables["train"]) if is_model else MAX_EMBEDDED_TEXTS
         n_test = 0 if is_model else MAX_EMBEDDED_TEXTS
         test = np.sort(np.random.default_rng(seed).permutation(len(tables["test"]))[:n_test])
-        rows = {"train": sample_balanced(tables["train"].codes, most, seed=seed), "test": test}
+        rows = {"train": sample_texts(tables["train"].codes, most, task=task, seed=seed), "test": test}
         chosen = {name: tokens[name].take(positions) for name, positions in rows.items() if len(positions)}
         start = time.perf_counter()
         embeddings = {name: embed(loaded, some) for name, some in chosen.items()}
@@ -154,7 +154,7 @@ def baselines(
     bag_scores, regression_scores = np.empty((len(test), n_labels)), np.empty((len(rows), n_labels))
     for inside, outside in rounds:
         counted = np.flatnonzero(inside)
-        counted = counted[sample_balanced(train.codes[counted], MAX_COUNTED_TEXTS, seed=seed)]
+        counted = counted[sample_texts(train.codes[counted], MAX_COUNTED_TEXTS, task=task, seed=seed)]
         bag = task.bag_of_words(
             [texts["train"][int(i)] for i in counted],
             train.targets[counted],

@@ -26,7 +26,7 @@ from bertsmith.workflows.prepare import (
     embed,
     initialize_head,
     prepare_inputs,
-    sample_balanced,
+    sample_texts,
 )
 
 
@@ -53,7 +53,7 @@ def fit_in_memory(table: Table, config: Config) -> Classifier:
     rows = np.flatnonzero(data.frame["split"] == "train")
     if loaded.mean_pooling:
         most = len(rows) if config.effort == "quick" else MAX_EMBEDDED_TEXTS
-        chosen = rows[sample_balanced(data.codes[rows], most, seed=config.seed)]
+        chosen = rows[sample_texts(data.codes[rows], most, task=task, seed=config.seed)]
         embeddings = embed(loaded, inputs.tokens.take(chosen))
         initialize_head(loaded, task.fit_head(embeddings, data.targets[chosen], len(data.labels)))
     recipe = choose_recipe(config, task, loaded, inputs.train, validates=not few)

@@ -15,7 +15,7 @@ from bertsmith.compute.device import choose_device, describe_device
 from bertsmith.config import Config
 from bertsmith.data.clean import Cleaned
 from bertsmith.data.inspect import choose_max_length, inspect
-from bertsmith.data.table import SPLITS, Labels, Table
+from bertsmith.data.table import SINGLE_LABEL, SPLITS, Labels, Table
 from bertsmith.data.template import Template, Text, flat, texts_of
 from bertsmith.errors import ConfigError
 from bertsmith.evaluation.baseline import LinearModel
@@ -259,15 +259,21 @@ def initialize_head(loaded: Loaded, regression: LinearModel | None) -> None:
         pooling.set_head(loaded.model, regression.weight, regression.bias)
 
 
-def sample_balanced(codes: np.ndarray, size: int, *, seed: int) -> np.ndarray:
-    """Sample texts with classes as balanced as possible, and return their positions in ascending order.
+def sample_texts(codes: np.ndarray, size: int, *, task: Task, seed: int) -> np.ndarray:
+    """Sample texts, and return their positions in ascending order.
+
+    For a single label, classes are as balanced as possible, because macro-F1 weights them equally. For other tasks, the
+    sample is random, because thresholds, calibration and means depend on the distribution of the labels.
 
     Args:
-        codes: class index, or other code of the labels, of each text, shape (n,).
+        codes: code of the labels of each text, shape (n,).
         size: number of texts; all texts if n is smaller.
+        task: the kind of label.
         seed: seed of the sample.
     """
     order = np.random.default_rng(seed).permutation(len(codes))
+    if task.name != SINGLE_LABEL:
+        return np.sort(order[:size])
     in_class = pd.Series(codes[order]).groupby(codes[order]).cumcount().to_numpy()
     result: np.ndarray = np.sort(order[np.argsort(in_class, kind="stable")[:size]])
     return result
@@ -312,7 +318,7 @@ def choose_recipe(
         dropout=loaded.dropout,
         fitted=loaded.mean_pooling,
         may_be_contrastive=may_be_contrastive
-        and task.name == "single-label"
+        and task.name == SINGLE_LABEL
         and config.imbalance in ("auto", "none")
         and not config.consistency,
         validates=validates,

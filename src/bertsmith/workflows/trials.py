@@ -32,7 +32,7 @@ from bertsmith.workflows.prepare import (
     embed,
     initialize_head,
     prepare_model,
-    sample_balanced,
+    sample_texts,
 )
 
 LATENCY_TEXTS, LATENCY_WARMUP = 50, 5
@@ -93,7 +93,7 @@ class TrialData:
             key = (config.model, loaded.max_length)
             if key not in self._embeddings:
                 codes = np.concatenate([self.train.codes, self.validation.codes])
-                rows = sample_balanced(codes, MAX_EMBEDDED_TEXTS, seed=config.seed)
+                rows = sample_texts(codes, MAX_EMBEDDED_TEXTS, task=task, seed=config.seed)
                 self._embeddings[key] = (rows, embed(loaded, tokens.take(rows)))
             rows, embeddings = self._embeddings[key]
             inside, classes = train[rows], len(self.train.labels)
