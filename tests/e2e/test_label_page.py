@@ -67,7 +67,7 @@ def test_two_coders_label_100_texts_with_the_keyboard(project, tmp_path):
                 tab.screenshot(shots / "desktop-label.png")
                 found = tab.accessible()
                 assert {("button", label) for label in (*LABELS, "Unsure", "Skip", "Undo", "Settle")} <= found
-                assert {("textbox", "Note"), ("group", "Labels"), ("heading", "project")} <= found
+                assert {("button", "ann"), ("textbox", "Note"), ("group", "Labels"), ("heading", "project")} <= found
                 assert all(label for role, label in found if role in ("button", "textbox", "progressbar", "group"))
             for i in range(TEXTS):
                 if i == 3:
@@ -85,6 +85,11 @@ def test_two_coders_label_100_texts_with_the_keyboard(project, tmp_path):
                     press(tab, "z")
                     press(tab, "3")
             assert tab.js("current") is None
+        tab.js("document.getElementById('me').click()")
+        tab.type("ANN")
+        tab.key("Enter")
+        tab.until("coder === 'ann'")  # she decided about all texts
+        assert tab.js("current") is None
         tab.key("p")
         tab.until("document.querySelectorAll('#overview tr').length > 5")
         tab.screenshot(shots / "desktop-progress.png")

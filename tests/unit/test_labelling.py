@@ -506,9 +506,14 @@ def test_two_coders_label_over_the_page_and_disagreements_are_settled(page, proj
 
 
 def test_a_coder_has_one_name(page, project):
-    for name, text in (("Anna ", 1), ("Anna", 2)):
-        assert page[0].post("/decide", json={"coder": name, "text": text, "status": "skipped"}).status_code == 200
+    for name, text in (("Anna ", 1), ("Anna", 2), ("ANNA", 3)):
+        answer = page[0].post("/decide", json={"coder": name, "text": text, "status": "skipped"}).json()
+        assert answer["coder"] == "Anna"
     assert {decision.coder for decision in project.decisions} == {"Anna"}
+    assert page[0].post("/next", json={"coder": "anna"}).json()["text"]["id"] == 4
+    assert page[0].post("/undo", json={"coder": "anna"}).json()["text"]["id"] == 3
+    project.decide(Decision(4, "ANNA", "skipped"))  # an older version saved two spellings
+    assert page[0].post("/next", json={"coder": "ANNA"}).json()["coder"] == "ANNA"
 
 
 def test_suggestions_are_not_shown_for_random_texts(tmp_path):

@@ -39,7 +39,7 @@ def label(
         typer.Option(help="Kind of label of a new project, by default single-label."),
     ] = None,
     coder: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Name of the coder; by default, the coder enters it on the page.")
+        str | None, typer.Option(metavar="NAME", help="Name that the page proposes to the coder.")
     ] = None,
     number: Number = 100,
     random_share: RandomShare = 0.2,

@@ -100,7 +100,7 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
     Args:
         project: the project.
         rounds: chooses texts and trains in the background.
-        coder: the name that the page begins with.
+        coder: the name that the page proposes.
         token: token that requests must send; ``None`` allows requests from this machine only.
     """
     app = FastAPI(title="bertsmith label", docs_url=None, redoc_url=None, openapi_url=None)
@@ -115,7 +115,7 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
         if text is not None:
             suggestion = None if text.random else text.suggestion
             shown = {"id": text.id, "text": text.text, "pair": text.pair, "suggestion": suggestion}
-        return {"text": shown, "progress": progress, "rounds": rounds.state()}
+        return {"coder": name, "text": shown, "progress": progress, "rounds": rounds.state()}
 
     @app.get("/", response_class=HTMLResponse)
     def index() -> HTMLResponse:
@@ -137,12 +137,13 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
     @app.post("/next")
     def next_text(body: CoderBody) -> dict[str, Any]:
         """Return the next text of a coder."""
-        return answer(body.coder, project.next_text(body.coder))
+        name = project.coder(body.coder)
+        return answer(name, project.next_text(name))
 
     @app.post("/decide")
     def decide(body: DecisionBody) -> dict[str, Any]:
         """Record a decision, and return the next text."""
-        name = body.coder or SETTLER
+        name = SETTLER if body.coder is None else project.coder(body.coder)
         labels = tuple(dict.fromkeys(body.labels))
         project.decide(Decision(body.text, name, body.status, labels, body.note.strip(), body.seconds))
         return {} if body.coder is None else answer(name, project.next_text(name))
@@ -150,7 +151,8 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
     @app.post("/undo")
     def undo(body: CoderBody) -> dict[str, Any]:
         """Undo the last decision of a coder, and return its text."""
-        return answer(body.coder, project.undo(body.coder) or project.next_text(body.coder))
+        name = project.coder(body.coder)
+        return answer(name, project.undo(name) or project.next_text(name))
 
     @app.post("/codebook")
     def write_codebook(body: CodebookBody) -> dict[str, Any]:
