@@ -83,6 +83,10 @@ def test_two_coders_label_100_texts_with_the_keyboard(project, tmp_path):
                     press(tab, str(1 + (i + (name == "ben" and i % 10 == 0)) % 3))
                 if i == 7:
                     press(tab, "z")
+                    number = tab.js("current.id")
+                    for key in ("2", "z"):  # undo before the answer
+                        tab.js(f"document.body.dispatchEvent(new KeyboardEvent('keydown', {{key: '{key}', bubbles: true}}))")
+                    tab.until(f"!pending && current.id === {number}")
                     press(tab, "3")
             assert tab.js("current") is None
         tab.js("document.getElementById('me').click()")
@@ -96,6 +100,11 @@ def test_two_coders_label_100_texts_with_the_keyboard(project, tmp_path):
         tab.key("d")
         tab.until("cases.length === 11")
         tab.screenshot(shots / "desktop-settle.png")
+        tab.key("3")
+        tab.key("z")  # before the answer
+        tab.until("!pending && cases.length === 11")
+        tab.js("document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '3', repeat: true, bubbles: true}))")
+        assert tab.js("pending") is None
         tab.key("3")
         tab.until("cases.length === 10")
         tab.key("c")

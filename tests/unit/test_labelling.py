@@ -497,6 +497,9 @@ def test_two_coders_label_over_the_page_and_disagreements_are_settled(page, proj
     settled = {"coder": None, "text": case["text"]["id"], "status": "labelled", "labels": ["so so"]}
     assert client.post("/decide", json=settled).status_code == 200
     assert client.get("/disputed").json() == []
+    assert client.post("/undo", json={"coder": None}).json() == {}
+    assert client.get("/disputed").json() == [case]
+    assert client.post("/decide", json=settled).status_code == 200
     overview = client.get("/overview").json()
     assert overview["counts"] == {"bad": 0, "good": 1, "so so": 1}
     assert overview["agreement"]["alpha"]["texts"] == 2

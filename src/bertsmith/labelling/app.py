@@ -69,10 +69,15 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class DecisionBody(_Body):
-    """A decision of a coder. A decision without a coder settles a disagreement."""
+class UndoBody(_Body):
+    """The coder of the decision to undo; ``None`` for a settlement."""
 
     coder: Name | None
+
+
+class DecisionBody(UndoBody):
+    """A decision of a coder. A decision without a coder settles a disagreement."""
+
     text: int = Field(ge=0, lt=2**63)
     status: Literal["labelled", "unsure", "skipped"]
     labels: list[str] = Field([], max_length=1000)
@@ -105,6 +110,9 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
     """
     app = FastAPI(title="bertsmith label", docs_url=None, redoc_url=None, openapi_url=None)
     page = importlib.resources.files("bertsmith.labelling").joinpath("page.html").read_text(encoding="utf-8")
+
+    def coder_of(body: UndoBody) -> str:
+        return SETTLER if body.coder is None else project.coder(body.coder)
 
     def answer(name: str, text: Queued | None) -> dict[str, Any]:
         """Return the text to label, without what could bias a coder: reason, and suggestion of a random text."""
@@ -143,16 +151,17 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
     @app.post("/decide")
     def decide(body: DecisionBody) -> dict[str, Any]:
         """Record a decision, and return the next text."""
-        name = SETTLER if body.coder is None else project.coder(body.coder)
+        name = coder_of(body)
         labels = tuple(dict.fromkeys(body.labels))
         project.decide(Decision(body.text, name, body.status, labels, body.note.strip(), body.seconds))
         return {} if body.coder is None else answer(name, project.next_text(name))
 
     @app.post("/undo")
-    def undo(body: CoderBody) -> dict[str, Any]:
-        """Undo the last decision of a coder, and return its text."""
-        name = project.coder(body.coder)
-        return answer(name, project.undo(name) or project.next_text(name))
+    def undo(body: UndoBody) -> dict[str, Any]:
+        """Undo the last decision of a coder and return its text, or undo the last settlement."""
+        name = coder_of(body)
+        text = project.undo(name)
+        return {} if body.coder is None else answer(name, text or project.next_text(name))
 
     @app.post("/codebook")
     def write_codebook(body: CodebookBody) -> dict[str, Any]:

@@ -269,7 +269,7 @@ class Project:
                 raise DataError(
                     f"the decision about text {decision.text} does not fit the project: {wrong}",
                     where=str(self.file),
-                    remedy="Reload the page, and decide again.",
+                    remedy="Reload the page, which shows what is left to decide.",
                 )
             database.execute(
                 "INSERT INTO decisions (text, coder, status, labels, note, seconds, time) VALUES (?, ?, ?, ?, ?, ?, ?)",
