@@ -83,10 +83,18 @@ def test_two_coders_label_100_texts_with_the_keyboard(project, tmp_path):
                     press(tab, str(1 + (i + (name == "ben" and i % 10 == 0)) % 3))
                 if i == 7:
                     press(tab, "z")
+                    tab.js("document.getElementById('note').value = 'kept'")
+                    tab.key("c")
+                    tab.until("!document.getElementById('codebook').hidden")
+                    tab.js("current.text = 'another answer'")
+                    tab.key("l")
+                    tab.until("current.text !== 'another answer'")
+                    assert tab.js("document.getElementById('note').value") == "kept"
                     number = tab.js("current.id")
                     for key in ("2", "z"):  # undo before the answer
                         tab.js(f"document.body.dispatchEvent(new KeyboardEvent('keydown', {{key: '{key}', bubbles: true}}))")
                     tab.until(f"!pending && current.id === {number}")
+                    assert tab.js("document.getElementById('note').value") == ""
                     press(tab, "3")
             assert tab.js("current") is None
         tab.js("document.getElementById('me').click()")
