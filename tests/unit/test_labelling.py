@@ -538,6 +538,7 @@ def test_the_page_asks_for_the_next_round_before_the_queue_ends(page, project):
     rounds.thread.join()
     assert rounds.asked == 1
     assert project.rows[-1] == 101
+    assert client.get("/rounds").json() == rounds.state()
 
 
 def test_the_codebook_adds_labels_for_everybody(page, project):

@@ -187,6 +187,11 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
         """Return agreement, label counts, and the expected gain of more labels."""
         return {**Snapshot.of(project).overview(), "estimate": project.setting("estimate"), "rounds": rounds.state()}
 
+    @app.get("/rounds")
+    def state() -> dict[str, Any]:
+        """Return the state of the background work."""
+        return rounds.state()
+
     @app.post("/{work}")
     def begin(work: Literal["choose", "train"]) -> dict[str, Any]:
         """Choose the next texts, or train on the labels, in the background."""
