@@ -176,7 +176,7 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
             {
                 "text": {"id": text.id, "text": text.text, "pair": text.pair},
                 "decisions": [
-                    {"coder": d.coder, "status": d.status, "labels": d.labels, "note": d.note} for d in some.values()
+                    {"coder": d.coder, "status": d.status, "labels": d.labels, "note": d.note} for d in some
                 ],
             }
             for text, some in Snapshot.of(project).disputed

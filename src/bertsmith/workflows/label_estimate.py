@@ -21,7 +21,7 @@ from bertsmith.workflows.label_model import head_features, training_data
 MORE = 300
 """Number of further labels that an estimate considers."""
 FEWEST_RANDOM, FEWEST_SHARED = 30, 30
-"""Fewest random texts for a score, and fewest texts with two coders for a ceiling."""
+"""Fewest random texts for a score, and fewest random texts with two coders for a ceiling."""
 
 
 def estimate_project(project: Project, config: Config, more: int = MORE) -> Estimate:
@@ -37,7 +37,12 @@ def estimate_project(project: Project, config: Config, more: int = MORE) -> Esti
     labelled = [each for each in snapshot.labelled if each.labels is not None]
     rows, targets = training_data(snapshot)
     seconds = [d.seconds for d in snapshot.decisions if 0 < d.seconds < PAUSE]
-    agreement = snapshot.agreement.ceiling
+    sample = snapshot.random_part
+    agreement, is_settled = sample.agreement.ceiling, all(each.labels is not None for each in sample.labelled)
+    ceiling = None
+    # The accuracy is of texts without ties, which would be too high if there were ties.
+    if agreement.value is not None and agreement.interval and agreement.texts >= FEWEST_SHARED and is_settled:
+        ceiling = agreement.value, agreement.interval[1]
     found = estimate_gain(
         pool.read(rows),
         targets,
@@ -47,7 +52,7 @@ def estimate_project(project: Project, config: Config, more: int = MORE) -> Esti
         more,
         seed=config.seed,
         hours=float(np.median(seconds)) * more / 3600 if seconds else None,
-        ceiling=agreement.value if agreement.texts >= FEWEST_SHARED else None,
+        ceiling=ceiling,
     )
     project.set_setting("estimate", found.to_dict())
     return found
@@ -63,7 +68,7 @@ def estimate_gain(
     *,
     seed: int,
     hours: float | None = None,
-    ceiling: float | None = None,
+    ceiling: tuple[float, float] | None = None,
 ) -> Estimate:
     """Estimate the gain of more labels.
 
@@ -76,7 +81,7 @@ def estimate_gain(
         more: number of further labels.
         seed: of folds and resamples.
         hours: time for these labels.
-        ceiling: share of texts to which two coders gave the same labels.
+        ceiling: share of random texts to which two coders gave the same labels, and its upper bound.
     """
     n, features = len(targets), head_features(embeddings)
     estimate = Estimate(n, more, hours=hours, ceiling=ceiling, metric=task.primary_name, random=int(random.sum()))
