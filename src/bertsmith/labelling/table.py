@@ -151,13 +151,15 @@ class Snapshot:
     def records(self) -> list[dict[str, Any]]:
         """Return one record per labelled text, with the columns that `train` and `measure` read.
 
-        The split is test for random texts and train for the others, because chosen texts do not represent the pool.
+        The split is test for random texts and train for the others, because chosen texts do not represent the pool. If
+        only random texts have a label, the split of all records is train, and `train` holds out some of them.
         Random texts that nobody labelled have an empty label: without these records, `measure` could not see that the
         others are no random sample. With several labels per text, records without a label and ties are left out,
         because an empty cell means none of the labels.
         """
         numbers = {label: i for i, label in enumerate(self.labels, start=1)}
         records, inclusion = [], self.inclusion
+        held_out = "train" if all(each.text.random or each.labels is None for each in self.labelled) else "test"
         for each in sorted([*self.labelled, *self.without_label], key=lambda each: each.text.id):
             if each.labels is None and self.task == MULTI_LABEL:
                 continue
@@ -170,7 +172,7 @@ class Snapshot:
                 record["Label"] = numbers[given[0]] if given else ""
             record |= {
                 "Label Text": SEPARATOR.join(given),
-                "split": "test" if text.random else "train",
+                "split": held_out if text.random else "train",
                 RANDOM: str(text.row in inclusion).lower(),
                 INCLUSION: inclusion.get(text.row, ""),
                 "reason": text.reason,
@@ -198,7 +200,7 @@ def export(project: Project, path: Path | None = None) -> int:
     writer.writeheader()
     writer.writerows(records)
     write_text(path or project.path / TABLE, content.getvalue())
-    return sum(record["decided_by"] not in (UNSURE, SKIPPED) for record in records)
+    return sum(record["decided_by"] not in (TIE, UNSURE, SKIPPED) for record in records)
 
 
 def _is_disputed(decisions: Sequence[Decision]) -> bool:
