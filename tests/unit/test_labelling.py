@@ -368,7 +368,7 @@ def test_the_table_has_the_labels_that_count_and_how_they_were_decided(project):
         for label in labels:
             decide(project, coder, label)
     project.decide(Decision(4, SETTLER, "labelled", ("so so",)))
-    assert export(project) == 4
+    assert export(project) == 3
     table = pd.read_csv(project.path / "labels.csv")
     assert table["Label Text"].fillna("").tolist() == ["good", "bad", "", "so so"]
     assert table["decided_by"].tolist() == ["agreed", "majority", "tie", "settled"]
@@ -391,6 +391,15 @@ def test_columns_of_the_pool_keep_their_cells_under_another_name(project):
     assert {name: record.get(f"pool {name}", record.get(name)) for name in columns} == columns
     cells = Chosen(project.texts[-1:], {}, 40).cells()
     assert (cells["row"], cells["pool row"], cells["pool Random"]) == ([50], ["id 7"], ["never"])
+
+
+def test_random_texts_alone_are_training_texts(project):
+    for _ in range(2):
+        decide(project, "ann", "good")
+    decide(project, "ann", status="skipped")
+    assert [record["split"] for record in Snapshot.of(project).records()] == ["train", "train"]
+    decide(project, "ann", "bad")
+    assert [record["split"] for record in Snapshot.of(project).records()] == ["test", "test", "train"]
 
 
 def test_random_texts_without_a_label_stay_in_the_table(project):
@@ -670,7 +679,32 @@ def test_training_runs_in_a_child_process_and_reports_its_end(project):
     assert state["exit_code"] == 2
     assert not state["training"]
     assert "--no-such-flag" in " ".join(state["lines"])
-    assert (project.path / "labels.csv").is_file()
+    assert (project.path / "runs" / "001.csv").is_file()
+    assert rounds.close() == []
+
+
+def test_a_stopped_training_resumes_on_its_own_table(project, monkeypatch):
+    start, commands = subprocess.Popen, []
+
+    def sleep(command, **options):
+        commands.append(command[3:])
+        return start([command[0], "-c", "import time; time.sleep(60)"], **options)
+
+    monkeypatch.setattr(subprocess, "Popen", sleep)
+    (project.path / "runs" / "007").mkdir(parents=True)
+    decide(project, "ann", "good")
+    rounds = Rounds(project, lambda observe: 0)
+    rounds.train()
+    table = project.path / "runs" / "008.csv"
+    before = table.read_bytes()
+    decide(project, "ann", "bad")
+    resume = rounds.close()
+    assert export(project) == 2
+    assert resume == [*commands[0], "--resume"]
+    assert resume[1:4] == [str(table), "-o", str(project.path / "runs" / "008")]
+    assert table.read_bytes() == before
+    (project.path / "runs" / "008").mkdir()  # the stand-in made none
+    assert rounds.next_run() == project.path / "runs" / "009"
 
 
 def test_output_of_a_training_in_another_encoding_is_shown(project, monkeypatch):

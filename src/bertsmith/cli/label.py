@@ -120,7 +120,6 @@ def _serve(
     from bertsmith.labelling.store import TABLE
     from bertsmith.labelling.table import export
     from bertsmith.serving.server import address_of, listen, run_app
-    from bertsmith.workflows.label_rounds import train_arguments
 
     err = stderr_console()
     with handle_signals() as signals, contextlib.closing(listen(host, port)) as listening:
@@ -133,15 +132,19 @@ def _serve(
         try:
             run_app(create_app(project, rounds, coder=coder, token=token), listening, signals)
         finally:
-            rounds.close()
+            resume = rounds.close()
     n = export(project)
     table = project.path / TABLE
     err.print(f"{counted(n, 'labelled text')} written to {table}", markup=False)
+    if resume:
+        err.print(f"training stopped; to resume: {_as_typed(resume)}", markup=False)
     if n:
-        arguments = train_arguments(table, project.path / "runs" / "001", project.task) + list(rounds.train_flags)
-        # Double quotes, which all shells understand.
-        command = " ".join(f'"{part}"' if {" ", ";"} & {*part} else part for part in arguments)
-        stdout_console().print(f"bertsmith {command}", markup=False)
+        stdout_console().print(_as_typed(rounds.train_command(table, rounds.next_run())), markup=False)
+
+
+def _as_typed(arguments: list[str]) -> str:
+    """Return a command for a shell, with double quotes, which all shells understand."""
+    return " ".join(f'"{part}"' if {" ", ";"} & {*part} else part for part in ["bertsmith", *arguments])
 
 
 def _is_local(host: str) -> bool:
