@@ -26,9 +26,10 @@ from bertsmith.data.read import read_table
 from bertsmith.errors import ConfigError, DataError, RunFolderError
 from bertsmith.evaluation.agreement import alpha, kappa, measure_agreement
 from bertsmith.labelling.app import MAX_BODY, create_app
-from bertsmith.labelling.pool import EmptyPoolError
+from bertsmith.labelling.pool import EmptyPoolError, PoolFile
 from bertsmith.labelling.store import FILE, SETTLER, Decision, Project, Queued
 from bertsmith.labelling.table import Snapshot, export
+from bertsmith.load_config import resolve
 from bertsmith.measuring.design import read_design, was_drawn
 from bertsmith.workflows.label_next import Chosen, choose_texts
 from bertsmith.workflows.label_rounds import Rounds, train_arguments
@@ -747,6 +748,12 @@ def test_an_internal_error_of_a_choice_is_reported_with_its_traceback(project):
 
 
 def test_training_uses_the_checkpoint_of_the_project(project):
-    project.set_setting("model", "another")
-    flags = _train_flags(project, Config())
-    assert flags[flags.index("--model") + 1] == "another"
+    PoolFile(project.path, "another", 2)
+    for config in (Config(), resolve({"model": "another"}, api=True)):
+        flags = _train_flags(project, config)
+        assert flags[flags.index("--model") + 1] == "another"
+    chosen = resolve({"model": "third"}, api=True)
+    with pytest.raises(RunFolderError):
+        _train_flags(project, chosen)
+    (project.path / "embeddings.json").unlink()
+    assert "third" in _train_flags(project, chosen)

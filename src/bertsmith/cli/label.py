@@ -156,7 +156,7 @@ def _is_local(host: str) -> bool:
 
 def _train_flags(project: Project, settings: Config) -> tuple[str, ...]:
     """Return the flags that train on the labels: the checkpoint of the project, and the device."""
-    from bertsmith.workflows.label_model import embedding_model
+    from bertsmith.workflows.label_model import project_model
 
     threads = () if settings.threads is None else ("--threads", str(settings.threads))
-    return ("--model", project.setting("model") or embedding_model(settings), "--device", settings.device, *threads)
+    return ("--model", project_model(project.path, settings), "--device", settings.device, *threads)
