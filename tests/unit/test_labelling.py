@@ -660,10 +660,13 @@ def test_only_an_empty_pool_ends_the_rounds(project):
         raise failed[-1]
 
     rounds = Rounds(project, fail)
-    for exhausted in (False, False, True, True):
+    for exhausted in (False, False, True):
         rounds.choose()
         rounds.thread.join()
         assert rounds.exhausted == exhausted
+    rounds._retry = 0
+    rounds.choose(automatic=True)
+    rounds.thread.join()
     assert failed == errors
 
 
@@ -757,3 +760,32 @@ def test_training_uses_the_checkpoint_of_the_project(project):
         _train_flags(project, chosen)
     (project.path / "embeddings.json").unlink()
     assert "third" in _train_flags(project, chosen)
+
+
+@pytest.mark.parametrize("with_pool", [True, False])
+def test_the_estimate_follows_the_last_labels(cli, project, with_pool, tmp_path, monkeypatch):
+    """The page starts no server: its first request, and a click on the button, come here."""
+    pool = tmp_path / "pool.csv"
+    pool.write_text("text\none\n")
+    labels = []
+
+    def nothing_left(*arguments, **options):
+        raise EmptyPoolError("all is queued")
+
+    def serve(project, rounds, *arguments):
+        for automatic in (True, False, True):
+            decide(project, "ann", "good")
+            rounds.choose(automatic=automatic)
+            rounds.thread.join()
+            assert rounds.exhausted
+            assert rounds.message
+
+    monkeypatch.setattr("bertsmith.workflows.label_next.choose_for_project", nothing_left)
+    monkeypatch.setattr(
+        "bertsmith.workflows.label_estimate.estimate_project",
+        lambda project, settings: labels.append(len(project.decisions)),
+    )
+    monkeypatch.setattr("bertsmith.cli.label._serve", serve)
+    code, _, err = cli("label", *([pool] if with_pool else []), "-o", project.path)
+    assert code == 0, err
+    assert labels == [1, 2]

@@ -15,7 +15,7 @@ from bertsmith.cli.next import READING, Number, PoolArgument, RandomShare
 from bertsmith.cli.options import with_settings
 from bertsmith.cli.terminal import stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, ModelConfig, TrainConfig
-from bertsmith.errors import ConfigError, counted, listing
+from bertsmith.errors import ConfigError, UserError, counted, listing
 from bertsmith.load_config import TOKEN
 from bertsmith.serving.signals import handle_signals
 
@@ -65,6 +65,7 @@ def label(
     Example: bertsmith label pool.csv -o projects/reviews --labels good,bad
     """
     from bertsmith.data.stream import open_stream
+    from bertsmith.labelling.pool import EmptyPoolError
     from bertsmith.labelling.store import Project
     from bertsmith.workflows.label_estimate import estimate_project
     from bertsmith.workflows.label_next import check_suggestions, choose_for_project
@@ -101,16 +102,20 @@ def label(
         stderr_console().print(f"new labels in the project: {listing(added)}", markup=False)
 
     def choose(observe: PredictionListener) -> int:
-        chosen = choose_for_project(
-            project, pool, settings, number, random_share=random_share, suggestions=suggestions, observe=observe
-        )
+        try:
+            if pool is None and settings.sql is None:
+                raise EmptyPoolError("every text in the queue has a decision", remedy="Pass POOL for more texts.")
+            chosen = choose_for_project(
+                project, pool, settings, number, random_share=random_share, suggestions=suggestions, observe=observe
+            )
+        except EmptyPoolError:
+            with contextlib.suppress(UserError):  # without embeddings
+                estimate_project(project, settings)
+            raise
         estimate_project(project, settings)
         return len(chosen.texts)
 
-    rounds = Rounds(project, choose, _train_flags(project, settings))
-    if pool is None and settings.sql is None:
-        rounds.exhausted, rounds.message = True, "Every text in the queue has a decision. Pass POOL for more texts."
-    _serve(project, rounds, coder, token, host, port, browser)
+    _serve(project, Rounds(project, choose, _train_flags(project, settings)), coder, token, host, port, browser)
 
 
 def _serve(

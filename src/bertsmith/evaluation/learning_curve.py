@@ -173,6 +173,8 @@ def learning_curve(n: int, predict: Predict, score: Score, *, seed: int) -> Curv
 
 def decide(estimate: Estimate) -> tuple[bool, str]:
     """Return whether the labels are enough, and why."""
+    if not estimate.more:
+        return True, "every text of the pool has a label"
     if estimate.most is None:
         few = estimate.labels < FEWEST
         return False, f"an estimate needs {f'at least {FEWEST} labelled texts' if few else 'more texts of rare labels'}"

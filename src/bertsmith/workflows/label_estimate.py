@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 from bertsmith.config import Config
 from bertsmith.evaluation.intervals import LEVEL
 from bertsmith.evaluation.learning_curve import Estimate, decide, learning_curve
-from bertsmith.labelling.pool import PoolFile, read_about
+from bertsmith.labelling.pool import EMPTY, PoolFile, read_about
 from bertsmith.labelling.store import PAUSE, Project
 from bertsmith.labelling.table import Snapshot
 from bertsmith.tasks.base import Task
@@ -30,12 +30,13 @@ def estimate_project(project: Project, config: Config, more: int = MORE) -> Esti
     Args:
         project: a project whose pool is embedded.
         config: the seed.
-        more: number of further labels.
+        more: number of further labels, at most those that the pool has.
     """
     snapshot = Snapshot.of(project)
     pool = PoolFile(project.path, *read_about(project.path))
     labelled = [each for each in snapshot.labelled if each.labels is not None]
     rows, targets = training_data(snapshot)
+    more = min(more, max(int((pool.hashes != EMPTY).sum()) - len(labelled), 0))
     seconds = [d.seconds for d in snapshot.decisions if 0 < d.seconds < PAUSE]
     sample = snapshot.random_part
     agreement, is_settled = sample.agreement.ceiling, all(each.labels is not None for each in sample.labelled)
@@ -97,7 +98,7 @@ def estimate_gain(
         return task.resampled(drawn, targets, scores)[task.primary]
 
     with threadpool_limits(1):  # many small fits: one thread is faster than several
-        curve = learning_curve(n, predict, score, seed=seed)
+        curve = learning_curve(n, predict, score, seed=seed) if more else None
     if curve is not None:
         gain = curve.gain(n, more, seed=seed)
         estimate = replace(estimate, gain=gain.value, low=gain.low, high=gain.high, most=gain.most)

@@ -54,14 +54,14 @@ class Rounds:
         return self.thread is not None and self.thread.is_alive()
 
     def choose(self, *, automatic: bool = False) -> None:
-        """Choose the next texts in the background, unless a choice is running or the pool is exhausted.
+        """Choose the next texts in the background, unless a choice is running.
 
         Args:
-            automatic: no user asked. A failed choice is then not repeated for `RETRY_SECONDS`: the page asks after each
-                decision, and the error may last.
+            automatic: no user asked. Then nothing is chosen from an exhausted pool, or within `RETRY_SECONDS` after a
+                failed choice: the page asks after each decision, and the error may last.
         """
         with self.lock:
-            if self.is_choosing or self.exhausted or (automatic and time.monotonic() < self._retry):
+            if self.is_choosing or (automatic and (self.exhausted or time.monotonic() < self._retry)):
                 return
             self.message, self.rows_read, self.n_rows = "", 0, 0
             self.thread = threading.Thread(target=self._run, daemon=True)
