@@ -20,6 +20,7 @@ from bertsmith.report.methods import REFERENCES, write_methods
 from bertsmith.testing import tiny_table
 from bertsmith.workflows.cross_validation import choose_folds
 from bertsmith.workflows.pack import pack_run
+from bertsmith.workflows.score import stored_groups
 from bertsmith.workflows.verify import _check_metrics, _check_texts, _retrain, verify_run
 
 
@@ -347,6 +348,20 @@ def test_an_archive_has_the_run_and_its_checksums(finished, cli, tmp_path, texts
         checks = {name: check.identical for name, check in _checks(tmp_path / "out" / "run").items()}
         assert checks == {"model files": True, METRICS: True, "predictions": None}
     assert cli("pack", finished, "-o", file)[0] == 2
+
+
+def test_an_archive_without_texts_has_no_other_cells(copy, tmp_path):
+    for split in ("validation", "test"):
+        file = copy / "predictions" / f"{split}.parquet"
+        frame = pd.read_parquet(file)
+        frame.assign(group=[f"Jane Doe {i % 20}" for i in range(len(frame))]).to_parquet(file)
+    _edit(copy / "metrics.json", lambda metrics: metrics.update(slices=[{"column": "author", "value": "Jane Doe"}]))
+    pack_run(copy, tmp_path / "run.zip", texts=False)
+    with zipfile.ZipFile(tmp_path / "run.zip") as archive:
+        archive.extractall(tmp_path / "out")
+    assert not any(b"Jane Doe" in file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file())
+    packed = stored_groups(Run(tmp_path / "out" / "run").predictions)
+    assert packed.tolist() == stored_groups(Run(copy).predictions).tolist()  # for the intervals
 
 
 def test_no_record_has_the_database_url(copy, tmp_path):
