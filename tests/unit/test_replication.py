@@ -16,7 +16,8 @@ from bertsmith.errors import ConfigError
 from bertsmith.folders.new_run import check_same_settings
 from bertsmith.folders.run import Run
 from bertsmith.inference.classifier import Classifier
-from bertsmith.report.methods import REFERENCES, write_methods
+from bertsmith.report.methods import write_methods
+from bertsmith.report.references import REFERENCES
 from bertsmith.testing import tiny_table
 from bertsmith.workflows.cross_validation import choose_folds
 from bertsmith.workflows.pack import pack_run
