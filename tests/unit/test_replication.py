@@ -122,6 +122,18 @@ def test_the_methods_count_a_single_row_and_name_an_exact_interval(copy):
     assert "efron1979bootstrap" not in citations
 
 
+def test_the_methods_of_a_winner_name_the_search(finished, tmp_path):
+    best = shutil.copytree(finished, tmp_path / "study" / "best")
+    before = write_methods(Run(best)).sources
+    study = {"trials": [{"number": i} for i in range(1234)], "result": {"told": 1}}
+    (tmp_path / "study" / "study.json").write_text(json.dumps(study))
+    added = [source for source in write_methods(Run(best)).sources if source not in before]
+    assert added == [("1,234", "study.json: trials")]
+    _edit(tmp_path / "study" / "study.json", lambda study: study["result"].update(told=3))
+    added = [source for source in write_methods(Run(best)).sources if source not in before]
+    assert added[1:] == [("3", "study.json: result.told")]
+
+
 def test_the_forms_of_the_methods_cite_the_same_works(finished):
     methods = write_methods(Run(finished), _measurement())
     assert "angelopoulos2023ppi" in methods.citations

@@ -10,6 +10,7 @@ from typing import Any
 from bertsmith.data.table import MULTI_LABEL
 from bertsmith.errors import lower_first, number_form
 from bertsmith.folders.run import Run
+from bertsmith.folders.study import Study
 from bertsmith.report.references import REFERENCES
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import describe, get_task
@@ -122,6 +123,14 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
         unseen = "We did not use the {} test texts for training or for any choice."
         held_out = " and ".join(f"{n('run.json', f'data.splits.{s}')} {s}" for s in ("validation", "test") if splits[s])
         evaluated = f"held out {held_out} texts"
+    study = Study(run.path.resolve().parent)
+    if study.file.is_file() and study.best.path == run.path.resolve():
+        files["study.json"] = study.info
+        trials = n("study.json", "trials", lambda v: f"{len(v):,}")
+        evaluated += f", and chose the settings among {trials} trials by their scores on held-out texts"
+        if (study.result or {}).get("told", 1) > 1:
+            told = n("study.json", "result.told")
+            unseen += f" In all, the search has shown us {told} test results."
     task = get_task(run.task)
     first, *others = (name for name in task.headline if test["metrics"][name]["interval"])  # those that are defined
     interval = " to ".join(n("metrics.json", f"splits.test.metrics.{first}.interval.{i}", three) for i in (0, 1))
