@@ -16,6 +16,8 @@ from bertsmith.errors import ConfigError
 from bertsmith.folders.new_run import check_same_settings
 from bertsmith.folders.run import Run
 from bertsmith.inference.classifier import Classifier
+from bertsmith.measuring.design import NOT_RANDOM
+from bertsmith.measuring.result import identity
 from bertsmith.report.methods import write_methods
 from bertsmith.report.references import REFERENCES
 from bertsmith.testing import tiny_table
@@ -155,6 +157,27 @@ def test_methods_prints_each_form(finished, cli, form, tmp_path):
 
 def test_methods_refuses_another_file(finished, cli, tmp_path):
     (tmp_path / "m.json").write_text("[]")
+    assert cli("methods", finished, "--measurement", tmp_path / "m.json")[0] == 2
+
+
+def test_the_methods_name_the_design_of_the_sample_and_what_was_left_out(finished):
+    base, left_out = _measurement(), {"no label": 6, NOT_RANDOM: 50}
+    before = write_methods(Run(finished), base).sources
+    design = write_methods(Run(finished), {**base, "clusters": 12, "trained": 345, "left_out": left_out})
+    added = {source for source in design.sources if source not in before}
+    assert added == {
+        ("12", "measurement: clusters"),
+        ("345", "measurement: trained"),
+        ("6", "measurement: left_out.no label"),
+    }
+
+
+def test_methods_refuses_the_measurement_of_another_run(finished, cli, tmp_path):
+    measured = {**_measurement(), "run": identity(Run(finished).info)}
+    (tmp_path / "m.json").write_text(json.dumps(measured))
+    assert cli("methods", finished, "--measurement", tmp_path / "m.json")[0] == 0
+    measured["run"]["created"] = "2020-01-01"
+    (tmp_path / "m.json").write_text(json.dumps(measured))
     assert cli("methods", finished, "--measurement", tmp_path / "m.json")[0] == 2
 
 
