@@ -17,6 +17,7 @@ from tests.e2e.browser import CHROMIUM, Tab, chromium
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 LABELS = ["bad", "good", "so so"]
 TEXTS = 100
+KEY_DOWN = "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '%s', repeat: %s, bubbles: true}))"
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_two_coders_label_100_texts_with_the_keyboard(project, tmp_path):
                     assert tab.js("document.getElementById('note').value") == "kept"
                     number = tab.js("current.id")
                     for key in ("2", "z"):  # undo before the answer
-                        tab.js(f"document.body.dispatchEvent(new KeyboardEvent('keydown', {{key: '{key}', bubbles: true}}))")
+                        tab.js(KEY_DOWN % (key, "false"))
                     tab.until(f"!pending && current.id === {number}")
                     assert tab.js("document.getElementById('note').value") == ""
                     press(tab, "3")
@@ -111,7 +112,7 @@ def test_two_coders_label_100_texts_with_the_keyboard(project, tmp_path):
         tab.key("3")
         tab.key("z")  # before the answer
         tab.until("!pending && cases.length === 11")
-        tab.js("document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '3', repeat: true, bubbles: true}))")
+        tab.js(KEY_DOWN % (3, "true"))
         assert tab.js("pending") is None
         tab.key("3")
         tab.until("cases.length === 10")

@@ -86,7 +86,10 @@ def test_the_expected_gain_is_close_to_the_true_one():
         (Estimate(500, 300, gain=0.05, low=0.0, high=0.1, most=0.08), False),
         (Estimate(500, 300, gain=0.002, low=-0.02, high=0.03, most=0.008), True),
         (Estimate(500, 300, most=0.08, accuracy=0.8, accuracy_low=0.76, accuracy_high=0.84, ceiling=(0.7, 0.75)), True),
-        (Estimate(500, 300, most=0.08, accuracy=0.8, accuracy_low=0.76, accuracy_high=0.84, ceiling=(0.8, 0.81)), False),
+        (
+            Estimate(500, 300, most=0.08, accuracy=0.8, accuracy_low=0.76, accuracy_high=0.84, ceiling=(0.8, 0.81)),
+            False,
+        ),
         (Estimate(500, 300, most=0.08, accuracy=0.8, accuracy_low=0.76, accuracy_high=0.84, ceiling=(0.7, 0.8)), False),
     ],
 )

@@ -38,9 +38,7 @@ def label(
         Literal["single-label", "multi-label", "ordinal"] | None,
         typer.Option(help="Kind of label of a new project, by default single-label."),
     ] = None,
-    coder: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Name that the page proposes to the coder.")
-    ] = None,
+    coder: Annotated[str | None, typer.Option(metavar="NAME", help="Name that the page proposes to the coder.")] = None,
     number: Number = 100,
     random_share: RandomShare = 0.2,
     suggestions: Annotated[

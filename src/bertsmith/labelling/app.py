@@ -175,9 +175,7 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
         return [
             {
                 "text": {"id": text.id, "text": text.text, "pair": text.pair},
-                "decisions": [
-                    {"coder": d.coder, "status": d.status, "labels": d.labels, "note": d.note} for d in some
-                ],
+                "decisions": [{"coder": d.coder, "status": d.status, "labels": d.labels, "note": d.note} for d in some],
             }
             for text, some in Snapshot.of(project).disputed
         ]
