@@ -1,4 +1,4 @@
-"""The works that a paragraph on methods cites, in BibTeX."""
+"""Works that the paragraph on methods cites, in BibTeX."""
 
 REFERENCES = {
     "devlin2019bert": """@inproceedings{devlin2019bert,
