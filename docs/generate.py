@@ -216,7 +216,7 @@ _STUDY = """## A study
 | `labels.sqlite` | chosen texts, all decisions of all coders, codebook, settings |
 | `labels.csv` | the table for `bertsmith train` |
 | `embeddings.f16`, `embeddings.hashes`, `embeddings.json` | embeddings of the pool, hashes of its texts, checkpoint |
-| `runs/` | the runs that the page trained |
+| `runs/` | the runs that the page trained, each with its table |
 
 `labels.csv` has a row for each labelled text. The label is empty for texts on which coders are tied, and for random
 texts that coders left without a label. With several labels per text, `labels.csv` leaves out both kinds of texts. The
@@ -227,7 +227,7 @@ one of these names, it becomes `pool NAME`.
 | --- | --- |
 | `Text`, `Pair` | the text; the second text of a pair |
 | `Label Text`, `Label` | label text, several joined by `;`; number of an ordinal label |
-| `split` | `test` for random texts, otherwise `train` |
+| `split` | `test` for random texts, otherwise `train`; `train` for all texts if only random texts have a label |
 | `random` | whether the text was drawn at random, and has an inclusion probability |
 | `inclusion_probability` | for a random text, the probability that the random sample contains it; otherwise empty |
 | `reason` | why the text was chosen: `uncertain`, `diverse`, `rare` or `random` |
@@ -304,6 +304,9 @@ _PRINTED: dict[str, tuple[type, dict[str, str]]] = {
             "left_out": "number of rows of the sample that the estimates do not use, by reason",
             "empty": "number of rows of the corpus without a text",
             "notes": "the notes that the command also prints on standard error",
+            "clusters": "number of groups in the sample, with `--group-column`; otherwise `null`",
+            "trained": "number of rows of the corpus left out because they are training or validation texts of the run",
+            "run": "when the run was created, and the fingerprint of its table",
         },
     ),
     "key of an entry of `shares`": (

@@ -17,6 +17,7 @@ from tests.e2e.browser import CHROMIUM, Tab, chromium
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 LABELS = ["bad", "good", "so so"]
 TEXTS = 100
+KEY_DOWN = "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '%s', repeat: %s, bubbles: true}))"
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def test_two_coders_label_100_texts_with_the_keyboard(project, tmp_path):
                 tab.screenshot(shots / "desktop-label.png")
                 found = tab.accessible()
                 assert {("button", label) for label in (*LABELS, "Unsure", "Skip", "Undo", "Settle")} <= found
-                assert {("textbox", "Note"), ("group", "Labels"), ("heading", "project")} <= found
+                assert {("button", "ann"), ("textbox", "Note"), ("group", "Labels"), ("heading", "project")} <= found
                 assert all(label for role, label in found if role in ("button", "textbox", "progressbar", "group"))
             for i in range(TEXTS):
                 if i == 3:
@@ -83,14 +84,36 @@ def test_two_coders_label_100_texts_with_the_keyboard(project, tmp_path):
                     press(tab, str(1 + (i + (name == "ben" and i % 10 == 0)) % 3))
                 if i == 7:
                     press(tab, "z")
+                    tab.js("document.getElementById('note').value = 'kept'")
+                    tab.key("c")
+                    tab.until("!document.getElementById('codebook').hidden")
+                    tab.js("current.text = 'another answer'")
+                    tab.key("l")
+                    tab.until("current.text !== 'another answer'")
+                    assert tab.js("document.getElementById('note').value") == "kept"
+                    number = tab.js("current.id")
+                    for key in ("2", "z"):  # undo before the answer
+                        tab.js(KEY_DOWN % (key, "false"))
+                    tab.until(f"!pending && current.id === {number}")
+                    assert tab.js("document.getElementById('note').value") == ""
                     press(tab, "3")
             assert tab.js("current") is None
+        tab.js("document.getElementById('me').click()")
+        tab.type("ANN")
+        tab.key("Enter")
+        tab.until("coder === 'ann'")  # she decided about all texts
+        assert tab.js("current") is None
         tab.key("p")
         tab.until("document.querySelectorAll('#overview tr').length > 5")
         tab.screenshot(shots / "desktop-progress.png")
         tab.key("d")
         tab.until("cases.length === 11")
         tab.screenshot(shots / "desktop-settle.png")
+        tab.key("3")
+        tab.key("z")  # before the answer
+        tab.until("!pending && cases.length === 11")
+        tab.js(KEY_DOWN % (3, "true"))
+        assert tab.js("pending") is None
         tab.key("3")
         tab.until("cases.length === 10")
         tab.key("c")

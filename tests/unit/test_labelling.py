@@ -26,9 +26,10 @@ from bertsmith.data.read import read_table
 from bertsmith.errors import ConfigError, DataError, RunFolderError
 from bertsmith.evaluation.agreement import alpha, kappa, measure_agreement
 from bertsmith.labelling.app import MAX_BODY, create_app
-from bertsmith.labelling.pool import EmptyPoolError
+from bertsmith.labelling.pool import EmptyPoolError, PoolFile
 from bertsmith.labelling.store import FILE, SETTLER, Decision, Project, Queued
 from bertsmith.labelling.table import Snapshot, export
+from bertsmith.load_config import resolve
 from bertsmith.measuring.design import read_design, was_drawn
 from bertsmith.workflows.label_next import Chosen, choose_texts
 from bertsmith.workflows.label_rounds import Rounds, train_arguments
@@ -393,6 +394,15 @@ def test_columns_of_the_pool_keep_their_cells_under_another_name(project):
     assert (cells["row"], cells["pool row"], cells["pool Random"]) == ([50], ["id 7"], ["never"])
 
 
+def test_random_texts_alone_are_training_texts(project):
+    for _ in range(2):
+        decide(project, "ann", "good")
+    decide(project, "ann", status="skipped")
+    assert [record["split"] for record in Snapshot.of(project).records()] == ["train", "train"]
+    decide(project, "ann", "bad")
+    assert [record["split"] for record in Snapshot.of(project).records()] == ["test", "test", "train"]
+
+
 def test_random_texts_without_a_label_stay_in_the_table(project):
     for status in ("skipped", "unsure", "skipped"):  # the first two are random
         decide(project, "ann", status=status)
@@ -497,6 +507,9 @@ def test_two_coders_label_over_the_page_and_disagreements_are_settled(page, proj
     settled = {"coder": None, "text": case["text"]["id"], "status": "labelled", "labels": ["so so"]}
     assert client.post("/decide", json=settled).status_code == 200
     assert client.get("/disputed").json() == []
+    assert client.post("/undo", json={"coder": None}).json() == {}
+    assert client.get("/disputed").json() == [case]
+    assert client.post("/decide", json=settled).status_code == 200
     overview = client.get("/overview").json()
     assert overview["counts"] == {"bad": 0, "good": 1, "so so": 1}
     assert overview["agreement"]["alpha"]["texts"] == 2
@@ -506,9 +519,14 @@ def test_two_coders_label_over_the_page_and_disagreements_are_settled(page, proj
 
 
 def test_a_coder_has_one_name(page, project):
-    for name, text in (("Anna ", 1), ("Anna", 2)):
-        assert page[0].post("/decide", json={"coder": name, "text": text, "status": "skipped"}).status_code == 200
+    for name, text in (("Anna ", 1), ("Anna", 2), ("ANNA", 3)):
+        answer = page[0].post("/decide", json={"coder": name, "text": text, "status": "skipped"}).json()
+        assert answer["coder"] == "Anna"
     assert {decision.coder for decision in project.decisions} == {"Anna"}
+    assert page[0].post("/next", json={"coder": "anna"}).json()["text"]["id"] == 4
+    assert page[0].post("/undo", json={"coder": "anna"}).json()["text"]["id"] == 3
+    project.decide(Decision(4, "ANNA", "skipped"))  # an older version saved two spellings
+    assert page[0].post("/next", json={"coder": "ANNA"}).json()["coder"] == "ANNA"
 
 
 def test_suggestions_are_not_shown_for_random_texts(tmp_path):
@@ -530,6 +548,7 @@ def test_the_page_asks_for_the_next_round_before_the_queue_ends(page, project):
     rounds.thread.join()
     assert rounds.asked == 1
     assert project.rows[-1] == 101
+    assert client.get("/rounds").json() == rounds.state()
 
 
 def test_the_codebook_adds_labels_for_everybody(page, project):
@@ -641,10 +660,13 @@ def test_only_an_empty_pool_ends_the_rounds(project):
         raise failed[-1]
 
     rounds = Rounds(project, fail)
-    for exhausted in (False, False, True, True):
+    for exhausted in (False, False, True):
         rounds.choose()
         rounds.thread.join()
         assert rounds.exhausted == exhausted
+    rounds._retry = 0
+    rounds.choose(automatic=True)
+    rounds.thread.join()
     assert failed == errors
 
 
@@ -661,7 +683,32 @@ def test_training_runs_in_a_child_process_and_reports_its_end(project):
     assert state["exit_code"] == 2
     assert not state["training"]
     assert "--no-such-flag" in " ".join(state["lines"])
-    assert (project.path / "labels.csv").is_file()
+    assert (project.path / "runs" / "001.csv").is_file()
+    assert rounds.close() == []
+
+
+def test_a_stopped_training_resumes_on_its_own_table(project, monkeypatch):
+    start, commands = subprocess.Popen, []
+
+    def sleep(command, **options):
+        commands.append(command[3:])
+        return start([command[0], "-c", "import time; time.sleep(60)"], **options)
+
+    monkeypatch.setattr(subprocess, "Popen", sleep)
+    (project.path / "runs" / "007").mkdir(parents=True)
+    decide(project, "ann", "good")
+    rounds = Rounds(project, lambda observe: 0)
+    rounds.train()
+    table = project.path / "runs" / "008.csv"
+    before = table.read_bytes()
+    decide(project, "ann", "bad")
+    resume = rounds.close()
+    assert export(project) == 2
+    assert resume == [*commands[0], "--resume"]
+    assert resume[1:4] == [str(table), "-o", str(project.path / "runs" / "008")]
+    assert table.read_bytes() == before
+    (project.path / "runs" / "008").mkdir()  # the stand-in made none
+    assert rounds.next_run() == project.path / "runs" / "009"
 
 
 def test_output_of_a_training_in_another_encoding_is_shown(project, monkeypatch):
@@ -704,6 +751,41 @@ def test_an_internal_error_of_a_choice_is_reported_with_its_traceback(project):
 
 
 def test_training_uses_the_checkpoint_of_the_project(project):
-    project.set_setting("model", "another")
-    flags = _train_flags(project, Config())
-    assert flags[flags.index("--model") + 1] == "another"
+    PoolFile(project.path, "another", 2)
+    for config in (Config(), resolve({"model": "another"}, api=True)):
+        flags = _train_flags(project, config)
+        assert flags[flags.index("--model") + 1] == "another"
+    chosen = resolve({"model": "third"}, api=True)
+    with pytest.raises(RunFolderError):
+        _train_flags(project, chosen)
+    (project.path / "embeddings.json").unlink()
+    assert "third" in _train_flags(project, chosen)
+
+
+@pytest.mark.parametrize("with_pool", [True, False])
+def test_the_estimate_follows_the_last_labels(cli, project, with_pool, tmp_path, monkeypatch):
+    """The page starts no server: its first request, and a click on the button, come here."""
+    pool = tmp_path / "pool.csv"
+    pool.write_text("text\none\n")
+    labels = []
+
+    def nothing_left(*arguments, **options):
+        raise EmptyPoolError("all is queued")
+
+    def serve(project, rounds, *arguments):
+        for automatic in (True, False, True):
+            decide(project, "ann", "good")
+            rounds.choose(automatic=automatic)
+            rounds.thread.join()
+            assert rounds.exhausted
+            assert rounds.message
+
+    monkeypatch.setattr("bertsmith.workflows.label_next.choose_for_project", nothing_left)
+    monkeypatch.setattr(
+        "bertsmith.workflows.label_estimate.estimate_project",
+        lambda project, settings: labels.append(len(project.decisions)),
+    )
+    monkeypatch.setattr("bertsmith.cli.label._serve", serve)
+    code, _, err = cli("label", *([pool] if with_pool else []), "-o", project.path)
+    assert code == 0, err
+    assert labels == [1, 2]

@@ -6,7 +6,7 @@ import pytest
 from bertsmith.config import Config
 from bertsmith.evaluation.learning_curve import Curve, Estimate, decide, learning_curve
 from bertsmith.labelling.pool import PoolFile
-from bertsmith.labelling.store import Decision, Project, Queued
+from bertsmith.labelling.store import SETTLER, Decision, Project, Queued
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.label_estimate import estimate_gain, estimate_project
 
@@ -85,11 +85,12 @@ def test_the_expected_gain_is_close_to_the_true_one():
         (Estimate(50, 300), False),
         (Estimate(500, 300, gain=0.05, low=0.0, high=0.1, most=0.08), False),
         (Estimate(500, 300, gain=0.002, low=-0.02, high=0.03, most=0.008), True),
-        (Estimate(500, 300, most=0.08, accuracy=0.8, accuracy_low=0.76, accuracy_high=0.84, ceiling=0.7), True),
+        (Estimate(500, 300, most=0.08, accuracy=0.8, accuracy_low=0.76, accuracy_high=0.84, ceiling=(0.7, 0.75)), True),
         (
-            Estimate(500, 300, most=0.08, accuracy=0.8, accuracy_low=0.76, accuracy_high=0.84, ceiling=0.8),
+            Estimate(500, 300, most=0.08, accuracy=0.8, accuracy_low=0.76, accuracy_high=0.84, ceiling=(0.8, 0.81)),
             False,
         ),
+        (Estimate(500, 300, most=0.08, accuracy=0.8, accuracy_low=0.76, accuracy_high=0.84, ceiling=(0.7, 0.8)), False),
     ],
 )
 def test_the_rule_to_stop(estimate, enough):
@@ -101,14 +102,35 @@ def test_the_rule_to_stop(estimate, enough):
 @pytest.mark.parametrize("task", ["single-label", "multi-label", "ordinal"])
 def test_the_estimate_of_a_project_is_saved(tmp_path, task):
     project = Project(tmp_path / "p", {"labels": ["a", "b", "c"], "task": task, "pool_rows": 100})
-    x, targets = separable(100, 0.5, 1)
-    texts = [f"text {i}" for i in range(100)]
+    x, targets = separable(350, 0.5, 1)
+    texts = [f"text {i}" for i in range(350)]
     PoolFile(project.path, "model", 64).update(texts, 0, lambda some: x, "pool")
     project.add_texts([Queued(i + 1, texts[i], "x", i < 40) for i in range(100)])
     for i in range(100):
         project.decide(Decision(i + 1, "ann", "labelled", ("abc"[targets[i]],), seconds=6.0))
     estimate = estimate_project(project, Config(), 300)
-    assert estimate.hours == pytest.approx(0.5)
+    assert estimate.more == 250  # the pool has no more
+    assert estimate.hours == pytest.approx(250 * 6 / 3600)
     assert estimate.accuracy > 0.8
     assert estimate.high < 0.2
     assert project.setting("estimate")["sentence"] == estimate.sentence
+
+
+def test_the_ceiling_is_the_agreement_on_random_texts_without_a_tie(tmp_path):
+    project = Project(tmp_path / "p", {"labels": ["a", "b", "c"], "pool_rows": 50})
+    x, targets = separable(50, 0.5, 1)
+    texts = [f"text {i}" for i in range(50)]
+    PoolFile(project.path, "model", 64).update(texts, 0, lambda some: x, "pool")
+    project.add_texts([Queued(i + 1, texts[i], "x", i < 40) for i in range(50)])
+    for i in range(50):
+        for coder in ("ann", "ben"):  # they differ on four random texts, and on every other chosen one
+            other = coder == "ben" and (i % 10 == 0 if i < 40 else i % 2 == 0)
+            project.decide(Decision(i + 1, coder, "labelled", ("abc"[(targets[i] + other) % 3],)))
+    assert estimate_project(project, Config()).ceiling is None
+    for i in [*range(0, 40, 10), *range(40, 50, 2)]:
+        project.decide(Decision(i + 1, SETTLER, "labelled", ("abc"[targets[i]],)))
+    estimate = estimate_project(project, Config())
+    assert estimate.enough  # every text has a label
+    share, high = estimate.ceiling
+    assert share == pytest.approx(0.9)
+    assert 0.9 < high <= 1

@@ -34,7 +34,7 @@ from bertsmith.measuring.label_shift import adjusted_count, combined_p_value, la
 from bertsmith.measuring.pseudo_outcomes import OutcomeFile
 from bertsmith.measuring.quantities import Quantities
 from bertsmith.measuring.regression import fit_regression
-from bertsmith.measuring.result import Measurement, Share
+from bertsmith.measuring.result import Measurement, Share, identity
 from bertsmith.measuring.text_features import Axes, Clusters
 from bertsmith.report.shares import shares_csv
 from bertsmith.tasks.registry import get_task
@@ -696,14 +696,17 @@ def test_shares_are_for_the_texts_that_the_sample_represents(finished, corpus, t
     def measured(sample, **given):
         sample.to_csv(tmp_path / "s.csv", index=False)
         found = bs.measure(finished, tmp_path / "corpus.csv", labelled=tmp_path / "s.csv", **given)
-        return found.whole[0].texts, found.whole[0].labelled
+        assert found.whole[0].texts + found.trained == len(table)
+        assert found.run == identity(open_run(finished).info)
+        return found.whole[0].texts, found.whole[0].labelled, found.clusters
 
-    assert measured(drawn, random_sample=True) == (500, (~seen).sum())
+    assert measured(drawn, random_sample=True) == (500, (~seen).sum(), None)
     # None of them was drawn: they may have been chosen after the draw.
-    assert measured(drawn[~seen], random_sample=True) == (len(table), (~seen).sum())
+    authors = drawn[~seen].assign(author=np.arange((~seen).sum()) % 30)
+    assert measured(authors, random_sample=True, group_column="author") == (len(table), (~seen).sum(), 30)
     # The table says that they were not drawn, as that of a labelling project.
     listed = pd.concat([drawn[~seen].assign(random=True), known.assign(random=False)])
-    assert measured(listed) == (len(table), (~seen).sum())
+    assert measured(listed) == (len(table), (~seen).sum(), None)
 
 
 def test_drawn_texts_without_a_label_are_named_or_refused(finished, corpus, tmp_path):

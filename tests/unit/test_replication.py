@@ -17,11 +17,14 @@ from bertsmith.errors import ConfigError
 from bertsmith.folders.new_run import check_same_settings
 from bertsmith.folders.run import Run
 from bertsmith.inference.classifier import Classifier
+from bertsmith.measuring.design import NOT_RANDOM
+from bertsmith.measuring.result import identity
 from bertsmith.report.methods import _rule, write_methods
 from bertsmith.report.references import REFERENCES
 from bertsmith.testing import tiny_table
 from bertsmith.workflows.cross_validation import choose_folds
 from bertsmith.workflows.pack import pack_run
+from bertsmith.workflows.score import stored_groups
 from bertsmith.workflows.verify import _check_metrics, _check_texts, _retrain, verify_run
 
 
@@ -160,6 +163,18 @@ def test_the_methods_count_a_single_row_and_name_an_exact_interval(copy):
     assert "efron1979bootstrap" not in citations
 
 
+def test_the_methods_of_a_winner_name_the_search(finished, tmp_path):
+    best = shutil.copytree(finished, tmp_path / "study" / "best")
+    before = write_methods(Run(best)).sources
+    study = {"trials": [{"number": i} for i in range(1234)], "result": {"told": 1}}
+    (tmp_path / "study" / "study.json").write_text(json.dumps(study))
+    added = [source for source in write_methods(Run(best)).sources if source not in before]
+    assert added == [("1,234", "study.json: trials")]
+    _edit(tmp_path / "study" / "study.json", lambda study: study["result"].update(told=3))
+    added = [source for source in write_methods(Run(best)).sources if source not in before]
+    assert added[1:] == [("3", "study.json: result.told")]
+
+
 def test_the_forms_of_the_methods_cite_the_same_works(finished):
     methods = write_methods(Run(finished), _measurement())
     assert "angelopoulos2023ppi" in methods.citations
@@ -181,6 +196,27 @@ def test_methods_prints_each_form(finished, cli, form, tmp_path):
 
 def test_methods_refuses_another_file(finished, cli, tmp_path):
     (tmp_path / "m.json").write_text("[]")
+    assert cli("methods", finished, "--measurement", tmp_path / "m.json")[0] == 2
+
+
+def test_the_methods_name_the_design_of_the_sample_and_what_was_left_out(finished):
+    base, left_out = _measurement(), {"no label": 6, NOT_RANDOM: 50}
+    before = write_methods(Run(finished), base).sources
+    design = write_methods(Run(finished), {**base, "clusters": 12, "trained": 345, "left_out": left_out})
+    added = {source for source in design.sources if source not in before}
+    assert added == {
+        ("12", "measurement: clusters"),
+        ("345", "measurement: trained"),
+        ("6", "measurement: left_out.no label"),
+    }
+
+
+def test_methods_refuses_the_measurement_of_another_run(finished, cli, tmp_path):
+    measured = {**_measurement(), "run": identity(Run(finished).info)}
+    (tmp_path / "m.json").write_text(json.dumps(measured))
+    assert cli("methods", finished, "--measurement", tmp_path / "m.json")[0] == 0
+    measured["run"]["created"] = "2020-01-01"
+    (tmp_path / "m.json").write_text(json.dumps(measured))
     assert cli("methods", finished, "--measurement", tmp_path / "m.json")[0] == 2
 
 
@@ -387,6 +423,20 @@ def test_an_archive_has_the_run_and_its_checksums(finished, cli, tmp_path, texts
         checks = {name: check.identical for name, check in _checks(tmp_path / "out" / "run").items()}
         assert checks == {"model files": True, METRICS: True, "predictions": None}
     assert cli("pack", finished, "-o", file)[0] == 2
+
+
+def test_an_archive_without_texts_has_no_other_cells(copy, tmp_path):
+    for split in ("validation", "test"):
+        file = copy / "predictions" / f"{split}.parquet"
+        frame = pd.read_parquet(file)
+        frame.assign(group=[f"Jane Doe {i % 20}" for i in range(len(frame))]).to_parquet(file)
+    _edit(copy / "metrics.json", lambda metrics: metrics.update(slices=[{"column": "author", "value": "Jane Doe"}]))
+    pack_run(copy, tmp_path / "run.zip", texts=False)
+    with zipfile.ZipFile(tmp_path / "run.zip") as archive:
+        archive.extractall(tmp_path / "out")
+    assert not any(b"Jane Doe" in file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file())
+    packed = stored_groups(Run(tmp_path / "out" / "run").predictions)
+    assert packed.tolist() == stored_groups(Run(copy).predictions).tolist()  # for the intervals
 
 
 def test_no_record_has_the_database_url(copy, tmp_path):

@@ -15,7 +15,7 @@ from bertsmith.cli.next import READING, Number, PoolArgument, RandomShare
 from bertsmith.cli.options import with_settings
 from bertsmith.cli.terminal import stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, ModelConfig, TrainConfig
-from bertsmith.errors import ConfigError, counted, listing
+from bertsmith.errors import ConfigError, UserError, counted, listing
 from bertsmith.load_config import TOKEN
 from bertsmith.serving.signals import handle_signals
 
@@ -38,9 +38,7 @@ def label(
         Literal["single-label", "multi-label", "ordinal"] | None,
         typer.Option(help="Kind of label of a new project, by default single-label."),
     ] = None,
-    coder: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Name of the coder; by default, the coder enters it on the page.")
-    ] = None,
+    coder: Annotated[str | None, typer.Option(metavar="NAME", help="Name that the page proposes to the coder.")] = None,
     number: Number = 100,
     random_share: RandomShare = 0.2,
     suggestions: Annotated[
@@ -65,6 +63,7 @@ def label(
     Example: bertsmith label pool.csv -o projects/reviews --labels good,bad
     """
     from bertsmith.data.stream import open_stream
+    from bertsmith.labelling.pool import EmptyPoolError
     from bertsmith.labelling.store import Project
     from bertsmith.workflows.label_estimate import estimate_project
     from bertsmith.workflows.label_next import check_suggestions, choose_for_project
@@ -101,16 +100,20 @@ def label(
         stderr_console().print(f"new labels in the project: {listing(added)}", markup=False)
 
     def choose(observe: PredictionListener) -> int:
-        chosen = choose_for_project(
-            project, pool, settings, number, random_share=random_share, suggestions=suggestions, observe=observe
-        )
+        try:
+            if pool is None and settings.sql is None:
+                raise EmptyPoolError("every text in the queue has a decision", remedy="Pass POOL for more texts.")
+            chosen = choose_for_project(
+                project, pool, settings, number, random_share=random_share, suggestions=suggestions, observe=observe
+            )
+        except EmptyPoolError:
+            with contextlib.suppress(UserError):  # without embeddings
+                estimate_project(project, settings)
+            raise
         estimate_project(project, settings)
         return len(chosen.texts)
 
-    rounds = Rounds(project, choose, _train_flags(project, settings))
-    if pool is None and settings.sql is None:
-        rounds.exhausted, rounds.message = True, "Every text in the queue has a decision. Pass POOL for more texts."
-    _serve(project, rounds, coder, token, host, port, browser)
+    _serve(project, Rounds(project, choose, _train_flags(project, settings)), coder, token, host, port, browser)
 
 
 def _serve(
@@ -120,7 +123,6 @@ def _serve(
     from bertsmith.labelling.store import TABLE
     from bertsmith.labelling.table import export
     from bertsmith.serving.server import address_of, listen, run_app
-    from bertsmith.workflows.label_rounds import train_arguments
 
     err = stderr_console()
     with handle_signals() as signals, contextlib.closing(listen(host, port)) as listening:
@@ -133,15 +135,19 @@ def _serve(
         try:
             run_app(create_app(project, rounds, coder=coder, token=token), listening, signals)
         finally:
-            rounds.close()
+            resume = rounds.close()
     n = export(project)
     table = project.path / TABLE
     err.print(f"{counted(n, 'labelled text')} written to {table}", markup=False)
+    if resume:
+        err.print(f"training stopped; to resume: {_as_typed(resume)}", markup=False)
     if n:
-        arguments = train_arguments(table, project.path / "runs" / "001", project.task) + list(rounds.train_flags)
-        # Double quotes, which all shells understand.
-        command = " ".join(f'"{part}"' if {" ", ";"} & {*part} else part for part in arguments)
-        stdout_console().print(f"bertsmith {command}", markup=False)
+        stdout_console().print(_as_typed(rounds.train_command(table, rounds.next_run())), markup=False)
+
+
+def _as_typed(arguments: list[str]) -> str:
+    """Return a command for a shell, with double quotes, which all shells understand."""
+    return " ".join(f'"{part}"' if {" ", ";"} & {*part} else part for part in ["bertsmith", *arguments])
 
 
 def _is_local(host: str) -> bool:
@@ -153,7 +159,7 @@ def _is_local(host: str) -> bool:
 
 def _train_flags(project: Project, settings: Config) -> tuple[str, ...]:
     """Return the flags that train on the labels: the checkpoint of the project, and the device."""
-    from bertsmith.workflows.label_model import embedding_model
+    from bertsmith.workflows.label_model import project_model
 
     threads = () if settings.threads is None else ("--threads", str(settings.threads))
-    return ("--model", project.setting("model") or embedding_model(settings), "--device", settings.device, *threads)
+    return ("--model", project_model(project.path, settings), "--device", settings.device, *threads)

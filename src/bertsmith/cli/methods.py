@@ -29,9 +29,10 @@ def methods(
     """
     from bertsmith.errors import DataError
     from bertsmith.folders.run import open_run
+    from bertsmith.measuring.result import identity
     from bertsmith.report.methods import write_methods
 
-    measured = None
+    opened, measured = open_run(run), None
     if measurement is not None:
         try:
             measured = json.loads(measurement.read_text(encoding="utf-8"))
@@ -46,5 +47,7 @@ def methods(
                 where=str(measurement),
                 remedy="Create it with: bertsmith measure RUN CORPUS … --json > FILE.json",
             ) from error
-    result = write_methods(open_run(run), measured)
+        if measured.get("run", identity(opened.info)) != identity(opened.info):  # older versions wrote no run
+            raise DataError("another run made this measurement", where=str(measurement), remedy="Pass that run.")
+    result = write_methods(opened, measured)
     sys.stdout.write({"markdown": result.markdown, "latex": result.latex, "bibtex": result.bibtex}[form]())

@@ -6,6 +6,7 @@ Cross-validated scores on nested subsets of the labelled texts give the curve. R
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -82,7 +83,8 @@ class Estimate:
         hours: time for these labels; ``None`` if unknown.
         accuracy, accuracy_low, accuracy_high: on the random texts, with its 95 % interval; ``None`` if unknown.
         random: number of random texts.
-        ceiling: share of texts to which two coders gave the same labels; ``None`` if unknown.
+        ceiling: share of random texts to which two coders gave the same labels, and the upper bound of its 95 %
+            interval; ``None`` if unknown.
         metric: name of the score that is gained.
         enough: whether to stop.
         reason: why.
@@ -99,7 +101,7 @@ class Estimate:
     accuracy_low: float | None = None
     accuracy_high: float | None = None
     random: int = 0
-    ceiling: float | None = None
+    ceiling: tuple[float, float] | None = None
     metric: str = "macro-F1"
     enough: bool = False
     reason: str = ""
@@ -171,15 +173,21 @@ def learning_curve(n: int, predict: Predict, score: Score, *, seed: int) -> Curv
 
 def decide(estimate: Estimate) -> tuple[bool, str]:
     """Return whether the labels are enough, and why."""
+    if not estimate.more:
+        return True, "every text of the pool has a label"
     if estimate.most is None:
         few = estimate.labels < FEWEST
         return False, f"an estimate needs {f'at least {FEWEST} labelled texts' if few else 'more texts of rare labels'}"
-    if estimate.ceiling is not None and estimate.accuracy_low is not None and estimate.accuracy_low >= estimate.ceiling:
-        return (
-            True,
-            f"the model agrees with the coders at least as well as the coders agree with each other "
-            f"({estimate.ceiling:.2f})",
-        )
+    if estimate.ceiling is not None and estimate.accuracy is not None and estimate.accuracy_low is not None:
+        share, share_high = estimate.ceiling
+        # The lower bound of the difference of two shares from the bounds of each (Newcombe 1998, method 10).
+        margin = math.hypot(estimate.accuracy - estimate.accuracy_low, share_high - share)
+        if estimate.accuracy - share >= margin:
+            return (
+                True,
+                "the model agrees with the coders at least as well as the coders agree with each other "
+                f"({share:.2f} on random texts)",
+            )
     if estimate.most < WORTHWHILE:
         gain = f"less than {WORTHWHILE:g}"
         return True, f"{counted(estimate.more, 'more label')} would raise the mean {estimate.metric} by {gain}"

@@ -69,10 +69,15 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class DecisionBody(_Body):
-    """A decision of a coder. A decision without a coder settles a disagreement."""
+class UndoBody(_Body):
+    """The coder of the decision to undo; ``None`` for a settlement."""
 
     coder: Name | None
+
+
+class DecisionBody(UndoBody):
+    """A decision of a coder. A decision without a coder settles a disagreement."""
+
     text: int = Field(ge=0, lt=2**63)
     status: Literal["labelled", "unsure", "skipped"]
     labels: list[str] = Field([], max_length=1000)
@@ -100,11 +105,14 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
     Args:
         project: the project.
         rounds: chooses texts and trains in the background.
-        coder: the name that the page begins with.
+        coder: the name that the page proposes.
         token: token that requests must send; ``None`` allows requests from this machine only.
     """
     app = FastAPI(title="bertsmith label", docs_url=None, redoc_url=None, openapi_url=None)
     page = importlib.resources.files("bertsmith.labelling").joinpath("page.html").read_text(encoding="utf-8")
+
+    def coder_of(body: UndoBody) -> str:
+        return SETTLER if body.coder is None else project.coder(body.coder)
 
     def answer(name: str, text: Queued | None) -> dict[str, Any]:
         """Return the text to label, without what could bias a coder: reason, and suggestion of a random text."""
@@ -115,7 +123,7 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
         if text is not None:
             suggestion = None if text.random else text.suggestion
             shown = {"id": text.id, "text": text.text, "pair": text.pair, "suggestion": suggestion}
-        return {"text": shown, "progress": progress, "rounds": rounds.state()}
+        return {"coder": name, "text": shown, "progress": progress, "rounds": rounds.state()}
 
     @app.get("/", response_class=HTMLResponse)
     def index() -> HTMLResponse:
@@ -137,20 +145,23 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
     @app.post("/next")
     def next_text(body: CoderBody) -> dict[str, Any]:
         """Return the next text of a coder."""
-        return answer(body.coder, project.next_text(body.coder))
+        name = project.coder(body.coder)
+        return answer(name, project.next_text(name))
 
     @app.post("/decide")
     def decide(body: DecisionBody) -> dict[str, Any]:
         """Record a decision, and return the next text."""
-        name = body.coder or SETTLER
+        name = coder_of(body)
         labels = tuple(dict.fromkeys(body.labels))
         project.decide(Decision(body.text, name, body.status, labels, body.note.strip(), body.seconds))
         return {} if body.coder is None else answer(name, project.next_text(name))
 
     @app.post("/undo")
-    def undo(body: CoderBody) -> dict[str, Any]:
-        """Undo the last decision of a coder, and return its text."""
-        return answer(body.coder, project.undo(body.coder) or project.next_text(body.coder))
+    def undo(body: UndoBody) -> dict[str, Any]:
+        """Undo the last decision of a coder and return its text, or undo the last settlement."""
+        name = coder_of(body)
+        text = project.undo(name)
+        return {} if body.coder is None else answer(name, text or project.next_text(name))
 
     @app.post("/codebook")
     def write_codebook(body: CodebookBody) -> dict[str, Any]:
@@ -164,9 +175,7 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
         return [
             {
                 "text": {"id": text.id, "text": text.text, "pair": text.pair},
-                "decisions": [
-                    {"coder": d.coder, "status": d.status, "labels": d.labels, "note": d.note} for d in some.values()
-                ],
+                "decisions": [{"coder": d.coder, "status": d.status, "labels": d.labels, "note": d.note} for d in some],
             }
             for text, some in Snapshot.of(project).disputed
         ]
@@ -175,6 +184,11 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
     def overview() -> dict[str, Any]:
         """Return agreement, label counts, and the expected gain of more labels."""
         return {**Snapshot.of(project).overview(), "estimate": project.setting("estimate"), "rounds": rounds.state()}
+
+    @app.get("/rounds")
+    def state() -> dict[str, Any]:
+        """Return the state of the background work."""
+        return rounds.state()
 
     @app.post("/{work}")
     def begin(work: Literal["choose", "train"]) -> dict[str, Any]:

@@ -40,6 +40,21 @@ def read_about(folder: Path) -> tuple[str, int]:
         ) from error
 
 
+def check_checkpoint(folder: Path, model: str, width: int | None = None) -> None:
+    """Check that a checkpoint embedded the pool of a project.
+
+    Raises:
+        RunFolderError: if another one did, or its hidden size was another one.
+    """
+    before, before_width = read_about(folder)
+    if model != before or width not in (None, before_width):
+        raise RunFolderError(
+            f"bertsmith embedded the pool with {before}, not with {model}",
+            where=str(folder),
+            remedy=f"Pass --model {before}, or remove the files embeddings.* to embed the pool again.",
+        )
+
+
 class PoolFile:
     """The embeddings and the hashes of the texts of a pool, by row.
 
@@ -56,13 +71,7 @@ class PoolFile:
         self.folder, self.width = folder, width
         if not (folder / ABOUT).is_file():
             write_json(folder / ABOUT, {"model": model, "width": width})
-        before, before_width = read_about(folder)
-        if (before, before_width) != (model, width):
-            raise RunFolderError(
-                f"bertsmith embedded the pool with {before}, not with {model}",
-                where=str(folder),
-                remedy=f"Pass --model {before}, or remove the files embeddings.* to embed the pool again.",
-            )
+        check_checkpoint(folder, model, width)
         self.hashes = np.fromfile(folder / HASHES, dtype=np.uint64) if (folder / HASHES).is_file() else np.empty(0)
         size = (folder / EMBEDDINGS).stat().st_size if (folder / EMBEDDINGS).is_file() else 0
         self.done = min(len(self.hashes), size // (2 * width))  # an interruption may have cut the last rows

@@ -238,8 +238,14 @@ class Project:
     @property
     def rows(self) -> list[int]:
         """The rows in the pool of all texts of the queue."""
+        return [text.row for text in self.texts]
+
+    def coder(self, name: str) -> str:
+        """Return the name of a coder as in the earlier decisions, which may spell it in another case."""
         with self._open() as database:
-            return [row[0] for row in database.execute("SELECT row FROM texts ORDER BY id")]
+            names = [row[0] for row in database.execute("SELECT coder FROM decisions GROUP BY coder ORDER BY MIN(id)")]
+        same = [known for known in names if known.casefold() == name.casefold()]
+        return name if name in same else next(iter(same), name)
 
     def next_text(self, coder: str) -> Queued | None:
         """Return the first text that a coder has not decided yet; a skipped text does not come back."""
@@ -248,18 +254,6 @@ class Project:
         with self._open() as database:
             row = database.execute(query, (coder,)).fetchone()
         return None if row is None else _queued(row)
-
-    def text(self, number: int) -> Queued:
-        """Return a text of the queue.
-
-        Raises:
-            DataError: if the project has no such text.
-        """
-        with self._open() as database:
-            row = database.execute("SELECT * FROM texts WHERE id = ?", (number,)).fetchone()
-        if row is None:
-            raise DataError(f"the project has no text {number}", where=str(self.file), remedy="Reload the page.")
-        return _queued(row)
 
     def decide(self, decision: Decision) -> None:
         """Record a decision. It replaces an earlier one of the same coder about the same text, except a settlement.
@@ -275,7 +269,7 @@ class Project:
                 raise DataError(
                     f"the decision about text {decision.text} does not fit the project: {wrong}",
                     where=str(self.file),
-                    remedy="Reload the page, and decide again.",
+                    remedy="Reload the page, which shows what is left to decide.",
                 )
             database.execute(
                 "INSERT INTO decisions (text, coder, status, labels, note, seconds, time) VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -284,13 +278,14 @@ class Project:
 
     def undo(self, coder: str) -> Queued | None:
         """Undo all that a coder decided about the last text, and return it; ``None`` if nothing is left to undo."""
-        last = "SELECT text FROM decisions WHERE coder = ? AND undone = 0 ORDER BY id DESC LIMIT 1"
+        last = """SELECT texts.* FROM texts JOIN decisions ON decisions.text = texts.id WHERE coder = ? AND undone = 0
+            ORDER BY decisions.id DESC LIMIT 1"""
         with self._open(write=True) as database:
             row = database.execute(last, (coder,)).fetchone()
             if row is None:
                 return None
-            database.execute("UPDATE decisions SET undone = 1 WHERE text = ? AND coder = ?", (row["text"], coder))
-        return self.text(row["text"])
+            database.execute("UPDATE decisions SET undone = 1 WHERE text = ? AND coder = ?", (row["id"], coder))
+        return _queued(row)
 
     @property
     def decisions(self) -> list[Decision]:

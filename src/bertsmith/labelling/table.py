@@ -6,7 +6,8 @@ import csv
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -64,25 +65,34 @@ class Snapshot:
         sizes = settings.get("pool_sizes", [(sys.maxsize, settings.get("pool_rows", 0))])
         return cls(settings["labels"], settings["task"], texts, decisions, sizes)
 
+    @cached_property
+    def by_text(self) -> dict[int, list[Decision]]:
+        """The decisions about each text."""
+        found: dict[int, list[Decision]] = {}
+        for decision in self.decisions:
+            found.setdefault(decision.text, []).append(decision)
+        return found
+
+    @property
+    def random_part(self) -> Snapshot:
+        """The random texts alone, which represent the pool."""
+        texts = [text for text in self.texts if text.random]
+        return replace(self, texts=texts, decisions=[d for text in texts for d in self.by_text.get(text.id, ())])
+
     @property
     def labelled(self) -> list[Labelled]:
         """The texts that at least one coder labelled, in the order of the queue."""
-        by_text: dict[int, list[Decision]] = {}
-        for decision in self.decisions:
-            if decision.status == LABELLED:
-                by_text.setdefault(decision.text, []).append(decision)
-        return [_count_votes(text, by_text[text.id]) for text in self.texts if text.id in by_text]
+        given = ((text, [d for d in self.by_text.get(text.id, ()) if d.status == LABELLED]) for text in self.texts)
+        return [_count_votes(text, some) for text, some in given if some]
 
     @property
     def without_label(self) -> list[Labelled]:
         """The random texts that coders skipped or were unsure about, and that nobody labelled."""
-        decided: dict[int, set[str]] = {}
-        for decision in self.decisions:
-            decided.setdefault(decision.text, set()).add(decision.status)
+        given = ((text, {d.status for d in self.by_text.get(text.id, ())}) for text in self.texts if text.random)
         return [
-            Labelled(text, None, UNSURE if UNSURE in decided[text.id] else SKIPPED, 0.0)
-            for text in self.texts
-            if text.random and text.id in decided and LABELLED not in decided[text.id]
+            Labelled(text, None, UNSURE if UNSURE in some else SKIPPED, 0.0)
+            for text, some in given
+            if some and LABELLED not in some
         ]
 
     @property
@@ -96,18 +106,9 @@ class Snapshot:
         return measure_agreement(coded, self.labels, self.task)
 
     @property
-    def disputed(self) -> list[tuple[Queued, dict[str, Decision]]]:
+    def disputed(self) -> list[tuple[Queued, list[Decision]]]:
         """The texts that coders labelled differently or were unsure about, and that nobody settled."""
-        by_text: dict[int, dict[str, Decision]] = {}
-        for decision in self.decisions:
-            by_text.setdefault(decision.text, {})[decision.coder] = decision
-        found = []
-        for text in self.texts:
-            some = by_text.get(text.id, {})
-            differ = len({frozenset(d.labels) for d in some.values() if d.status == LABELLED}) > 1
-            if SETTLER not in some and (differ or any(d.status == UNSURE for d in some.values())):
-                found.append((text, some))
-        return found
+        return [(text, some) for text in self.texts if _is_disputed(some := self.by_text.get(text.id, []))]
 
     def overview(self) -> dict[str, Any]:
         """Return counts and agreement, JSON-ready. Agreement with suggestions is of coders who did not see them."""
@@ -150,13 +151,15 @@ class Snapshot:
     def records(self) -> list[dict[str, Any]]:
         """Return one record per labelled text, with the columns that `train` and `measure` read.
 
-        The split is test for random texts and train for the others, because chosen texts do not represent the pool.
+        The split is test for random texts and train for the others, because chosen texts do not represent the pool. If
+        only random texts have a label, the split of all records is train, and `train` holds out some of them.
         Random texts that nobody labelled have an empty label: without these records, `measure` could not see that the
         others are no random sample. With several labels per text, records without a label and ties are left out,
         because an empty cell means none of the labels.
         """
         numbers = {label: i for i, label in enumerate(self.labels, start=1)}
         records, inclusion = [], self.inclusion
+        held_out = "train" if all(each.text.random or each.labels is None for each in self.labelled) else "test"
         for each in sorted([*self.labelled, *self.without_label], key=lambda each: each.text.id):
             if each.labels is None and self.task == MULTI_LABEL:
                 continue
@@ -169,7 +172,7 @@ class Snapshot:
                 record["Label"] = numbers[given[0]] if given else ""
             record |= {
                 "Label Text": SEPARATOR.join(given),
-                "split": "test" if text.random else "train",
+                "split": held_out if text.random else "train",
                 RANDOM: str(text.row in inclusion).lower(),
                 INCLUSION: inclusion.get(text.row, ""),
                 "reason": text.reason,
@@ -198,6 +201,12 @@ def export(project: Project, path: Path | None = None) -> int:
     writer.writerows(records)
     write_text(path or project.path / TABLE, content.getvalue())
     return sum(record["decided_by"] not in (TIE, UNSURE, SKIPPED) for record in records)
+
+
+def _is_disputed(decisions: Sequence[Decision]) -> bool:
+    differ = len({frozenset(d.labels) for d in decisions if d.status == LABELLED}) > 1
+    is_settled = any(d.coder == SETTLER for d in decisions)
+    return not is_settled and (differ or any(d.status == UNSURE for d in decisions))
 
 
 def _count_votes(text: Queued, decisions: Sequence[Decision]) -> Labelled:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -92,6 +92,9 @@ class Measurement:
         empty: number of rows of the corpus without a text.
         notes: sentences about the shares: left-out rows, doubts, and the number of further labels.
         means: for ordered labels, the mean level of the whole corpus, then of each group in order of its name.
+        clusters: number of groups of the sample that were drawn at random; ``None`` if texts were drawn.
+        trained: number of rows of the corpus left out because they are training or validation texts.
+        run: what identifies the run, from `identity`.
     """
 
     corpus: str
@@ -105,6 +108,9 @@ class Measurement:
     empty: int = 0
     notes: tuple[str, ...] = ()
     means: tuple[MeanLevel, ...] = ()
+    clusters: int | None = None
+    trained: int = 0
+    run: dict[str, Any] = field(default_factory=dict)
 
     @property
     def whole(self) -> tuple[Share, ...]:
@@ -124,6 +130,11 @@ class Measurement:
         """Return JSON-ready content."""
         rows = {"shares": self.rows(), "means": _rows(self.means)}
         return {**rows, **{n: v for n, v in vars(self).items() if n not in rows}, "notes": list(self.notes)}
+
+
+def identity(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what identifies a run, from its ``run.json``: when it was created, and the fingerprint of its table."""
+    return {"created": info.get("created"), "fingerprint": info["data"]["fingerprint"]}
 
 
 def empty_rows(n: int) -> list[str]:

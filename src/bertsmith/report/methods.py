@@ -12,6 +12,8 @@ from bertsmith.data.table import MULTI_LABEL, ORDINAL
 from bertsmith.data.texts import decimals
 from bertsmith.errors import lower_first, number_form
 from bertsmith.folders.run import Run
+from bertsmith.folders.study import Study
+from bertsmith.measuring.design import NOT_RANDOM
 from bertsmith.report.references import REFERENCES
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import describe, get_task
@@ -128,6 +130,14 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
         unseen = "We did not use the {} test texts for training or for any choice."
         held_out = " and ".join(f"{n('run.json', f'data.splits.{s}')} {s}" for s in ("validation", "test") if splits[s])
         evaluated = f"held out {held_out} texts"
+    study = Study(run.path.resolve().parent)
+    if study.file.is_file() and study.best.path == run.path.resolve():
+        files["study.json"] = study.info
+        trials = n("study.json", "trials", lambda v: f"{len(v):,}")
+        evaluated += f", and chose the settings among {trials} trials by their scores on held-out texts"
+        if (study.result or {}).get("told", 1) > 1:
+            told = n("study.json", "result.told")
+            unseen += f" In all, the search has shown us {told} test results."
     task = get_task(run.task)
     first, *others = (name for name in task.headline if test["metrics"][name]["interval"])  # those that are defined
     interval = " to ".join(n("metrics.json", f"splits.test.metrics.{first}.interval.{i}", decimals) for i in (0, 1))
@@ -270,7 +280,16 @@ def _measured(measurement: Mapping[str, Any], n: Callable[..., str]) -> str:
     sample = ""
     if whole[0][1]["labelled"]:
         origin = "of the corpus" if measurement.get("in_corpus", True) else "from the population of the corpus"
-        sample = f" We labelled a random sample of {n('measurement', f'shares.{first}.labelled')} texts {origin}."
+        drawn = f"{n('measurement', 'clusters')} groups with " if measurement.get("clusters") else ""
+        drawn += f"{n('measurement', f'shares.{first}.labelled')} texts"
+        chances = " with unequal inclusion probabilities" if whole[0][1]["estimator"] == "DSL" else ""
+        left_out = [
+            f"{n('measurement', f'left_out.{reason}')} {number_form(rows, 'row')} ({reason})"
+            for reason, rows in measurement.get("left_out", {}).items()
+            if reason != NOT_RANDOM  # it is not part of the sample
+        ]
+        sample = f" We labelled a random sample{chances} of {drawn} {origin}."
+        sample += f" These do not include {', '.join(left_out)} of the sample." if left_out else ""
     shares = "; ".join(
         "{}: {} ({} to {}; naive count {})".format(
             s["label_text"],
@@ -280,6 +299,9 @@ def _measured(measurement: Mapping[str, Any], n: Callable[..., str]) -> str:
         )
         for i, s in whole
     )
+    others = ""
+    if measurement.get("trained"):
+        others = f", without {n('measurement', 'trained')} that are training or validation texts,"
     mean = ""
     if measurement.get("means"):
         value, low, high, naive = (
@@ -287,7 +309,7 @@ def _measured(measurement: Mapping[str, Any], n: Callable[..., str]) -> str:
         )
         mean = f" The mean level is {value} ({low} to {high}; mean of the predicted levels {naive})."
     return (
-        f"We estimated the share of each class among {n('measurement', f'shares.{first}.texts')} texts of the corpus "
-        f"by {method} [@{key}].{sample} A count of predicted labels would be biased. The shares with 95 % intervals "
-        f"are: {shares}.{mean}"
+        f"We estimated the share of each class among {n('measurement', f'shares.{first}.texts')} texts of the corpus"
+        f"{others} by {method} [@{key}].{sample} A count of predicted labels would be biased. The shares with 95 % "
+        f"intervals are: {shares}.{mean}"
     )

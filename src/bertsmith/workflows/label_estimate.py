@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 from bertsmith.config import Config
 from bertsmith.evaluation.intervals import LEVEL
 from bertsmith.evaluation.learning_curve import Estimate, decide, learning_curve
-from bertsmith.labelling.pool import PoolFile, read_about
+from bertsmith.labelling.pool import EMPTY, PoolFile, read_about
 from bertsmith.labelling.store import PAUSE, Project
 from bertsmith.labelling.table import Snapshot
 from bertsmith.tasks.base import Task
@@ -21,7 +21,7 @@ from bertsmith.workflows.label_model import head_features, training_data
 MORE = 300
 """Number of further labels that an estimate considers."""
 FEWEST_RANDOM, FEWEST_SHARED = 30, 30
-"""Fewest random texts for a score, and fewest texts with two coders for a ceiling."""
+"""Fewest random texts for a score, and fewest random texts with two coders for a ceiling."""
 
 
 def estimate_project(project: Project, config: Config, more: int = MORE) -> Estimate:
@@ -30,14 +30,20 @@ def estimate_project(project: Project, config: Config, more: int = MORE) -> Esti
     Args:
         project: a project whose pool is embedded.
         config: the seed.
-        more: number of further labels.
+        more: number of further labels, at most those that the pool has.
     """
     snapshot = Snapshot.of(project)
     pool = PoolFile(project.path, *read_about(project.path))
     labelled = [each for each in snapshot.labelled if each.labels is not None]
     rows, targets = training_data(snapshot)
+    more = min(more, max(int((pool.hashes != EMPTY).sum()) - len(labelled), 0))
     seconds = [d.seconds for d in snapshot.decisions if 0 < d.seconds < PAUSE]
-    agreement = snapshot.agreement.ceiling
+    sample = snapshot.random_part
+    agreement, is_settled = sample.agreement.ceiling, all(each.labels is not None for each in sample.labelled)
+    ceiling = None
+    # The accuracy is of texts without ties, which would be too high if there were ties.
+    if agreement.value is not None and agreement.interval and agreement.texts >= FEWEST_SHARED and is_settled:
+        ceiling = agreement.value, agreement.interval[1]
     found = estimate_gain(
         pool.read(rows),
         targets,
@@ -47,7 +53,7 @@ def estimate_project(project: Project, config: Config, more: int = MORE) -> Esti
         more,
         seed=config.seed,
         hours=float(np.median(seconds)) * more / 3600 if seconds else None,
-        ceiling=agreement.value if agreement.texts >= FEWEST_SHARED else None,
+        ceiling=ceiling,
     )
     project.set_setting("estimate", found.to_dict())
     return found
@@ -63,7 +69,7 @@ def estimate_gain(
     *,
     seed: int,
     hours: float | None = None,
-    ceiling: float | None = None,
+    ceiling: tuple[float, float] | None = None,
 ) -> Estimate:
     """Estimate the gain of more labels.
 
@@ -76,7 +82,7 @@ def estimate_gain(
         more: number of further labels.
         seed: of folds and resamples.
         hours: time for these labels.
-        ceiling: share of texts to which two coders gave the same labels.
+        ceiling: share of random texts to which two coders gave the same labels, and its upper bound.
     """
     n, features = len(targets), head_features(embeddings)
     estimate = Estimate(n, more, hours=hours, ceiling=ceiling, metric=task.primary_name, random=int(random.sum()))
@@ -92,7 +98,7 @@ def estimate_gain(
         return task.resampled(drawn, targets, scores)[task.primary]
 
     with threadpool_limits(1):  # many small fits: one thread is faster than several
-        curve = learning_curve(n, predict, score, seed=seed)
+        curve = learning_curve(n, predict, score, seed=seed) if more else None
     if curve is not None:
         gain = curve.gain(n, more, seed=seed)
         estimate = replace(estimate, gain=gain.value, low=gain.low, high=gain.high, most=gain.most)

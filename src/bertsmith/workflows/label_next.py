@@ -37,7 +37,7 @@ from bertsmith.labelling.pool import EMPTY, EmptyPoolError, PoolFile
 from bertsmith.labelling.store import TABLE, Project, Queued
 from bertsmith.labelling.table import Snapshot
 from bertsmith.tasks.registry import get_task
-from bertsmith.workflows.label_model import embed_texts, embedding_model, fit_head, head_features, load_encoder
+from bertsmith.workflows.label_model import embed_texts, fit_head, head_features, load_encoder, project_model
 
 CHUNK = 8192
 """Number of rows in a chunk."""
@@ -143,7 +143,7 @@ def choose_for_project(
     # Two processes that add embeddings at the same time would mix them up.
     with lock(project.path, "choosing texts for this project"), _opened(source, config, Template()) as stream:
         observe(InputOpened(stream.n_rows, stream.notes, stream.skipped))
-        name = project.setting("model") or embedding_model(config)
+        name = project_model(project.path, config)
         loaded = load_encoder(name, config)
         observe(ModelOpened(None))
         pool = PoolFile(project.path, name, loaded.model.config.hidden_size)
@@ -158,7 +158,6 @@ def choose_for_project(
                 where=stream.name,
                 remedy="Pass the same pool, with new rows only at its end.",
             )
-        project.set_setting("model", name)
         task = get_task(project.task)
         queued = project.rows
         # Older versions did not save the sizes: the embeddings show the size before this choice.

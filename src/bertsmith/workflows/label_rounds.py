@@ -17,7 +17,7 @@ from bertsmith.data.table import MULTI_LABEL
 from bertsmith.errors import UserError, save_traceback
 from bertsmith.events import InputOpened, PredictionEvent, PredictionListener, RowsPredicted
 from bertsmith.labelling.pool import EmptyPoolError
-from bertsmith.labelling.store import TABLE, Project
+from bertsmith.labelling.store import Project
 from bertsmith.labelling.table import export
 
 RUNS = "runs"
@@ -54,14 +54,14 @@ class Rounds:
         return self.thread is not None and self.thread.is_alive()
 
     def choose(self, *, automatic: bool = False) -> None:
-        """Choose the next texts in the background, unless a choice is running or the pool is exhausted.
+        """Choose the next texts in the background, unless a choice is running.
 
         Args:
-            automatic: no user asked. A failed choice is then not repeated for `RETRY_SECONDS`: the page asks after each
-                decision, and the error may last.
+            automatic: no user asked. Then nothing is chosen from an exhausted pool, or within `RETRY_SECONDS` after a
+                failed choice: the page asks after each decision, and the error may last.
         """
         with self.lock:
-            if self.is_choosing or self.exhausted or (automatic and time.monotonic() < self._retry):
+            if self.is_choosing or (automatic and (self.exhausted or time.monotonic() < self._retry)):
                 return
             self.message, self.rows_read, self.n_rows = "", 0, 0
             self.thread = threading.Thread(target=self._run, daemon=True)
@@ -92,14 +92,13 @@ class Rounds:
         with self.lock:
             if self.child is not None and self.child.poll() is None:
                 return
-            export(self.project)
-            folder = self.project.path / RUNS
-            folder.mkdir(exist_ok=True)
-            number = 1 + max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=0)
-            arguments = train_arguments(self.project.path / TABLE, folder / f"{number:03}", self.project.task)
-            command = [sys.executable, "-m", "bertsmith", *arguments, *self.train_flags]
+            run = self.next_run()
+            run.parent.mkdir(exist_ok=True)
+            table = run.with_suffix(".csv")  # with later labels, the training could not be resumed
+            export(self.project, table)
+            command = [sys.executable, "-m", "bertsmith", *self.train_command(table, run)]
             self.lines.clear()
-            self.trained = str(folder / f"{number:03}")
+            self.trained = str(run)
             self.child = subprocess.Popen(
                 command,
                 stdout=subprocess.PIPE,
@@ -110,6 +109,16 @@ class Rounds:
                 start_new_session=True,  # Ctrl-C and `close` would be two signals, which stop it at once
             )
             threading.Thread(target=self._read, args=(self.child,), daemon=True).start()
+
+    def next_run(self) -> Path:
+        """Return the folder of the next training."""
+        folder = self.project.path / RUNS
+        numbers = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+        return folder / f"{1 + max(numbers, default=0):03}"
+
+    def train_command(self, table: Path, run: Path) -> list[str]:
+        """Return the command, without ``bertsmith``, that trains on an exported table."""
+        return [*train_arguments(table, run, self.project.task), *self.train_flags]
 
     def _read(self, child: subprocess.Popen[str]) -> None:
         assert child.stdout is not None
@@ -132,12 +141,15 @@ class Rounds:
             "lines": list(self.lines),
         }
 
-    def close(self) -> None:
-        """Stop a running training; it can be resumed."""
+    def close(self) -> list[str]:
+        """Stop a running training, and return the command that resumes it; an empty list if none was running."""
+        run = Path(self.trained)
+        is_running = self.child is not None and self.child.poll() is None
         while self.child is not None and self.child.poll() is None:
             self.child.terminate()  # the first time after a step, then at once
             with suppress(subprocess.TimeoutExpired):
                 self.child.wait(CLOSE_SECONDS)
+        return [*self.train_command(run.with_suffix(".csv"), run), "--resume"] if is_running else []
 
 
 def train_arguments(table: Path, run: Path, task: str) -> list[str]:

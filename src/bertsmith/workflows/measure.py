@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from bertsmith.measuring.estimate import (
 )
 from bertsmith.measuring.pseudo_outcomes import OutcomeFile
 from bertsmith.measuring.quantities import Quantities, Results
-from bertsmith.measuring.result import Measurement, empty_rows
+from bertsmith.measuring.result import Measurement, empty_rows, identity
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.corpus_sample import CorpusSample, Embedder
@@ -104,9 +105,10 @@ def run_measurement(
         if sample is None:
             assert held_out is not None
             embedder = Embedder(run, classifier, config.device)
-            return measure_under_label_shift(asked, stream.name, tally, held_out, embedder)
-        predictions = classifier.predict_proba(sample.texts)
-        return _corrected(asked, stream.name, tally, sample, predictions, outcomes)
+            found = measure_under_label_shift(asked, stream.name, tally, held_out, embedder)
+        else:
+            found = _corrected(asked, stream.name, tally, sample, classifier.predict_proba(sample.texts), outcomes)
+        return replace(found, trained=tally.trained if tally.leaves_out else 0, run=identity(run.info))
 
 
 class Tally:
@@ -305,4 +307,5 @@ def _corrected(
         tally.empty,
         tuple(notes),
         tuple(results.means),
+        None if sample.clusters is None else len(np.unique(sample.clusters)),
     )

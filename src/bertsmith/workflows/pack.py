@@ -13,7 +13,7 @@ from bertsmith.data.template import texts_of
 from bertsmith.folders.atomic import replaced_file
 from bertsmith.folders.run import Run, open_run
 from bertsmith.report.methods import write_methods
-from bertsmith.workflows.score import hash_texts
+from bertsmith.workflows.score import hash_texts, stored_groups
 
 MANIFEST = "SHA256SUMS"
 README = """A run of bertsmith, packed for replication.
@@ -28,8 +28,9 @@ Label new texts:   bertsmith predict run new.csv
 """
 WITHOUT_TEXTS = """
 This archive has no texts. In predictions/, the column text has the XXH3 hash of each text, as in splits.parquet. The
-archive leaves out the report, the explanations and the evaluations, because they quote texts. bertsmith verify cannot
-predict labels from hashes, but checks everything else.
+column group has a number for each group. The archive leaves out the report, the explanations, the evaluations and the
+slices of metrics.json, because they quote cells of the table. bertsmith verify cannot predict labels from hashes, but
+checks everything else.
 """
 
 
@@ -39,7 +40,8 @@ def pack_run(path: Path, output: Path, *, texts: bool = True) -> int:
     Args:
         path: the run folder.
         output: the archive.
-        texts: keep the texts; otherwise they are replaced by hashes, and files that quote texts are left out.
+        texts: keep the texts; otherwise, hashes replace texts, numbers replace groups, and what quotes cells of the
+            table is left out.
 
     Raises:
         UserError: if the run is not finished or damaged, or the archive cannot be written.
@@ -59,6 +61,8 @@ def pack_run(path: Path, output: Path, *, texts: bool = True) -> int:
         for source in _files(run, texts=texts):
             if not texts and source.parent.name == "predictions":
                 content_bytes = _hashed(source)
+            elif not texts and source == run.layout.metrics:
+                content_bytes = json.dumps({**run.metrics, "slices": []}, indent=2).encode()
             elif source == run.layout.run:
                 content_bytes = _to_share(run, texts=texts)
             else:
@@ -90,12 +94,14 @@ def _files(run: Run, *, texts: bool) -> Iterator[Path]:
 
 
 def _hashed(file: Path) -> bytes:
-    """Return a Parquet file of predictions with hashes instead of texts."""
+    """Return a Parquet file of predictions with hashes instead of texts, and numbers instead of groups."""
     import pandas as pd
 
     frame = pd.read_parquet(file)
     buffer = io.BytesIO()
     hashed = frame.drop(columns="pair", errors="ignore").assign(text=hash_texts(texts_of(frame)))
+    if "group" in frame.columns:
+        hashed["group"] = stored_groups(frame)
     hashed.to_parquet(buffer, index=False)
     return buffer.getvalue()
 
