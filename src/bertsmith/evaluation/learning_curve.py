@@ -81,6 +81,7 @@ class Estimate:
         most: upper bound of the mean gain over trainings on different texts.
         hours: time for these labels; ``None`` if unknown.
         accuracy, accuracy_low, accuracy_high: on the random texts, with its 95 % interval; ``None`` if unknown.
+        accuracy_name: what the accuracy is, as the start of a sentence.
         random: number of random texts.
         ceiling: share of texts to which two coders gave the same labels; ``None`` if unknown.
         metric: name of the score that is gained.
@@ -98,6 +99,7 @@ class Estimate:
     accuracy: float | None = None
     accuracy_low: float | None = None
     accuracy_high: float | None = None
+    accuracy_name: str = "Accuracy"
     random: int = 0
     ceiling: float | None = None
     metric: str = "macro-F1"
@@ -110,8 +112,8 @@ class Estimate:
         parts = []
         if self.accuracy is not None:
             parts.append(
-                f"Accuracy is {self.accuracy:.2f} (95 % interval {self.accuracy_low:.2f} to {self.accuracy_high:.2f}) "
-                f"on {counted(self.random, 'random text')}."
+                f"{self.accuracy_name} is {self.accuracy:.2f} (95 % interval {self.accuracy_low:.2f} to "
+                f"{self.accuracy_high:.2f}) on {counted(self.random, 'random text')}."
             )
         if self.gain is not None:
             time = "" if self.hours is None else f", and take about {self.hours:.1f} h"
