@@ -31,7 +31,7 @@ from bertsmith.labelling.store import FILE, SETTLER, Decision, Project, Queued
 from bertsmith.labelling.table import Snapshot, export
 from bertsmith.measuring.design import read_design, was_drawn
 from bertsmith.workflows.label_next import Chosen, choose_texts
-from bertsmith.workflows.label_rounds import Rounds, train_arguments
+from bertsmith.workflows.label_rounds import Rounds
 
 LABELS = ["bad", "good", "so so"]
 
@@ -368,7 +368,7 @@ def test_the_table_has_the_labels_that_count_and_how_they_were_decided(project):
         for label in labels:
             decide(project, coder, label)
     project.decide(Decision(4, SETTLER, "labelled", ("so so",)))
-    assert export(project) == 4
+    assert export(project) == 3
     table = pd.read_csv(project.path / "labels.csv")
     assert table["Label Text"].fillna("").tolist() == ["good", "bad", "", "so so"]
     assert table["decided_by"].tolist() == ["agreed", "majority", "tie", "settled"]
@@ -427,16 +427,20 @@ def test_tables_of_several_and_of_ordered_labels_are_read(tmp_path):
     assert (tmp_path / "ordinal" / FILE).is_file()
 
 
-def test_a_tie_between_sets_of_labels_is_not_exported_as_no_label(tmp_path):
+def test_sets_of_labels_differ_from_missing_ones_in_the_table(tmp_path):
     project = Project(tmp_path / "p", {"labels": ["a", "b"], "task": "multi-label", "pool_rows": 9})
-    project.add_texts(queue(3))
-    for coder, sets in {"ann": ["ab", "a", ""], "ben": ["b", "a", ""]}.items():
+    project.add_texts([Queued(i, f"text {i}", "random", True) for i in range(1, 6)])
+    for coder, sets in {"ann": ["ab", "a", "", "ba"], "ben": ["b", "a", "", "ab"]}.items():
         for labels in sets:
             decide(project, coder, *labels)
-    assert export(project) == 2
+    decide(project, "ann", status="skipped")
+    assert export(project) == 3
     table = pd.read_csv(project.path / "labels.csv", keep_default_na=False)
-    assert table["Label Text"].tolist() == ["a", ""]
-    assert table["decided_by"].tolist() == ["agreed", "agreed"]
+    assert table["Label Text"].tolist() == ["", '["a"]', "[]", '["a", "b"]', ""]
+    assert table["decided_by"].tolist() == ["tie", "agreed", "agreed", "agreed", "skipped"]
+    read = read_table(project.path / "labels.csv", DataConfig(task="multi-label"))
+    assert read.targets[1:4].tolist() == [[True, False], [False, False], [True, True]]
+    assert read.codes[[0, 4]].tolist() == [-1, -1]
 
 
 def test_a_carriage_return_in_a_text_does_not_break_the_table(project):
@@ -454,9 +458,7 @@ def test_training_on_several_labels_keeps_separators_in_labels(tmp_path):
     for some in [labels[:1], labels[1:2], labels[:2], labels[2:]] * 3:
         decide(project, "ann", *some)
     export(project)
-    arguments = train_arguments(project.path / "labels.csv", tmp_path / "run", project.task)
-    separator = arguments[arguments.index("--label-separator") + 1]
-    table = read_table(project.path / "labels.csv", DataConfig(task="multi-label", label_separator=separator))
+    table = read_table(project.path / "labels.csv", DataConfig(task="multi-label"))
     assert table.labels.texts == tuple(labels)
 
 

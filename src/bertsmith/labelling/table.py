@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -152,23 +153,24 @@ class Snapshot:
 
         The split is test for random texts and train for the others, because chosen texts do not represent the pool.
         Random texts that nobody labelled have an empty label: without these records, `measure` could not see that the
-        others are no random sample. With several labels per text, records without a label and ties are left out,
-        because an empty cell means none of the labels.
+        others are not a random sample. With several labels per text, labels are JSON lists: an empty list means none of
+        the labels, and an empty cell means that the labels are missing.
         """
         numbers = {label: i for i, label in enumerate(self.labels, start=1)}
         records, inclusion = [], self.inclusion
         for each in sorted([*self.labelled, *self.without_label], key=lambda each: each.text.id):
-            if each.labels is None and self.task == MULTI_LABEL:
-                continue
             text = each.text
             given = sorted(each.labels or (), key=numbers.__getitem__)
+            written = "".join(given)
+            if self.task == MULTI_LABEL and each.labels is not None:
+                written = json.dumps(given, ensure_ascii=False)
             record: dict[str, Any] = {"Text": text.text}
             if text.pair is not None:
                 record["Pair"] = text.pair
             if self.task == ORDINAL:
                 record["Label"] = numbers[given[0]] if given else ""
             record |= {
-                "Label Text": SEPARATOR.join(given),
+                "Label Text": written,
                 "split": "test" if text.random else "train",
                 RANDOM: str(text.row in inclusion).lower(),
                 INCLUSION: inclusion.get(text.row, ""),
@@ -197,7 +199,7 @@ def export(project: Project, path: Path | None = None) -> int:
     writer.writeheader()
     writer.writerows(records)
     write_text(path or project.path / TABLE, content.getvalue())
-    return sum(record["decided_by"] not in (UNSURE, SKIPPED) for record in records)
+    return sum(record["Label Text"] != "" for record in records)
 
 
 def _count_votes(text: Queued, decisions: Sequence[Decision]) -> Labelled:
