@@ -140,10 +140,12 @@ def fit_abstention(
             )
     in_set = None
     if coverage is not None:
+        conformity = task.conformity(targets, scores)
+        n = len(conformity)
         if math.ceil((n + 1) * coverage - 1e-9) > n:
             raise ConfigError(
-                f"--coverage {coverage:g} needs more than {counted(n, 'held-out text')}",
+                f"--coverage {coverage:g} needs more than {counted(n, 'held-out text')} with a label",
                 remedy=f"Pass at most {math.floor(1000 * n / (n + 1)) / 1000:g}, or train with more texts.",
             )
-        in_set = conformal_threshold(task.conformity(targets, scores), coverage)
+        in_set = conformal_threshold(conformity, coverage)
     return Abstention(min_confidence, in_set)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -259,14 +258,15 @@ class Task(ABC):
         """Evaluate thresholds and label sets on texts other than the held-out ones that set them, JSON-ready."""
         from bertsmith.evaluation.abstention import CheckedPredictions, evaluate_abstention, label_shift
 
-        def check(targets: np.ndarray, scores: np.ndarray) -> CheckedPredictions:
-            right, conformity = self.is_right(targets, scores), self.conformity(targets, scores)
-            return CheckedPredictions(self.confidence(scores), right, conformity)
+        def check(t: np.ndarray, s: np.ndarray) -> CheckedPredictions:
+            return CheckedPredictions(self.confidence(s), self.is_right(t, s), self.conformity(t, s))
 
-        evaluate_sets = partial(self.evaluate_sets, targets, scores)
-        evaluated = evaluate_abstention(check(targets, scores), check(*held_out), evaluate_sets)
-        counts = [self.label_counts(t, scores.shape[1]) for t in (held_out[0], targets)]
-        return {**evaluated, "label_shift": label_shift(*counts)}
+        both = (held_out[0], targets)
+        evaluated = evaluate_abstention(
+            check(targets, scores), check(*held_out), lambda threshold: self.evaluate_sets(targets, scores, threshold)
+        )
+        counts, texts = [self.label_counts(t, scores.shape[1]) for t in both], [len(t) for t in both]
+        return {**evaluated, "label_shift": label_shift(*counts, None if targets.ndim == 1 else texts)}
 
     def label_counts(self, targets: np.ndarray, n_labels: int) -> np.ndarray:
         """Return how often each label occurs, shape (labels,)."""
@@ -274,11 +274,11 @@ class Task(ABC):
 
     @abstractmethod
     def conformity(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Return the highest threshold at which the prediction set of each text contains its label, shape (n,)."""
+        """Return the highest threshold at which the prediction set of each text with a label contains its labels."""
 
     @abstractmethod
     def evaluate_sets(self, targets: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return whether each text's prediction set contains its label, and the size of the set, each shape (n,)."""
+        """Return whether each set of a text with a label contains its labels, and the size of each set, shape (n,)."""
 
     @abstractmethod
     def set_columns(self, scores: np.ndarray, threshold: float, labels: Labels) -> dict[str, list[Any]]:
