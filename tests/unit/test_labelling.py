@@ -443,6 +443,17 @@ def test_sets_of_labels_differ_from_missing_ones_in_the_table(tmp_path):
     assert read.codes[[0, 4]].tolist() == [-1, -1]
 
 
+@pytest.mark.parametrize(("task", "expected"), [("multi-label", {"a"}), ("ordinal", {"b"}), ("single-label", None)])
+def test_the_majority_depends_on_the_task(tmp_path, task, expected):
+    project = Project(tmp_path / "p", {"labels": ["a", "b", "c"], "task": task, "pool_rows": 9})
+    project.add_texts(queue(1))
+    for coder, labels in zip(("ann", "ben", "eve"), ("ab", "a", "ac") if task == "multi-label" else "acb", strict=True):
+        decide(project, coder, *labels)
+    (found,) = Snapshot.of(project).labelled
+    assert (found.labels, found.how) == (expected, "majority" if expected else "tie")
+    assert found.share == pytest.approx(1 / 3)
+
+
 def test_a_carriage_return_in_a_text_does_not_break_the_table(project):
     project.add_texts([Queued(50, "one\rtwo", "diverse", False), Queued(51, "one\r\ntwo", "diverse", False)])
     while project.next_text("ann"):

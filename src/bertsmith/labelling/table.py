@@ -6,14 +6,17 @@ import csv
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bertsmith.data.columns import LABEL, LABEL_TEXT, TEXT, with_own_names
-from bertsmith.data.outcomes import SEPARATOR
+from bertsmith.data.outcomes import SEPARATOR, majority
 from bertsmith.data.table import MULTI_LABEL, ORDINAL
 from bertsmith.data.texts import quoting
 from bertsmith.evaluation.agreement import Agreement, LabelSet, measure_agreement
@@ -33,10 +36,10 @@ class Labelled:
 
     Attributes:
         text: the text.
-        labels: its labels; ``None`` if coders disagree and none of them is in the majority, or nobody gave a label.
+        labels: its labels; ``None`` for a tie between coders, or if nobody gave a label.
         how: one of ``"one coder"``, ``"agreed"``, ``"majority"``, ``"tie"``, ``"settled"``, ``"unsure"`` and
             ``"skipped"``.
-        share: share of the coders who gave these labels.
+        share: share of the coders who gave exactly these labels.
         notes: notes of the coders.
     """
 
@@ -72,7 +75,27 @@ class Snapshot:
         for decision in self.decisions:
             if decision.status == LABELLED:
                 by_text.setdefault(decision.text, []).append(decision)
-        return [_count_votes(text, by_text[text.id]) for text in self.texts if text.id in by_text]
+        return [self._count_votes(text, by_text[text.id]) for text in self.texts if text.id in by_text]
+
+    def _count_votes(self, text: Queued, decisions: Sequence[Decision]) -> Labelled:
+        """Return the labels of the majority, or those that settled a disagreement."""
+        notes = tuple(decision.note for decision in decisions if decision.note)
+        votes = [frozenset(d.labels) for d in decisions if d.coder != SETTLER]
+        settled = [frozenset(d.labels) for d in decisions if d.coder == SETTLER]
+        labels, how = (settled[-1], SETTLED) if settled else (self._majority(votes), MAJORITY)
+        if labels is None:
+            return Labelled(text, None, TIE, Counter(votes).most_common(1)[0][1] / len(votes), notes)
+        if not settled and len({*votes}) == 1:
+            how = SINGLE if len(votes) == 1 else AGREED
+        return Labelled(text, labels, how, votes.count(labels) / len(votes) if votes else 1.0, notes)
+
+    def _majority(self, votes: Sequence[LabelSet]) -> LabelSet | None:
+        indicators = np.array([[label in given for label in self.labels] for given in votes])
+        if self.task == MULTI_LABEL:
+            found = majority(indicators, ordered=False)
+            return None if found is None else frozenset(compress(self.labels, found))
+        found = majority(indicators.argmax(axis=1), ordered=self.task == ORDINAL)
+        return None if found is None else frozenset([self.labels[found]])
 
     @property
     def without_label(self) -> list[Labelled]:
@@ -200,19 +223,3 @@ def export(project: Project, path: Path | None = None) -> int:
     writer.writerows(records)
     write_text(path or project.path / TABLE, content.getvalue())
     return sum(record["Label Text"] != "" for record in records)
-
-
-def _count_votes(text: Queued, decisions: Sequence[Decision]) -> Labelled:
-    """Return the labels that most coders gave, or those that settled a disagreement."""
-    notes = tuple(decision.note for decision in decisions if decision.note)
-    votes: Mapping[LabelSet, int] = Counter(frozenset(d.labels) for d in decisions if d.coder != SETTLER)
-    n = sum(votes.values())
-    settled = [d for d in decisions if d.coder == SETTLER]
-    if settled:
-        labels = frozenset(settled[-1].labels)
-        return Labelled(text, labels, SETTLED, votes.get(labels, 0) / n if n else 1.0, notes)
-    (best, most), *others = sorted(votes.items(), key=lambda vote: -vote[1])
-    if others and others[0][1] == most:
-        return Labelled(text, None, TIE, most / n, notes)
-    how = SINGLE if n == 1 else AGREED if most == n else MAJORITY
-    return Labelled(text, best, how, most / n, notes)
