@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bertsmith.data.table import REGRESSION
 from bertsmith.data.template import flat_texts
 from bertsmith.errors import ConfigError, counted
 from bertsmith.evaluation.abstention import confidence_threshold, conformal_threshold, min_texts
@@ -110,7 +109,7 @@ def fit_abstention(
         "--min-confidence": min_confidence is not None,
         "--target-accuracy": target_accuracy is not None,
     }
-    if task.name == REGRESSION and any(refused.values()):
+    if not task.has_labels and any(refused.values()):
         flags = " and ".join(flag for flag, given in refused.items() if given)
         raise ConfigError(
             f"{flags}: the model predicts numbers, which have no probabilities and no confidence",

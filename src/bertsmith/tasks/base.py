@@ -39,6 +39,10 @@ class Task(ABC):
         epoch_metrics: the metrics logged at every epoch, the primary one last.
         metric_names: title and meaning of each metric, in order.
         imbalances: the values of ``--imbalance`` that apply.
+        has_labels: whether the model predicts labels with probabilities, not numbers.
+        one_class: whether each text has exactly one label.
+        needs_rule: whether a linear model on embeddings needs a rule: it has no class weights, or its most likely class
+            is not the prediction.
         decides: whether a decision rule can be left out.
         naive_name: what `naive_baseline` predicts, for messages.
         head_name: what `fit_head` fits, for messages.
@@ -54,6 +58,9 @@ class Task(ABC):
     epoch_metrics: ClassVar[tuple[str, ...]]
     metric_names: ClassVar[Names]
     imbalances: ClassVar[tuple[str, ...]]
+    has_labels: ClassVar[bool] = True
+    one_class: ClassVar[bool] = True
+    needs_rule: ClassVar[bool] = False
     decides: ClassVar[bool] = True
     naive_name: ClassVar[str] = "majority class"
     head_name: ClassVar[str] = "logistic regression"
@@ -186,13 +193,7 @@ class Task(ABC):
         return {}
 
     def differences(
-        self,
-        targets: np.ndarray,
-        first: np.ndarray,
-        second: np.ndarray,
-        *,
-        seed: int,
-        groups: np.ndarray | None = None,
+        self, targets: np.ndarray, first: np.ndarray, second: np.ndarray, *, seed: int, groups: np.ndarray | None = None
     ) -> tuple[float, np.ndarray]:
         """Return the difference of the primary metric, and that on every resample, shape (resamples,).
 
@@ -210,13 +211,7 @@ class Task(ABC):
         return float(difference(once)[0]), np.concatenate([difference(drawn) for drawn in resamples])
 
     def difference(
-        self,
-        targets: np.ndarray,
-        first: np.ndarray,
-        second: np.ndarray,
-        *,
-        seed: int,
-        groups: np.ndarray | None = None,
+        self, targets: np.ndarray, first: np.ndarray, second: np.ndarray, *, seed: int, groups: np.ndarray | None = None
     ) -> tuple[float, float, float]:
         """Return the difference of the primary metric (first minus second) and its 95 % interval; see `differences`."""
         from bertsmith.evaluation.intervals import TAILS

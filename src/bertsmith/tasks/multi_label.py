@@ -34,6 +34,7 @@ class MultiLabel(Task):
     headline = ("macro_f1", "micro_f1")
     epoch_metrics = ("micro_f1", "macro_f1")
     imbalances = ("none", "weights", "focal")
+    one_class, needs_rule = False, True
     naive_name = "share of each label"
     described = "multi-label text classifier with {labels}"
     same_name = "get the same labels"

@@ -39,7 +39,7 @@ class RegressionTask(Task):
     headline = ("r2", "mae")
     epoch_metrics = ("mae", "r2")
     imbalances = ("none",)
-    decides = False
+    has_labels = one_class = decides = False
     naive_name = "the mean"
     head_name = "ridge regression"
     truth_column, predicted_column = "label", "predicted"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bertsmith.data.table import MULTI_LABEL, ORDINAL, Table
+from bertsmith.data.table import Table
 from bertsmith.data.template import texts_of
 from bertsmith.evaluation.baseline import LinearModel, combine_pairs, verdict
 from bertsmith.model.load import Loaded
@@ -23,8 +23,6 @@ from bertsmith.workflows.score import CrossValidation, table_groups
 
 MAX_COUNTED_TEXTS = 50_000
 """Training texts of the bag of words; each text of 200 words takes about 72 KiB of memory and 5 ms."""
-RULED = (MULTI_LABEL, ORDINAL)
-"""Tasks whose regression needs a rule: it has no class weights, or its most likely class is not the prediction."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ class FrozenEmbeddings:
             self.features["test"][scored],
             self.n_labels,
             seed=seed,
-            fit_rule=(lambda y, held_out: task.fit_rule(y, held_out, seed=seed)[1]) if task.name in RULED else None,
+            fit_rule=(lambda y, held_out: task.fit_rule(y, held_out, seed=seed)[1]) if task.needs_rule else None,
         )
 
 

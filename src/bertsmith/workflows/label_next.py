@@ -16,7 +16,7 @@ from bertsmith.data.formats.annotations import write_tasks
 from bertsmith.data.label_sets import is_list
 from bertsmith.data.outcomes import SEPARATOR
 from bertsmith.data.stream import Stream, open_stream
-from bertsmith.data.table import REGRESSION, Cells
+from bertsmith.data.table import Cells
 from bertsmith.data.template import Template, Text, Texts, flat, is_empty, normalise_text
 from bertsmith.data.texts import is_missing, to_text
 from bertsmith.errors import ConfigError, DataError, counted
@@ -223,7 +223,7 @@ def choose_with_run(
             filled = np.array([not is_empty(text) for text in normal], dtype=bool)
             parts.append(filled & ~hash_texts(normal).isin(known).to_numpy())
         counts: np.ndarray | None = None
-        if run.task != REGRESSION:
+        if get_task(run.task).has_labels:
             counts = np.array([sum(c["counts"].values()) for c in read_json(run.layout.labels)["classes"]])
 
         def scored(free: np.ndarray) -> Iterator[Scored]:
