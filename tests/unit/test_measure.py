@@ -813,7 +813,7 @@ def test_no_cell_of_the_shares_is_a_formula():
 
 
 def test_without_a_change_few_comparisons_differ():
-    rng = np.random.default_rng(0)
+    rng, both = np.random.default_rng(0), (150, 2000)
     found = []
     for _ in range(200):
         reference, corpus = rng.normal(size=(150, 8)), rng.normal(size=(2000, 8))
@@ -822,6 +822,7 @@ def test_without_a_change_few_comparisons_differ():
             *compare_scalars("abc", reference[:, :3], corpus[:, :3], 0.99),
             compare_positions(reference[:, 3:], corpus[:, 3:], 0.99),
             compare_counts("labels", before, now, 0.99),
+            compare_counts("several labels", *(rng.binomial(n, [0.5, 0.1]) for n in both), 0.99, texts=both),
         ]
         found.append(any(d.differs for d in differences))
     assert np.mean(found) < 0.1

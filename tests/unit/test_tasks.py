@@ -107,6 +107,12 @@ def test_report_and_card_show_the_metrics_of_the_task(run):
         assert "{%" not in page
 
 
+def test_new_texts_are_compared_with_the_test_texts(run, later):
+    found = {difference.name for difference in bs.drift(run, later, device="cpu").differences}
+    predictions = {"predicted number"} if run.task == "regression" else {"predicted labels", "confidence"}
+    assert found & {"predicted number", "predicted labels", "confidence"} == predictions
+
+
 def test_a_corpus_is_measured(run, tmp_path):
     corpus = make(run.task, 300, seed=2).assign(month=lambda t: ["may" if i % 2 else "june" for i in range(len(t))])
     given = {"labelled": corpus[:120].drop(columns="month"), "random_sample": True, "by": "month"}
