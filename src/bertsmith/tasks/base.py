@@ -260,8 +260,9 @@ class Task(ABC):
         evaluated = evaluate_abstention(
             check(targets, scores), check(*held_out), lambda threshold: self.evaluate_sets(targets, scores, threshold)
         )
-        counts, texts = [self.label_counts(t, scores.shape[1]) for t in both], [len(t) for t in both]
-        return {**evaluated, "label_shift": label_shift(*counts, None if targets.ndim == 1 else texts)}
+        before, now = (self.label_counts(t, scores.shape[1]) for t in both)
+        texts = None if targets.ndim == 1 else [len(t) for t in both]
+        return {**evaluated, "label_shift": label_shift(before, now, texts)}
 
     def label_counts(self, targets: np.ndarray, n_labels: int) -> np.ndarray:
         """Return how often each label occurs, shape (labels,)."""
