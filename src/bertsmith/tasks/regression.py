@@ -227,6 +227,10 @@ class RegressionTask(Task):
 
         return fit_ridge(embeddings, (targets - self.mean) / self.scale)
 
+    def indicators(self, decisions: np.ndarray, n_labels: int) -> np.ndarray:
+        """Return the numbers, shape (n, 1)."""
+        return decisions[:, None]
+
     def truth_columns(self, targets: np.ndarray, labels: Labels) -> dict[str, Any]:
         """Return ``label``, a number."""
         return {"label": targets}
