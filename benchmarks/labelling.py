@@ -164,7 +164,7 @@ def print_quality(name: str, pool: Pool, draws: int) -> None:
     size = 1000 if pool.n_classes > 20 else 300
     for seed in range(draws):
         rows, is_random = labelled_rows(pool, "bertsmith", size, seed)
-        found = score_on_random(pool.x[rows], pool.y[rows], is_random, TASK, pool.n_classes)
+        found = score_on_random(pool.x[rows], pool.y[rows], is_random, TASK, pool.n_classes, seed=seed)
         # Rows reserved for the random sample represent the pool. The other unlabelled rows lack the chosen, hard texts.
         reserved = np.flatnonzero(random_rows(priorities(len(pool.y), seed), np.ones(len(pool.y), dtype=bool), 0)[1])
         predicted = fit(pool, rows[~is_random]).logits(pool.x[reserved]).argmax(axis=1)

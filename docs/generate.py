@@ -226,7 +226,7 @@ one of these names, it becomes `pool NAME`.
 | column | content |
 | --- | --- |
 | `Text`, `Pair` | the text; the second text of a pair |
-| `Label Text`, `Label` | label text, several joined by `;`; number of an ordinal label |
+| `Label Text`, `Label` | label text, several as a JSON list; number of an ordinal label |
 | `split` | `test` for random texts, otherwise `train`; `train` for all texts if only random texts have a label |
 | `random` | whether the text was drawn at random, and has an inclusion probability |
 | `inclusion_probability` | for a random text, the probability that the random sample contains it; otherwise empty |
@@ -270,8 +270,8 @@ one of these names, it becomes `pool NAME`.
 _CSV = """The CSV file of `-o` has one row for each entry of `shares` and `means`. Its columns are the keys of a share,
 with three differences. `low` and `high` replace `interval`, and `labelled_low` and `labelled_high` replace
 `labelled_interval`. `difference` is the naive value minus the corrected one. `group` is empty for the whole corpus. For
-ordered labels, the file also has the columns `mean` and `labelled_mean`. Rows with the mean level have the label text
-`(level)`.
+ordered labels and numbers, the file also has the columns `mean` and `labelled_mean`. Rows with a mean have the label
+text `(level)` or `(number)`.
 
 The file of `--for-regression` has one row for each text of the corpus:
 
@@ -281,7 +281,7 @@ The file of `--for-regression` has one row for each text of the corpus:
 | columns of the corpus | all except the text; if another column has the same name, the name becomes `corpus NAME` |
 | `labelled` | 1 if the text is in the labelled sample, otherwise 0 |
 | `inclusion_probability` | for a labelled text, the probability that it is in the sample; otherwise empty |
-| `outcome LABEL TEXT` | corrected outcome of each class, for `regress`; `outcome (level)` for ordered labels |
+| `outcome LABEL TEXT` | corrected outcome of each class, for `regress`; also `(level)` or `(number)` |
 
 ## A comparison of texts
 
@@ -292,7 +292,7 @@ _PRINTED: dict[str, tuple[type, dict[str, str]]] = {
         Measurement,
         {
             "shares": "one entry for each class of the whole corpus, then for each class of each group; see below",
-            "means": "for ordered labels, the mean level of the whole corpus and of each group; otherwise empty",
+            "means": "for ordered labels and numbers, the mean of the whole corpus and of each group; otherwise empty",
             "corpus": "name of the corpus",
             "sample": "name of the labelled sample; `null` without one",
             "by": "column of `--by`; `null` without it",
@@ -328,9 +328,9 @@ _PRINTED: dict[str, tuple[type, dict[str, str]]] = {
         MeanLevel,
         {
             "group": "value of the column of `--by`; `null` for the whole corpus",
-            "mean": "corrected mean of the label numbers; `null` without an estimate",
+            "mean": "corrected mean of the label numbers, or of the number; `null` without an estimate",
             "interval": "its 95 % interval, `[low, high]`",
-            "naive": "mean of the predicted levels, not corrected",
+            "naive": "mean of the predicted levels or numbers, not corrected",
             "estimator": "as for a share",
             "labelled": "number of labelled texts that the mean is based on",
             "texts": "number of texts of the corpus or group",
@@ -355,7 +355,8 @@ _PRINTED: dict[str, tuple[type, dict[str, str]]] = {
             "name": "the property",
             "before": "its mean in the test texts; `null` for embeddings and predicted labels",
             "after": "its mean in the new texts; `null` in the same cases",
-            "distance": "distance between the two, in standard deviations; for predicted labels, from 0 to 1",
+            "distance": "distance between the two, in standard deviations; for predicted labels, the total variation, "
+            "or the largest difference of the share of a label if a text can have several",
             "threshold": "value that the distance rarely exceeds by chance",
             "differs": "whether the distance exceeds the threshold",
         },

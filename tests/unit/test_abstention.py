@@ -184,6 +184,10 @@ def test_label_shift_is_detected():
     # Three texts are too few for a significant shift.
     assert not label_shift(np.array([2, 1]), np.array([0, 3]))["shifted"]
     assert label_shift(np.array([3, 0]), np.array([9, 0]))["p"] == 1
+    # With several labels per text, all labels can become rarer.
+    rarer = label_shift(np.array([500, 500, 0]), np.array([50, 50, 0]), (1000, 1000))
+    assert (rarer["distance"], rarer["shifted"]) == (pytest.approx(0.45), True)
+    assert not label_shift(np.array([500, 9, 0]), np.array([50, 0, 0]), (1000, 100))["shifted"]
 
 
 @pytest.mark.parametrize("seed", range(20))

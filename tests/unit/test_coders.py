@@ -10,6 +10,7 @@ import torch
 
 import bertsmith as bs
 from bertsmith.data.clean import NO_LABEL, clean
+from bertsmith.data.outcomes import majority
 from bertsmith.errors import ConfigError, DataError
 from bertsmith.evaluation.calibration import softmax
 from bertsmith.tasks.registry import get_task
@@ -76,8 +77,34 @@ def test_sets_of_labels_and_splits_stay_apart():
     read = bs.read_table(coded(*rows), coder_column="Coder")
     assert read.targets.tolist() == [[True, True], [False, True]]
     assert read.coded[0, "eve"] == {"a"}
+    rows = [("x", some, coder) for some, coder in zip((["a", "b"], ["a"], ["a", "c"]), "fgh", strict=True)]
+    rows += [("y", ["b", "c"], coder) for coder in "fgh"]
+    read = bs.read_table(coded(*rows), coder_column="Coder")
+    assert read.targets.tolist() == [[True, False, False], [False, True, True]]
+    assert read.extra["share_of_coders"].round(2).tolist() == [0.33, 1]
     split = coded(("x", "a", "ann"), ("y", "b", "ann"), ("x", "b", "ann"), part=["train", "train", "test"])
     assert len(bs.read_table(split, coder_column="Coder", split_column="part")) == 3
+
+
+@pytest.mark.parametrize(
+    ("votes", "ordered", "expected"),
+    [
+        ([3, 3, 1], False, 3),
+        ([3, 1], False, None),
+        ([1, 1, 2, 3, 3], False, None),
+        ([1, 1, 2, 3, 3], True, 2),
+        ([1, 2, 3], True, 2),
+        ([1, 1, 3, 4], True, 1),
+        ([3, 4], True, None),
+        ([0], True, 0),
+        ([[1, 1, 0], [1, 0, 0], [1, 0, 1]], False, [1, 0, 0]),
+        ([[1, 1, 0], [1, 0, 0]], False, None),
+        ([[0, 0], [0, 0]], False, [0, 0]),
+    ],
+)
+def test_the_majority_of_several_coders(votes, ordered, expected):
+    found = majority(np.array(votes), ordered=ordered)
+    assert found is None if expected is None else np.array_equal(found, expected)
 
 
 def test_the_votes_on_disputed_texts_are_kept_and_belong_to_the_data(table):

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,9 @@ from sklearn.utils.estimator_checks import check_estimator
 import bertsmith as bs
 from bertsmith.data.template import Template
 from bertsmith.errors import ConfigError, DataError
+from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_model, tiny_table
+from bertsmith.workflows import fit_in_memory
 from tests.conftest import ArrowTable
 
 SETTINGS = {
@@ -203,6 +206,15 @@ def test_an_unknown_setting_is_an_error(estimator):
     assert "lerning_rate" in error.value.what
 
 
+def test_ordered_labels_are_predicted_by_their_mean_rank(estimator, monkeypatch):
+    tables = []
+    fitted = SimpleNamespace(task=get_task("ordinal"), predict_proba=lambda texts: np.array([[0.4, 0.25, 0.35]]))
+    monkeypatch.setattr(fit_in_memory, "fit_in_memory", lambda table, config: tables.append(table) or fitted)
+    ordered = clone(estimator).set_params(settings={"task": "ordinal"}).fit(list("abcd"), [10, 2, 1, 2])
+    assert (tables[0].task, tables[0].labels.texts) == ("ordinal", ("1", "2", "10"))
+    assert ordered.predict(["e"]).tolist() == [2]
+
+
 @pytest.mark.parametrize("name", ["seeds", "cv", "test_size", "explanations", "label_noise", "text_column"])
 def test_a_setting_without_effect_is_an_error(estimator, name):
     with pytest.raises(ConfigError) as error:
@@ -224,7 +236,12 @@ def test_the_checks_of_scikit_learn_that_apply_pass(estimator):
 
 @pytest.mark.parametrize(
     ("labels", "settings", "expected"),
-    [([None] * 6, None, "item 0"), ([0, "a"] * 3, None, "sorted"), ([0, 1] * 3, {"task": "ordinal"}, "ordinal")],
+    [
+        ([None] * 6, None, "item 0"),
+        ([0, "a"] * 3, None, "sorted"),
+        (["a", "b"] * 3, {"task": "ordinal"}, "ordinal"),
+        ([0, 1] * 3, {"task": "multi-label"}, "multi-label"),
+    ],
 )
 def test_labels_and_tasks_that_do_not_fit_are_errors(estimator, labels, settings, expected):
     with pytest.raises(bs.UserError) as error:

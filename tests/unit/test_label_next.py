@@ -14,6 +14,7 @@ from bertsmith.data.near_duplicates import group_near_duplicates
 from bertsmith.data.sources import read_raw
 from bertsmith.errors import ConfigError, DataError, RunFolderError
 from bertsmith.folders.claim import lock
+from bertsmith.folders.run import Run
 from bertsmith.labelling.choose import (
     RESERVED,
     Candidates,
@@ -276,6 +277,12 @@ def test_a_run_chooses_new_texts_the_same_with_the_same_seed(finished, pool, tmp
     design = read_design({n: chosen[n].tolist() for n in ("random", "inclusion_probability")}, range(30), "table")
     assert design.usable.tolist() == chosen["random"].tolist()
     assert design.inclusion[design.usable] == pytest.approx(6 / 119)
+
+
+def test_with_a_run_that_predicts_numbers_diverse_and_random_texts_are_chosen(finished, pool, monkeypatch):
+    monkeypatch.setattr(Run, "task", "regression")
+    chosen = bs.next_texts(finished, pool, n=20, device="cpu")
+    assert set(chosen["reason"]) == {"diverse", "random"}
 
 
 def test_chosen_rows_keep_large_integers(finished, pool):

@@ -163,6 +163,7 @@ def test_a_missing_list_is_not_an_empty_one():
     table = _read([None, *SETS[1:]])
     assert table.codes[0] == -1
     assert clean(table).counts == {"missing label": 1}
+    assert _read(["", *map(str, SETS[1:])], task="multi-label").codes[0] == -1
     assert (_read(["", *map(";".join, SETS[1:])], task="multi-label").codes >= 0).all()
 
 

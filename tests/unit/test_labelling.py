@@ -32,7 +32,7 @@ from bertsmith.labelling.table import Snapshot, export
 from bertsmith.load_config import resolve
 from bertsmith.measuring.design import read_design, was_drawn
 from bertsmith.workflows.label_next import Chosen, choose_texts
-from bertsmith.workflows.label_rounds import Rounds, train_arguments
+from bertsmith.workflows.label_rounds import Rounds
 
 LABELS = ["bad", "good", "so so"]
 
@@ -437,16 +437,31 @@ def test_tables_of_several_and_of_ordered_labels_are_read(tmp_path):
     assert (tmp_path / "ordinal" / FILE).is_file()
 
 
-def test_a_tie_between_sets_of_labels_is_not_exported_as_no_label(tmp_path):
+def test_sets_of_labels_differ_from_missing_ones_in_the_table(tmp_path):
     project = Project(tmp_path / "p", {"labels": ["a", "b"], "task": "multi-label", "pool_rows": 9})
-    project.add_texts(queue(3))
-    for coder, sets in {"ann": ["ab", "a", ""], "ben": ["b", "a", ""]}.items():
+    project.add_texts([Queued(i, f"text {i}", "random", True) for i in range(1, 6)])
+    for coder, sets in {"ann": ["ab", "a", "", "ba"], "ben": ["b", "a", "", "ab"]}.items():
         for labels in sets:
             decide(project, coder, *labels)
-    assert export(project) == 2
+    decide(project, "ann", status="skipped")
+    assert export(project) == 3
     table = pd.read_csv(project.path / "labels.csv", keep_default_na=False)
-    assert table["Label Text"].tolist() == ["a", ""]
-    assert table["decided_by"].tolist() == ["agreed", "agreed"]
+    assert table["Label Text"].tolist() == ["", '["a"]', "[]", '["a", "b"]', ""]
+    assert table["decided_by"].tolist() == ["tie", "agreed", "agreed", "agreed", "skipped"]
+    read = read_table(project.path / "labels.csv", DataConfig(task="multi-label"))
+    assert read.targets[1:4].tolist() == [[True, False], [False, False], [True, True]]
+    assert read.codes[[0, 4]].tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize(("task", "expected"), [("multi-label", {"a"}), ("ordinal", {"b"}), ("single-label", None)])
+def test_the_majority_depends_on_the_task(tmp_path, task, expected):
+    project = Project(tmp_path / "p", {"labels": ["a", "b", "c"], "task": task, "pool_rows": 9})
+    project.add_texts(queue(1))
+    for coder, labels in zip(("ann", "ben", "eve"), ("ab", "a", "ac") if task == "multi-label" else "acb", strict=True):
+        decide(project, coder, *labels)
+    (found,) = Snapshot.of(project).labelled
+    assert (found.labels, found.how) == (expected, "majority" if expected else "tie")
+    assert found.share == pytest.approx(1 / 3)
 
 
 def test_a_carriage_return_in_a_text_does_not_break_the_table(project):
@@ -464,9 +479,7 @@ def test_training_on_several_labels_keeps_separators_in_labels(tmp_path):
     for some in [labels[:1], labels[1:2], labels[:2], labels[2:]] * 3:
         decide(project, "ann", *some)
     export(project)
-    arguments = train_arguments(project.path / "labels.csv", tmp_path / "run", project.task)
-    separator = arguments[arguments.index("--label-separator") + 1]
-    table = read_table(project.path / "labels.csv", DataConfig(task="multi-label", label_separator=separator))
+    table = read_table(project.path / "labels.csv", DataConfig(task="multi-label"))
     assert table.labels.texts == tuple(labels)
 
 

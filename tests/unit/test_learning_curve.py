@@ -8,6 +8,7 @@ from bertsmith.evaluation.learning_curve import Curve, Estimate, decide, learnin
 from bertsmith.labelling.pool import PoolFile
 from bertsmith.labelling.store import SETTLER, Decision, Project, Queued
 from bertsmith.tasks.registry import get_task
+from bertsmith.workflows import label_estimate
 from bertsmith.workflows.label_estimate import estimate_gain, estimate_project
 
 
@@ -79,6 +80,21 @@ def test_the_expected_gain_is_close_to_the_true_one():
     assert inside > 0.5
 
 
+def test_rare_labels_get_a_threshold_as_the_model_has(monkeypatch):
+    rng, task, curves = np.random.default_rng(0), get_task("multi-label"), []
+    x = rng.normal(size=(600, 30))
+    targets = x @ rng.normal(size=(30, 4)) + rng.normal(size=(600, 4)) > 7
+    monkeypatch.setattr(label_estimate, "learning_curve", lambda n, *curve, seed: curves.append(curve))
+    estimate_gain(x, targets, np.zeros(600, dtype=bool), task, 4, 300, seed=0)
+    ((predict, score),) = curves
+    inside, outside = np.arange(200), np.arange(200, 600)
+    drawn, scores = np.zeros((1, 600)), np.zeros((600, 4))
+    drawn[:, outside], scores[outside] = 1, predict(inside, outside)
+    plain = task.fit_head(label_estimate.head_features(x)[inside], targets[inside], 4)
+    without = task.scores(plain.logits(label_estimate.head_features(x)))
+    assert score(drawn, scores)[0] > score(drawn, without)[0] + 0.1
+
+
 @pytest.mark.parametrize(
     ("estimate", "enough"),
     [
@@ -100,7 +116,9 @@ def test_the_rule_to_stop(estimate, enough):
 
 
 @pytest.mark.parametrize("task", ["single-label", "multi-label", "ordinal"])
-def test_the_estimate_of_a_project_is_saved(tmp_path, task):
+def test_the_estimate_of_a_project_is_saved(tmp_path, monkeypatch, task):
+    for name, value in (("REPEATS", 2), ("FRACTIONS", (0.5, 0.75, 1.0))):
+        monkeypatch.setattr(f"bertsmith.evaluation.learning_curve.{name}", value)
     project = Project(tmp_path / "p", {"labels": ["a", "b", "c"], "task": task, "pool_rows": 100})
     x, targets = separable(350, 0.5, 1)
     texts = [f"text {i}" for i in range(350)]

@@ -152,6 +152,19 @@ def test_a_sample_without_a_mistake_does_not_make_the_model_perfect():
     assert np.mean(covered) > 0.93
 
 
+def test_the_interval_of_a_mean_of_numbers_contains_it_as_often_as_claimed():
+    rng, inside, widths = np.random.default_rng(0), [], []
+    for _ in range(200):
+        truth = rng.gamma(2, 0.3, (3000, 1))  # skewed, and partly above 1
+        predictions = truth + rng.normal(0.1, 0.2, truth.shape)
+        sample = Sample(truth[:100], predictions[:100], np.full(100, 100 / 3000), bounded=False)
+        found, alone = (f(sample, Totals.of(predictions, predictions)) for f in (corrected_means, labelled_means))
+        inside.append(found.low[0] <= truth.mean() <= found.high[0])
+        widths.append((found.high - found.low)[0] / (alone.high - alone.low)[0])
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.04)
+    assert np.mean(widths) < 0.6
+
+
 def test_ordered_levels_have_a_mean_with_an_interval():
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 5, (4000, 1)) / 4
@@ -816,7 +829,7 @@ def test_no_cell_of_the_shares_is_a_formula():
 
 
 def test_without_a_change_few_comparisons_differ():
-    rng = np.random.default_rng(0)
+    rng, both = np.random.default_rng(0), (150, 2000)
     found = []
     for _ in range(200):
         reference, corpus = rng.normal(size=(150, 8)), rng.normal(size=(2000, 8))
@@ -825,6 +838,7 @@ def test_without_a_change_few_comparisons_differ():
             *compare_scalars("abc", reference[:, :3], corpus[:, :3], 0.99),
             compare_positions(reference[:, 3:], corpus[:, 3:], 0.99),
             compare_counts("labels", before, now, 0.99),
+            compare_counts("several labels", *(rng.binomial(n, [0.5, 0.1]) for n in both), 0.99, texts=both),
         ]
         found.append(any(d.differs for d in differences))
     assert np.mean(found) < 0.1

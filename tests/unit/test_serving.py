@@ -361,30 +361,45 @@ def test_metrics_count_requests_and_texts(ask):
 def _watch(shares, n=400, seed=0):
     rng = np.random.default_rng(seed)
     decided = rng.choice(3, n, p=shares)
-    return decided, np.clip(0.9 - 0.2 * decided + rng.normal(0, 0.05, n), 0, 1)
+    confidence = np.clip(0.9 - 0.15 * decided + rng.normal(0, 0.05, n), 0.4, 1)[:, None]
+    return np.where(np.arange(3) == decided[:, None], confidence, (1 - confidence) / 2)
 
 
 def test_texts_like_the_held_out_ones_do_not_differ():
     alarms = []
     for seed in range(20):
-        watch = DriftWatch(*_watch([0.5, 0.3, 0.2], seed=seed), 3)
-        assert not watch.observe(*_watch([0.5, 0.3, 0.2], WINDOW - 1, seed=seed + 100))
+        watch = DriftWatch(get_task(), _watch([0.5, 0.3, 0.2], seed=seed))
+        assert not watch.observe(_watch([0.5, 0.3, 0.2], WINDOW - 1, seed=seed + 100))
         assert watch.to_dict() is None
-        assert watch.observe(*_watch([0.5, 0.3, 0.2], 1, seed=seed + 200))
+        assert watch.observe(_watch([0.5, 0.3, 0.2], 1, seed=seed + 200))
         alarms.append(watch.differs)
     assert np.mean(alarms) < 0.1
 
 
 def test_other_labels_and_confidences_differ_until_they_are_as_before():
-    watch = DriftWatch(*_watch([0.5, 0.3, 0.2]), 3)
-    watch.observe(*_watch([0.2, 0.3, 0.5], WINDOW, seed=1))
+    watch = DriftWatch(get_task(), _watch([0.5, 0.3, 0.2]))
+    watch.observe(_watch([0.2, 0.3, 0.5], WINDOW, seed=1))
     assert watch.differs
     assert {name: entry["differs"] for name, entry in watch.to_dict()["properties"].items()} == {
         "predicted labels": True,
         "confidence": True,
     }
-    watch.observe(*_watch([0.5, 0.3, 0.2], WINDOW, seed=2))
+    watch.observe(_watch([0.5, 0.3, 0.2], WINDOW, seed=2))
     assert not watch.differs
+
+
+@pytest.mark.parametrize("name", ["multi-label", "regression"])
+def test_several_labels_and_numbers_are_compared_too(name):
+    def scores(seed, n, rate):
+        rng = np.random.default_rng(seed)
+        return rng.normal(5 * rate, 1, (n, 1)) if name == "regression" else rng.random((n, 3)) < rate
+
+    watch = DriftWatch(get_task(name), scores(0, 400, 0.2))
+    assert watch.observe(scores(1, WINDOW, 0.2))
+    assert not watch.differs
+    watch.observe(scores(2, WINDOW, 0.4))
+    assert watch.differs
+    assert set(watch.latest) == ({"predicted number"} if name == "regression" else {"predicted labels", "confidence"})
 
 
 def test_the_server_warns_of_other_texts(finished, monkeypatch, caplog):

@@ -17,6 +17,7 @@ from sklearn import metrics as sk
 from torch.nn import functional as F  # noqa: N812
 
 from bertsmith.data.table import Labels
+from bertsmith.evaluation.abstention import conformal_threshold
 from bertsmith.evaluation.evaluate import evaluate
 from bertsmith.evaluation.linear_models import (
     bag_of_words_for_numbers,
@@ -460,9 +461,22 @@ def test_the_sets_of_multi_label_predictions_contain_all_labels_as_often_as_clai
         rng = np.random.default_rng(seed)
         scores = rng.random((300, 4))
         targets = rng.random(scores.shape) < scores
-        threshold = np.sort(MULTI.conformity(targets[:200], scores[:200]))[int(np.floor(0.1 * 201)) - 1]
+        threshold = conformal_threshold(MULTI.conformity(targets[:200], scores[:200]), 0.9)
         covered.append(MULTI.evaluate_sets(targets[200:], scores[200:], threshold)[0].mean())
     assert np.mean(covered) == pytest.approx(0.9, abs=0.02)
+
+
+def test_texts_without_labels_do_not_empty_the_sets_of_the_others():
+    rng = np.random.default_rng(0)
+    scores = np.where(rng.random((400, 1)) < 0.1, rng.uniform(0.3, 1, (400, 2)), 0.1 * rng.random((400, 2)))
+    targets = rng.random(scores.shape) < scores * (scores > 0.2)
+    found = MULTI.abstention(targets[:200], scores[:200], (targets[200:], scores[200:]))
+    assert all(e["threshold"] < 0.9 and e["mean_labels"] > 0.1 for e in found["conformal"])
+    assert json.loads(json.dumps(found)) == found
+    sets = MULTI.set_columns(np.array([[0.6, 0.8], [0.1, 0.2]]), 0.9, Labels((0, 1), ("a", "b")))
+    assert sets == {"label_set": [["b", "a"], []]}
+    nothing = np.zeros_like(targets)
+    assert np.isfinite(MULTI.abstention(nothing, scores, (nothing, scores))["conformal"][0]["empirical_coverage"])
 
 
 # -- losses ------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import types
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ import pytest
 import bertsmith as bs
 from bertsmith.errors import ConfigError, DataError, Interrupted, ModelError, RunFolderError
 from bertsmith.events import StepDone
+from bertsmith.measuring.result import MeanLevel
 from bertsmith.report.report import report_page
 from bertsmith.report.shares import shares_csv, shares_page
 from bertsmith.tasks.registry import get_task, task_of_config
@@ -120,14 +122,40 @@ def test_report_and_card_show_the_metrics_of_the_task(run):
         assert "{%" not in page
 
 
+def test_new_texts_are_compared_with_the_test_texts(run, later):
+    found = {difference.name for difference in bs.drift(run, later, device="cpu").differences}
+    predictions = {"predicted number"} if run.task == "regression" else {"predicted labels", "confidence"}
+    assert found & {"predicted number", "predicted labels", "confidence"} == predictions
+
+
+def check_the_mean_of_a_corpus(run, corpus, given, outcomes):
+    with pytest.raises(ConfigError):
+        bs.measure(run, corpus)
+    found = bs.measure(run, corpus.drop(columns="Label"), **given, for_regression=outcomes)
+    whole, *groups = found.means
+    assert (found.shares, found.more_labels, found.groups) == ((), {}, ("june", "may"))
+    assert whole.interval[0] <= corpus["Label"].mean() <= whole.interval[1]
+    assert whole.interval[1] - whole.interval[0] < np.diff(whole.labelled_interval)
+    assert whole.labelled_mean == pytest.approx(corpus["Label"][:120].mean())
+    assert whole.naive == pytest.approx(bs.load(run).predict_proba(corpus["Text"].tolist()).mean(), abs=1e-3)
+    table = pd.read_csv(outcomes)
+    assert table["outcome (number)"].mean() == pytest.approx(whole.mean, rel=1e-6)
+    assert bs.regress(table, "(number)", ["month"]).coefficients[0] == pytest.approx(groups[0].mean, abs=2)
+    rows = list(csv.DictReader(io.StringIO(shares_csv(found))))
+    assert [row["label_text"] for row in rows] == ["(number)"] * 3
+    assert float(rows[0]["mean"]) == pytest.approx(whole.mean, rel=1e-6)
+    assert shares_page(found, "run").count("<svg") == 1
+    small = MeanLevel(None, 2.3e-5, (2e-5, 2.6e-5), 3e-5, "PPI++", 120, 300)
+    assert "2.30e-05" in shares_page(replace(found, means=(small,)), "run")
+
+
 def test_a_corpus_is_measured(run, tmp_path):
     corpus = make(run.task, 300, seed=2).assign(month=lambda t: ["may" if i % 2 else "june" for i in range(len(t))])
     given = {"labelled": corpus[:120].drop(columns="month"), "random_sample": True, "by": "month"}
-    if run.task == "regression":
-        with pytest.raises(ConfigError):
-            bs.measure(run, corpus, **given)
-        return
     outcomes = tmp_path / "outcomes.csv"
+    if run.task == "regression":
+        check_the_mean_of_a_corpus(run, corpus, given, outcomes)
+        return
     found = bs.measure(run, corpus.drop(columns="Labels" if "Labels" in corpus else "Label"), **given)
     names = {name for row in corpus["Labels"] for name in row} if run.task == "multi-label" else set(run.labels.texts)
     assert {share.label_text for share in found.whole} == names

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from numbers import Number
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from bertsmith.compute.machine import use_cores
 from bertsmith.config import DataConfig
+from bertsmith.data.table import ORDINAL, SINGLE_LABEL
 from bertsmith.data.texts import is_missing
 from bertsmith.errors import ConfigError, DataError, counted, listing, naming_parameters, number_form, with_article
 from bertsmith.load_config import resolve
@@ -47,8 +49,8 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         max_length, epochs, batch_size, learning_rate: as for `bertsmith.train`; ``None``: chosen from the data.
         validation_size, imbalance, decision_rule, precision, device, threads: as for `bertsmith.train`.
         random_state: seed of split, head initialization, shuffling and dropout.
-        settings: other settings of `bertsmith.train`. `fit` refuses settings that read a table, look for label errors,
-            test a model or write files.
+        settings: other settings of `bertsmith.train`, such as ``{"task": "ordinal"}`` if ``y`` holds ordered numbers.
+            `fit` refuses settings that read a table, look for label errors, test a model or write files.
 
     Attributes:
         classes_: the labels, sorted, shape (classes,).
@@ -118,7 +120,7 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         labels = _one_per_text(y, "y", "label", len(texts))
         config = self._config()
         use_cores(config.threads)
-        if config.task not in ("auto", "single-label"):
+        if config.task not in ("auto", SINGLE_LABEL, ORDINAL):
             raise ConfigError(
                 f"BertClassifier predicts one class per text, so it does not support the task {config.task}",
                 remedy="Use bertsmith.train.",
@@ -134,15 +136,20 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             self.classes_, codes = np.unique(labels, return_inverse=True)
         except TypeError as error:
             raise DataError("the labels in y cannot be sorted", remedy="Pass labels of a single type.") from error
-        self.classifier_: Classifier = fit_in_memory(
-            _table(texts, self.template_, self.classes_, codes, groups), config
-        )
+        if config.task == ORDINAL and not all(isinstance(label, Number) for label in self.classes_.tolist()):
+            raise DataError(
+                "the task ordinal needs numbers in y, which give the order of the classes",
+                remedy="Pass the rank of each label. For an ordered categorical of pandas, pass y.cat.codes.",
+            )
+        table = _table(texts, self.template_, self.classes_, codes, groups)
+        table = replace(table, task=ORDINAL) if config.task == ORDINAL else table
+        self.classifier_: Classifier = fit_in_memory(table, config)
         return self
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
         """Return the label of every text, shape (n,)."""
-        best = self.predict_proba(X).argmax(axis=1)
-        labels: np.ndarray = self.classes_[best]
+        probabilities = self.predict_proba(X)
+        labels: np.ndarray = self.classes_[self.classifier_.task.predicted(probabilities)]
         return labels
 
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803

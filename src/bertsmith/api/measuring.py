@@ -33,11 +33,12 @@ def measure(
     on_event: PredictionListener | None = None,
     **settings: Unpack[EvaluateSettings],
 ) -> Measurement:
-    """Measure the share of each class in a corpus, corrected for the mistakes of the model, with 95 % intervals.
+    """Measure the share of each class in a corpus, or the mean of a number, with 95 % intervals.
 
-    With a labelled sample, the estimator is PPI++ or, with unequal inclusion probabilities, design-based supervised
-    learning. Without a sample, the estimator is an adjusted count under label shift. If a test rejects label shift,
-    `measure` raises an error. Memory use does not grow with the size of a corpus in CSV, JSON Lines or Parquet.
+    The estimates are corrected for the mistakes of the model. With a labelled sample, the estimator is PPI++ or, with
+    unequal inclusion probabilities, design-based supervised learning. Without a sample, the estimator is an adjusted
+    count under label shift. If a test rejects label shift, `measure` raises an error. Memory use does not grow with the
+    size of a corpus in CSV, JSON Lines or Parquet.
 
     Args:
         run: the run, or its folder.
@@ -46,14 +47,14 @@ def measure(
             ``inclusion_probability`` describe how its texts were chosen.
         by: a column of the corpus; also measure the texts with each of its values.
         random_sample: declare that a sample without these columns is a simple random sample of the corpus.
-        for_regression: a CSV file to write with one pseudo-outcome per text and class, for `regress`.
+        for_regression: a CSV file to write with pseudo-outcomes of each text, for `regress`.
         overwrite: replace this file.
         on_event: called with each event (see `bertsmith.events`).
         **settings: fields of `DataConfig` and `ModelConfig` for reading the tables, and the device. If whole groups
             were drawn, such as all texts of an author, ``group_column`` names the column of the groups in the sample.
 
     Returns:
-        The shares with their intervals, and notes.
+        The shares or means with their intervals, and notes.
 
     Raises:
         UserError: if the sampling design is unknown, the corpus cannot be measured, or ``for_regression`` exists.

@@ -148,7 +148,7 @@ def tune(
     trials: int | None = 20,
     minutes: float | None = None,
     jobs: int = 1,
-    objectives: Sequence[str] = ("macro_f1",),
+    objectives: Sequence[str] = (),
     storage: str | None = None,
     cv: int | None = None,
     final_seeds: int = 1,
@@ -172,7 +172,8 @@ def tune(
         trials: number of trials; ``None`` for a limit of ``minutes`` only.
         minutes: time limit of the search in minutes.
         jobs: number of parallel trials, each in a process; a script needs ``if __name__ == "__main__":``.
-        objectives: ``"macro_f1"``, which stands for the primary metric of the task, optionally with ``"latency"``.
+        objectives: the primary metric of the task, such as ``"macro_f1"``, optionally with ``"latency"``; by default
+            the metric alone.
         storage: URL of a database, for a study on several machines.
         cv: number of cross-validation folds per trial, for few validation texts.
         final_seeds: number of seeds for the final training with the best and the default settings.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,7 +52,9 @@ def measure(
     json: Json = False,
     settings: Config,
 ) -> None:
-    """Measure the share of each class in a corpus, corrected for the mistakes of the model, with 95 % intervals.
+    """Measure the share of each class in a corpus, or the mean of a number, with 95 % intervals.
+
+    The estimates are corrected for the mistakes of the model.
 
     Example: bertsmith measure runs/reviews corpus.csv --labelled sample.csv --random-sample --by month
     """
@@ -111,12 +113,14 @@ def measure(
 def _print(measurement: Measurement) -> None:
     """Print the shares and means of the whole corpus, and of its groups if they are few."""
     shares = measurement.shares if len(measurement.shares) <= MAX_SHOWN else measurement.whole[:MAX_SHOWN]
-    _print_table(measurement, "share", shares)
-    if measurement.means:
+    means = measurement.means[:MAX_SHOWN]
+    if shares:
+        _print_table(measurement, "share", shares)
+    if shares and means:
         stdout_console().print()
-        _print_table(measurement, "mean level", measurement.means[:MAX_SHOWN])
-    if len(shares) < len(measurement.shares):
-        more = len(measurement.shares) - len(shares)
+    if means:
+        _print_table(measurement, measurement.mean_name, means)
+    if more := len(measurement.shares) - len(shares) or len(measurement.means) - len(means):
         stdout_console().print(f"… and {more:,} more; -o, --html and --json show all")
 
 
@@ -124,7 +128,7 @@ def _print_table(measurement: Measurement, value: str, estimates: Sequence[Share
     """Print one line for each share or mean, by group if there are groups."""
     from rich.table import Table
 
-    from bertsmith.measuring.result import Share
+    from bertsmith.measuring.result import Share, show_mean
 
     names = [measurement.by] if measurement.by else []
     names += ["label text"] if isinstance(estimates[0], Share) else []
@@ -134,6 +138,7 @@ def _print_table(measurement: Measurement, value: str, estimates: Sequence[Share
         table.add_column(name)
     for name in (value, "95 % interval", "naive", "difference", *alone, "labelled", "texts"):
         table.add_column(name, justify="right")
+    show: Callable[[float], str]
     for e in estimates:
         group = [e.group or "(all)"] if measurement.by else []
         if isinstance(e, Share):
@@ -141,7 +146,7 @@ def _print_table(measurement: Measurement, value: str, estimates: Sequence[Share
             found, by_people, difference = e.share, e.labelled_share, "{:+.1f} points".format
             off = None if e.difference is None else 100 * e.difference
         else:
-            first, show = [], "{:#.3g}".format
+            first, show = [], show_mean
             found, by_people, difference, off = e.mean, e.labelled_mean, "{:+.2g}".format, e.difference
         interval, other = (
             "–" if each is None else f"{show(each[0])} to {show(each[1])}" for each in (e.interval, e.labelled_interval)

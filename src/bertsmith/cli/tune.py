@@ -74,7 +74,7 @@ def tune(
         "trials": DEFAULT_TRIALS if trials is None and minutes is None else trials,
         "minutes": minutes,
         "jobs": jobs,
-        "objectives": tuple(objective or ("macro_f1",)),
+        "objectives": tuple(objective or ()),
         "storage": storage,
         "cv": cv,
         "final_seeds": final_seeds,

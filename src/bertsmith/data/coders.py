@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from bertsmith.data.columns import canonical
-from bertsmith.data.table import MISSING, REGRESSION, SINGLE_LABEL, Note, Table
+from bertsmith.data.outcomes import majority
+from bertsmith.data.table import MISSING, ORDINAL, REGRESSION, SINGLE_LABEL, Note, Table
 from bertsmith.data.template import texts_of
 from bertsmith.data.texts import is_missing, to_text
 from bertsmith.errors import ConfigError, DataError, counted, did_you_mean, listing
@@ -19,7 +20,7 @@ SHARE = "share_of_coders"
 
 
 def merge_coders(table: Table, column: str) -> Table:
-    """Keep one row per text, with the label that most coders gave. A tie leaves the label missing, with a note.
+    """Keep one row per text, with the `majority` of its labels. A tie leaves the label missing, with a note.
 
     Rows without a coder stay as they are. A coder's later label of a text replaces an earlier one.
 
@@ -61,18 +62,20 @@ def merge_coders(table: Table, column: str) -> Table:
         keep[first.setdefault(key, i)] = True
         if codes[i] != MISSING:
             votes.setdefault(key, {})[coder] = int(codes[i])
-    target, share = codes.copy(), np.full(len(table), np.nan)
+    target, share, outcomes = codes.copy(), np.full(len(table), np.nan), table.outcomes
     shares: list[tuple[float, ...] | None] = [None] * len(table)
-    majority, ties = list[int](), list[int]()
+    settled, ties = list[int](), list[int]()
     for key, given in votes.items():
-        i, counts = first[key], Counter(given.values()).most_common(2)
-        is_tie = len(counts) > 1 and counts[0][1] == counts[1][1]
-        target[i], share[i] = MISSING if is_tie else counts[0][0], counts[0][1] / len(given)
-        if len(counts) > 1:
-            (ties if is_tie else majority).append(int(rows[i]))
-        if len(counts) > 1 and table.task == SINGLE_LABEL:
-            n = np.bincount(list(given.values()), minlength=len(table.labels))
-            shares[i] = tuple((n / n.sum()).tolist())
+        i, voted = first[key], list(given.values())
+        target[i], share[i], n = voted[0], 1.0, Counter(voted)
+        if len(n) == 1:
+            continue
+        found = majority(outcomes.targets(np.array(voted)), ordered=table.task == ORDINAL)
+        target[i], outcomes = (MISSING, outcomes) if found is None else outcomes.code(found)
+        share[i] = (max(n.values()) if found is None else n[int(target[i])]) / len(voted)
+        (ties if found is None else settled).append(int(rows[i]))
+        if table.task == SINGLE_LABEL:
+            shares[i] = tuple(n[c] / len(voted) for c in range(len(table.labels)))
     notes = [
         Note(
             severity,
@@ -81,7 +84,7 @@ def merge_coders(table: Table, column: str) -> Table:
             tuple(some),
         )
         for severity, where, how, some in (
-            ("info", "disagree on", "uses the majority label", majority),
+            ("info", "disagree on", "uses the label of the majority", settled),
             ("warning", "are tied on", "drops such texts", ties),
         )
         if some
@@ -92,6 +95,7 @@ def merge_coders(table: Table, column: str) -> Table:
     merged = replace(
         table,
         frame=table.frame.assign(target=target, votes=pd.Series(shares, dtype=object)),
+        outcomes=outcomes,
         extra=table.extra.drop(columns=name).assign(**{SHARE: share}),
         notes=(*table.notes, *notes),
         coded=coded,

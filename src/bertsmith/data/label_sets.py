@@ -52,8 +52,8 @@ def read_label_sets(
 ) -> SetsOfLabels:
     """Read the labels of all rows.
 
-    A list without items and an empty cell mean that a text has none of the labels. A missing value in a column of
-    lists means that the labels are missing.
+    A list without items means that a text has none of the labels. An empty cell means the same, except in a column in
+    which all other cells are lists: there, the labels are missing.
 
     Args:
         parts: the files.
@@ -78,10 +78,10 @@ def read_label_sets(
             None
             if column is None
             else _split_cells(
-                [next(rest) for _ in some],
+                given := [next(rest) for _ in some],
                 used,
                 f"{part.name}, column {quoted(column)}",
-                has_lists=any(map(is_list, some)),
+                has_lists=any(map(is_list, some)) or (any(map(is_list, given)) and all(map(_is_list_or_blank, given))),
             )
             for part, column, some in zip(parts, columns, cells, strict=True)
         ]
@@ -149,7 +149,7 @@ def _code(rows: Sequence[RowLabels], flat: Sequence[int] | np.ndarray, labels: L
 
 
 def _split_cells(cells: Sequence[Any], separator: str | None, where: str, *, has_lists: bool) -> list[RowLabels]:
-    """Return the labels of every row, without repetitions; ``has_lists`` is false if all lists were printed ones."""
+    """Return the labels of every row, without repetitions. With ``has_lists``, an empty cell is a missing label."""
     rows: list[RowLabels] = []
     for row, cell in enumerate(cells, start=1):
         if is_list(cell):
@@ -160,10 +160,10 @@ def _split_cells(cells: Sequence[Any], separator: str | None, where: str, *, has
                 where=where,
                 remedy="Use a list of labels in each row.",
             )
-        elif is_missing(cell):
+        elif _is_list_or_blank(cell):
             rows.append(None if has_lists else [])
             continue
-        elif has_lists and to_text(cell).strip():
+        elif has_lists:
             raise DataError(
                 f"row {row:,} holds {shorten(repr(cell))}, but other rows hold lists of labels",
                 where=where,
@@ -173,6 +173,10 @@ def _split_cells(cells: Sequence[Any], separator: str | None, where: str, *, has
             items = [_item(item, row, where) for item in split_parts(to_text(cell), separator)]
         rows.append(list(dict.fromkeys(filter(None, items))))
     return rows
+
+
+def _is_list_or_blank(cell: Any) -> bool:
+    return is_list(cell) or is_missing(cell) or (isinstance(cell, str) and not cell.strip())
 
 
 def _item(item: Any, row: int, where: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bertsmith.data.texts import INTEGER
 from bertsmith.errors import did_you_mean, listing
@@ -43,6 +43,10 @@ class Outcomes(ABC):
     def one_label_per_row(self) -> bool:
         """Whether a text with several labels has a row for each of them, in held-out splits too."""
         return False
+
+    @abstractmethod
+    def code(self, target: Any) -> tuple[int, Outcomes]:
+        """Return the code of a target, and outcomes that have this code."""
 
     @abstractmethod
     def find(self, written: str, labels: Labels) -> tuple[int, Outcomes]:
@@ -82,6 +86,10 @@ class Classes(Outcomes):
 
         return np.bincount(codes, minlength=n_labels)
 
+    def code(self, target: Any) -> tuple[int, Outcomes]:
+        """Return the class index."""
+        return int(target), self
+
     def find(self, written: str, labels: Labels) -> tuple[int, Outcomes]:
         """Return the class index of a label text or number; see `Outcomes.find`."""
         return _class_index(written, labels), self
@@ -114,6 +122,13 @@ class LabelSets(Outcomes):
         result: np.ndarray = self.sets[codes].sum(axis=0)
         return result
 
+    def code(self, target: Any) -> tuple[int, Outcomes]:
+        """Return the code of a label set, bool, shape (labels,); see `Outcomes.code`."""
+        import numpy as np
+
+        same = np.flatnonzero((self.sets == target).all(axis=1))
+        return (int(same[0]), self) if len(same) else (len(self.sets), LabelSets(np.vstack([self.sets, target])))
+
     def find(self, written: str, labels: Labels) -> tuple[int, Outcomes]:
         """Return the code of labels separated by `SEPARATOR`, or of `NO_LABELS`; see `Outcomes.find`."""
         import numpy as np
@@ -122,8 +137,7 @@ class LabelSets(Outcomes):
         if written != NO_LABELS:
             parts = [written] if written in labels.label2id else written.split(SEPARATOR)
             row[[_class_index(part.strip(), labels) for part in parts if part.strip()]] = True
-        same = np.flatnonzero((self.sets == row).all(axis=1))
-        return (int(same[0]), self) if len(same) else (len(self.sets), LabelSets(np.vstack([self.sets, row])))
+        return self.code(row)
 
     @property
     def one_label_per_row(self) -> bool:
@@ -171,6 +185,13 @@ class Numbers(Outcomes):
 
         return np.array([len(codes)])
 
+    def code(self, target: Any) -> tuple[int, Outcomes]:
+        """Return the code of a number; see `Outcomes.code`."""
+        import numpy as np
+
+        same = np.flatnonzero(self.values == target)
+        return (int(same[0]), self) if len(same) else (len(self.values), Numbers(np.append(self.values, target)))
+
     def find(self, written: str, labels: Labels) -> tuple[int, Outcomes]:
         """Return the code of a number; see `Outcomes.find`."""
         import numpy as np
@@ -181,8 +202,7 @@ class Numbers(Outcomes):
             number = float("nan")
         if not np.isfinite(number):
             raise ValueError(f"{written!r} is not a number")
-        same = np.flatnonzero(self.values == number)
-        return (int(same[0]), self) if len(same) else (len(self.values), Numbers(np.append(self.values, number)))
+        return self.code(number)
 
     def merge(self, codes: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, Outcomes] | None:
         """Return the code of the mean of each text's numbers; see `Outcomes.merge`."""
@@ -201,6 +221,29 @@ class Numbers(Outcomes):
     def key(self) -> bytes:
         """Return the numbers."""
         return self.values.tobytes()
+
+
+def majority(votes: np.ndarray, *, ordered: bool) -> Any:
+    """Return the target that counts if coders differ, or ``None`` for a tie.
+
+    A set has the labels that more than half of the coders gave. Of ordered classes, the median counts; if it lies
+    between two classes, the one that more coders gave. Otherwise, the class that most coders gave counts.
+
+    Args:
+        votes: the target of each coder, shape (coders,) or (coders, labels).
+        ordered: whether the classes are ordered.
+    """
+    import numpy as np
+
+    n = len(votes)
+    if votes.ndim == 2:
+        given = votes.sum(axis=0)
+        return None if (2 * given == n).any() else 2 * given > n
+    classes, counts = np.unique(votes, return_counts=True)
+    if ordered:
+        counts = np.where(np.isin(classes, np.sort(votes)[[(n - 1) // 2, n // 2]]), counts, 0)
+    best = classes[counts == counts.max()]
+    return best[0] if len(best) == 1 else None
 
 
 def join_labels(row: np.ndarray, labels: Labels) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +75,8 @@ def conformal_threshold(conformity: np.ndarray, coverage: float) -> float:
     set contains the true label with at least the stated probability, whatever the model.
 
     Args:
-        conformity: probability of the true label of each held-out text, the lowest one of several labels, shape (n,).
+        conformity: probability of the true label of each held-out text with a label, the lowest one of several labels,
+            shape (n,).
         coverage: target, between 0 and 1.
 
     Returns:
@@ -100,7 +101,7 @@ class CheckedPredictions:
     Attributes:
         confidence: shape (n,).
         right: whether each prediction is correct, bool, shape (n,).
-        conformity: probability of the true label, the lowest one of several labels, shape (n,).
+        conformity: probability of the true label, the lowest one of several labels, of each text with a label.
     """
 
     confidence: np.ndarray
@@ -118,15 +119,14 @@ def evaluate_abstention(
     Args:
         test: the evaluation texts.
         held_out: the texts that set the thresholds.
-        evaluate_sets: returns two arrays of shape (n,) for a threshold: whether the label set of each evaluation text
-            contains its true labels, and the size of the set.
+        evaluate_sets: returns two arrays for a threshold: whether the label set of each evaluation text with a label
+            contains its true labels, and the size of the set of each evaluation text.
 
     Returns:
         JSON-ready. ``accuracy_coverage`` is the curve. ``thresholds`` has one entry per target accuracy.
-        ``conformal`` has one entry per target coverage.
-        Its ``empirical_coverage`` is the coverage of the label sets. ``by_threshold`` counts only labels above the
-        threshold, without the predicted label that a set may contain in addition. ``expected`` is the 95 % interval
-        of ``by_threshold`` if the guarantee holds.
+        ``conformal`` has one entry per target coverage. Its ``empirical_coverage`` is the coverage of the sets of texts
+        with a label. ``by_threshold`` counts only labels above the threshold, without the predicted label that a set
+        may contain in addition. ``expected`` is the 95 % interval of ``by_threshold`` if the guarantee holds.
     """
     thresholds = []
     for accuracy in TARGET_ACCURACIES:
@@ -148,8 +148,8 @@ def evaluate_abstention(
             {
                 "coverage": coverage,
                 "threshold": threshold,
-                "empirical_coverage": float(covered.mean()),
-                "by_threshold": float((test.conformity >= threshold).mean()),
+                "empirical_coverage": _share(covered),
+                "by_threshold": _share(test.conformity >= threshold),
                 "expected": list(coverage_interval(coverage, len(held_out.conformity), len(test.conformity))),
                 "mean_labels": float(sizes.mean()),
                 "single_label": float((sizes == 1).mean()),
@@ -162,19 +162,31 @@ def evaluate_abstention(
     }
 
 
-def label_shift(held_out: np.ndarray, test: np.ndarray) -> dict[str, Any]:
+def _share(right: np.ndarray) -> float:
+    return float(right.mean()) if len(right) else 1.0
+
+
+def label_shift(held_out: np.ndarray, test: np.ndarray, texts: Sequence[int] | None = None) -> dict[str, Any]:
     """Test whether two sets of texts have the same label distribution, which thresholds and coverage assume.
 
     Args:
         held_out: number of labels of each class among the texts that set the thresholds, shape (classes,).
         test: the same for the other texts.
+        texts: the numbers of texts, if a text can have any number of labels. Each label is then compared separately.
 
     Returns:
-        JSON-ready: ``distance`` (total variation), ``p`` of a chi-squared test, and ``shifted`` (p below 0.001).
+        JSON-ready: ``distance`` (total variation; with ``texts``, the largest difference of a label's share), ``p`` of
+        a chi-squared test (with ``texts``, corrected for the number of labels), and ``shifted`` (p below 0.001).
     """
     from scipy.stats import chi2_contingency
 
     counts = np.stack([held_out, test])
+    if texts is not None:
+        n = np.array(texts)
+        tables = [np.stack([label, n - label]) for label in counts.T]
+        lowest = min((float(chi2_contingency(t).pvalue) for t in tables if t.sum(axis=1).all()), default=1.0)
+        p, difference = min(1.0, lowest * len(tables)), abs(counts[0] / n[0] - counts[1] / n[1])
+        return {"distance": float(difference.max()), "p": p, "shifted": p < 0.001}
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     present = counts[:, counts.sum(axis=0) > 0]
     testable = present.shape[1] > 1 and bool(present.sum(axis=1).all())
@@ -196,7 +208,7 @@ def coverage_interval(coverage: float, held_out: int, texts: int) -> tuple[float
     from scipy.stats import betabinom
 
     k = math.ceil((held_out + 1) * coverage - 1e-9)
-    if k > held_out:
+    if k > held_out or not texts:
         return 1.0, 1.0
     tail = (1 - LEVEL) / 2
     low, high = betabinom.ppf([tail, 1 - tail], texts, k, held_out + 1 - k) / texts

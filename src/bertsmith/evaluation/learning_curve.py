@@ -82,6 +82,7 @@ class Estimate:
         most: upper bound of the mean gain over trainings on different texts.
         hours: time for these labels; ``None`` if unknown.
         accuracy, accuracy_low, accuracy_high: on the random texts, with its 95 % interval; ``None`` if unknown.
+        accuracy_name: what the accuracy is, as the start of a sentence.
         random: number of random texts.
         ceiling: share of random texts to which two coders gave the same labels, and the upper bound of its 95 %
             interval; ``None`` if unknown.
@@ -100,6 +101,7 @@ class Estimate:
     accuracy: float | None = None
     accuracy_low: float | None = None
     accuracy_high: float | None = None
+    accuracy_name: str = "Accuracy"
     random: int = 0
     ceiling: tuple[float, float] | None = None
     metric: str = "macro-F1"
@@ -112,8 +114,8 @@ class Estimate:
         parts = []
         if self.accuracy is not None:
             parts.append(
-                f"Accuracy is {self.accuracy:.2f} (95 % interval {self.accuracy_low:.2f} to {self.accuracy_high:.2f}) "
-                f"on {counted(self.random, 'random text')}."
+                f"{self.accuracy_name} is {self.accuracy:.2f} (95 % interval {self.accuracy_low:.2f} to "
+                f"{self.accuracy_high:.2f}) on {counted(self.random, 'random text')}."
             )
         if self.gain is not None:
             time = "" if self.hours is None else f", and take about {self.hours:.1f} h"

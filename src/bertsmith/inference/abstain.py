@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bertsmith.data.table import REGRESSION
 from bertsmith.data.template import flat_texts
 from bertsmith.errors import ConfigError, counted
 from bertsmith.evaluation.abstention import confidence_threshold, conformal_threshold, min_texts
@@ -110,7 +109,7 @@ def fit_abstention(
         "--min-confidence": min_confidence is not None,
         "--target-accuracy": target_accuracy is not None,
     }
-    if task.name == REGRESSION and any(refused.values()):
+    if not task.has_labels and any(refused.values()):
         flags = " and ".join(flag for flag, given in refused.items() if given)
         raise ConfigError(
             f"{flags}: the model predicts numbers, which have no probabilities and no confidence",
@@ -140,10 +139,12 @@ def fit_abstention(
             )
     in_set = None
     if coverage is not None:
+        conformity = task.conformity(targets, scores)
+        n = len(conformity)
         if math.ceil((n + 1) * coverage - 1e-9) > n:
             raise ConfigError(
-                f"--coverage {coverage:g} needs more than {counted(n, 'held-out text')}",
+                f"--coverage {coverage:g} needs more than {counted(n, 'held-out text')} with a label",
                 remedy=f"Pass at most {math.floor(1000 * n / (n + 1)) / 1000:g}, or train with more texts.",
             )
-        in_set = conformal_threshold(task.conformity(targets, scores), coverage)
+        in_set = conformal_threshold(conformity, coverage)
     return Abstention(min_confidence, in_set)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bertsmith.data.stream import Chunk
-from bertsmith.data.table import REGRESSION, Cells
+from bertsmith.data.table import Cells
 from bertsmith.data.template import Text, Texts, flat, is_empty
 from bertsmith.errors import DataError, listing
 from bertsmith.inference.abstain import Abstention
@@ -149,7 +149,7 @@ def predict_chunks(
         counts = Counter(rows=n_rows, empty=empty, abstained=abstained, cut=prepared.cut)
         counts.update(f"{CONFIDENCE}{grid_of(c)}" for c in cells.get("confidence", ()) if c is not None)
         counts.update(f"{LENGTH}{length_bin(len(flat(prepared.texts[i])))}" for i in prepared.rows)
-        for text in cells.get(classifier.task.predicted_column, ()) if classifier.task.name != REGRESSION else ():
+        for text in cells.get(classifier.task.predicted_column, ()) if classifier.task.has_labels else ():
             counts["none"] += text == []
             counts.update(f"{LABELLED}{t}" for t in (text if isinstance(text, list) else [text]) if t is not None)
         yield cells, counts, prepared.texts

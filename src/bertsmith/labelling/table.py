@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from io import StringIO
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bertsmith.data.columns import LABEL, LABEL_TEXT, TEXT, with_own_names
-from bertsmith.data.outcomes import SEPARATOR
+from bertsmith.data.outcomes import SEPARATOR, majority
 from bertsmith.data.table import MULTI_LABEL, ORDINAL
 from bertsmith.data.texts import quoting
 from bertsmith.evaluation.agreement import Agreement, LabelSet, measure_agreement
@@ -33,10 +37,10 @@ class Labelled:
 
     Attributes:
         text: the text.
-        labels: its labels; ``None`` if coders disagree and none of them is in the majority, or nobody gave a label.
+        labels: its labels; ``None`` for a tie between coders, or if nobody gave a label.
         how: one of ``"one coder"``, ``"agreed"``, ``"majority"``, ``"tie"``, ``"settled"``, ``"unsure"`` and
             ``"skipped"``.
-        share: share of the coders who gave these labels.
+        share: share of the coders who gave exactly these labels.
         notes: notes of the coders.
     """
 
@@ -83,7 +87,27 @@ class Snapshot:
     def labelled(self) -> list[Labelled]:
         """The texts that at least one coder labelled, in the order of the queue."""
         given = ((text, [d for d in self.by_text.get(text.id, ()) if d.status == LABELLED]) for text in self.texts)
-        return [_count_votes(text, some) for text, some in given if some]
+        return [self._count_votes(text, some) for text, some in given if some]
+
+    def _count_votes(self, text: Queued, decisions: Sequence[Decision]) -> Labelled:
+        """Return the labels of the majority, or those that settled a disagreement."""
+        notes = tuple(decision.note for decision in decisions if decision.note)
+        votes = [frozenset(d.labels) for d in decisions if d.coder != SETTLER]
+        settled = [frozenset(d.labels) for d in decisions if d.coder == SETTLER]
+        labels, how = (settled[-1], SETTLED) if settled else (self._majority(votes), MAJORITY)
+        if labels is None:
+            return Labelled(text, None, TIE, Counter(votes).most_common(1)[0][1] / len(votes), notes)
+        if not settled and len({*votes}) == 1:
+            how = SINGLE if len(votes) == 1 else AGREED
+        return Labelled(text, labels, how, votes.count(labels) / len(votes) if votes else 1.0, notes)
+
+    def _majority(self, votes: Sequence[LabelSet]) -> LabelSet | None:
+        indicators = np.array([[label in given for label in self.labels] for given in votes])
+        if self.task == MULTI_LABEL:
+            found = majority(indicators, ordered=False)
+            return None if found is None else frozenset(compress(self.labels, found))
+        found = majority(indicators.argmax(axis=1), ordered=self.task == ORDINAL)
+        return None if found is None else frozenset([self.labels[found]])
 
     @property
     def without_label(self) -> list[Labelled]:
@@ -154,24 +178,25 @@ class Snapshot:
         The split is test for random texts and train for the others, because chosen texts do not represent the pool. If
         only random texts have a label, the split of all records is train, and `train` holds out some of them.
         Random texts that nobody labelled have an empty label: without these records, `measure` could not see that the
-        others are no random sample. With several labels per text, records without a label and ties are left out,
-        because an empty cell means none of the labels.
+        others are not a random sample. With several labels per text, labels are JSON lists: an empty list means none of
+        the labels, and an empty cell means that the labels are missing.
         """
         numbers = {label: i for i, label in enumerate(self.labels, start=1)}
         records, inclusion = [], self.inclusion
         held_out = "train" if all(each.text.random or each.labels is None for each in self.labelled) else "test"
         for each in sorted([*self.labelled, *self.without_label], key=lambda each: each.text.id):
-            if each.labels is None and self.task == MULTI_LABEL:
-                continue
             text = each.text
             given = sorted(each.labels or (), key=numbers.__getitem__)
+            written = "".join(given)
+            if self.task == MULTI_LABEL and each.labels is not None:
+                written = json.dumps(given, ensure_ascii=False)
             record: dict[str, Any] = {"Text": text.text}
             if text.pair is not None:
                 record["Pair"] = text.pair
             if self.task == ORDINAL:
                 record["Label"] = numbers[given[0]] if given else ""
             record |= {
-                "Label Text": SEPARATOR.join(given),
+                "Label Text": written,
                 "split": held_out if text.random else "train",
                 RANDOM: str(text.row in inclusion).lower(),
                 INCLUSION: inclusion.get(text.row, ""),
@@ -200,26 +225,10 @@ def export(project: Project, path: Path | None = None) -> int:
     writer.writeheader()
     writer.writerows(records)
     write_text(path or project.path / TABLE, content.getvalue())
-    return sum(record["decided_by"] not in (TIE, UNSURE, SKIPPED) for record in records)
+    return sum(record["Label Text"] != "" for record in records)
 
 
 def _is_disputed(decisions: Sequence[Decision]) -> bool:
     differ = len({frozenset(d.labels) for d in decisions if d.status == LABELLED}) > 1
     is_settled = any(d.coder == SETTLER for d in decisions)
     return not is_settled and (differ or any(d.status == UNSURE for d in decisions))
-
-
-def _count_votes(text: Queued, decisions: Sequence[Decision]) -> Labelled:
-    """Return the labels that most coders gave, or those that settled a disagreement."""
-    notes = tuple(decision.note for decision in decisions if decision.note)
-    votes: Mapping[LabelSet, int] = Counter(frozenset(d.labels) for d in decisions if d.coder != SETTLER)
-    n = sum(votes.values())
-    settled = [d for d in decisions if d.coder == SETTLER]
-    if settled:
-        labels = frozenset(settled[-1].labels)
-        return Labelled(text, labels, SETTLED, votes.get(labels, 0) / n if n else 1.0, notes)
-    (best, most), *others = sorted(votes.items(), key=lambda vote: -vote[1])
-    if others and others[0][1] == most:
-        return Labelled(text, None, TIE, most / n, notes)
-    how = SINGLE if n == 1 else AGREED if most == n else MAJORITY
-    return Labelled(text, best, how, most / n, notes)

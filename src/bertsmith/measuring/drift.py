@@ -11,6 +11,8 @@ import numpy as np
 LEVEL = 0.95
 """Probability that all properties stay below their thresholds if nothing has changed."""
 DRAWS = 2000
+LABELS, CONFIDENCE, NUMBER = "predicted labels", "confidence", "predicted number"
+"""Properties of predictions."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Difference:
     Attributes:
         name: the property.
         before, after: its mean in the test texts and in the corpus; ``None`` for embeddings and labels.
-        distance: between both, in standard deviations of the texts; for counts, the total variation distance.
+        distance: between both, in standard deviations of the texts; for counts, see `compare_counts`.
         threshold: the distance is rarely above it by chance.
     """
 
@@ -75,18 +77,38 @@ def compare_positions(reference: np.ndarray, sample: np.ndarray, level: float) -
     return Difference("embeddings", None, None, distance, float(np.sqrt(limit * (1 / n + 1 / m))))
 
 
-def compare_counts(name: str, reference: np.ndarray, counts: np.ndarray, level: float, seed: int = 0) -> Difference:
-    """Compare shares, such as those of the predicted labels, by their total variation.
+def compare_counts(
+    name: str,
+    reference: np.ndarray,
+    counts: np.ndarray,
+    level: float,
+    seed: int = 0,
+    *,
+    texts: tuple[int, int] | None = None,
+) -> Difference:
+    """Compare shares, such as those of the predicted labels.
+
+    The distance is the total variation. If a text can have any number of labels, it is the largest difference of the
+    share of a label.
 
     Args:
         name: of the property.
         reference, counts: numbers of test texts and of texts of the corpus, shape (categories,).
         level: confidence of the threshold.
         seed: of the draws that give the threshold.
+        texts: all test texts and all texts of the corpus, if a text can have any number of labels.
     """
-    n, n_corpus = int(reference.sum()), int(counts.sum())
+    n, n_corpus = texts or (int(reference.sum()), int(counts.sum()))
     both = (reference + counts) / (n + n_corpus)
     rng = np.random.default_rng(seed)
-    drawn = abs(rng.multinomial(n, both, DRAWS) / n - rng.multinomial(n_corpus, both, DRAWS) / n_corpus).sum(axis=1) / 2
-    distance = float(abs(reference / n - counts / n_corpus).sum() / 2)
-    return Difference(name, None, None, distance, float(np.quantile(drawn, level)))
+
+    def draw(size: int) -> np.ndarray:
+        return rng.multinomial(size, both, DRAWS) if texts is None else rng.binomial(size, both, (DRAWS, len(both)))
+
+    def distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        differences = abs(one / n - other / n_corpus)
+        result: np.ndarray = differences.sum(axis=-1) / 2 if texts is None else differences.max(axis=-1)
+        return result
+
+    threshold = float(np.quantile(distances(draw(n), draw(n_corpus)), level))
+    return Difference(name, None, None, float(distances(reference, counts)), threshold)

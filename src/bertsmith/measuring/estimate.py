@@ -1,10 +1,11 @@
 """Correct the mean of predictions by a labelled sample, with a 95 % interval: arrays in, arrays out.
 
 Outcomes are columns of numbers from 0 to 1. A class or label is 0 or 1; an ordered label is scaled to this range. The
-method is the difference estimator of Särndal, Swensson and Wretman (1992, chapter 6). It adds the mean error in the
-labelled sample to the mean prediction of the corpus. With equal inclusion probabilities, this is PPI++ (Angelopoulos,
-Duchi and Zrnic 2023, arXiv:2311.01453). With known unequal probabilities, it is design-based supervised learning
-(Egami, Hinck, Stewart and Wei 2023, arXiv:2306.04746) as a Hájek estimator, with the same power tuning.
+numbers of a regression are scaled too, but may be outside. The method is the difference estimator of Särndal, Swensson
+and Wretman (1992, chapter 6). It adds the mean error in the labelled sample to the mean prediction of the corpus. With
+equal inclusion probabilities, this is PPI++ (Angelopoulos, Duchi and Zrnic 2023, arXiv:2311.01453). With known unequal
+probabilities, it is design-based supervised learning (Egami, Hinck, Stewart and Wei 2023, arXiv:2306.04746) as a Hájek
+estimator, with the same power tuning.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ class Sample:
         in_corpus: whether the texts are part of the corpus. If so, the interval is for the share in this corpus;
             otherwise for the population that sample and corpus both come from.
         clusters: the cluster of each text, such as its author, shape (n,); ``None`` if texts were drawn one by one.
+        bounded: whether all true values are from 0 to 1.
     """
 
     outcomes: np.ndarray
@@ -84,6 +86,7 @@ class Sample:
     inclusion: np.ndarray
     in_corpus: bool = True
     clusters: np.ndarray | None = None
+    bounded: bool = True
 
     def __len__(self) -> int:
         return len(self.outcomes)
@@ -201,6 +204,9 @@ def _estimate(sample: Sample, totals: Totals, tuning: np.ndarray | None) -> Esti
     variance = (n_units - 1) / n_units * (remaining[:, None] * deviations**2).sum(axis=0)
     if not sample.in_corpus:
         variance += tuned[0] ** 2 * (totals.squares / totals.texts - totals.mean**2) / totals.texts
+    if not sample.bounded:
+        half = stats.t.ppf(0.5 + LEVEL / 2, max(n_units - 1, 1)) * np.sqrt(variance)
+        return Estimates(value, value - half, value + half, np.sqrt(variance), tuned[0])
     value = np.clip(value, 0, 1)
     weights = np.bincount(units, 1 / sample.inclusion)
     mistake = float((weights.min() / weights.sum()) ** 2)

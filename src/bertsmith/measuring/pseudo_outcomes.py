@@ -24,8 +24,8 @@ from bertsmith.measuring.estimate import Sample
 
 OUTCOME = "outcome "
 """Prefix of the columns with pseudo-outcomes, before the label text."""
-LEVEL_NAME = "(level)"
-"""Stands for the level of an ordered label in place of a label text."""
+LEVEL_NAME, NUMBER_NAME = "(level)", "(number)"
+"""Stand for the level of an ordered label, and for a number, in place of a label text."""
 ROW, LABELLED, INCLUSION = "row", "labelled", "inclusion_probability"
 
 
@@ -34,8 +34,8 @@ class OutcomeFile:
 
     Args:
         path: the file to write; the rows without corrections are in a temporary file in its folder.
-        names: of the outcomes: label texts, and for ordered labels `LEVEL_NAME`.
-        lowest, span: of the outcomes, whose predictions are from 0 to 1, shape (outcomes,).
+        names: of the outcomes, as in `Quantities`.
+        lowest, span: of the outcomes, whose predictions are scaled, shape (outcomes,).
     """
 
     def __init__(self, path: Path, names: Sequence[str], lowest: np.ndarray, span: np.ndarray) -> None:

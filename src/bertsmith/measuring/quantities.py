@@ -1,4 +1,4 @@
-"""The measured quantities: the share of each class and, for ordered labels, the mean level."""
+"""The measured quantities: the share of each class and, for ordered labels, the mean level; or the mean of a number."""
 
 from __future__ import annotations
 
@@ -8,39 +8,55 @@ import numpy as np
 
 from bertsmith.data.table import Labels
 from bertsmith.measuring.estimate import Estimates, Totals
-from bertsmith.measuring.pseudo_outcomes import LEVEL_NAME
+from bertsmith.measuring.pseudo_outcomes import LEVEL_NAME, NUMBER_NAME
 from bertsmith.measuring.result import MeanLevel, Share
 
 
 @dataclass(frozen=True)
 class Quantities:
-    """One column per quantity, with values from 0 to 1.
+    """One column per quantity, with values from 0 to 1; a number can be outside.
 
     Attributes:
-        labels: the k classes.
+        labels: the k classes; for a regression, the name of the number.
         ordered: whether the labels are ordered. Then the last column is the level, from the lowest to the highest.
+        range: for a regression, the numbers that are scaled to 0 and 1.
     """
 
     labels: Labels
     ordered: bool
+    range: tuple[float, float] | None = None
+
+    @property
+    def n_shares(self) -> int:
+        """Number of columns with a share; the others have a mean."""
+        return len(self.labels) if self.range is None else 0
 
     @property
     def names(self) -> tuple[str, ...]:
         """Name of each column."""
+        if self.range is not None:
+            return (NUMBER_NAME,)
         return (*self.labels.texts, LEVEL_NAME) if self.ordered else self.labels.texts
 
     @property
     def lowest(self) -> np.ndarray:
         """The value that is scaled to 0, shape (columns,)."""
         rest = [float(min(self.labels.numbers))] if self.ordered else []
-        return np.array([0.0] * len(self.labels) + rest)
+        return np.array([0.0] * len(self.labels) + rest if self.range is None else self.range[:1])
 
     @property
     def span(self) -> np.ndarray:
         """The difference that is scaled to 1, shape (columns,)."""
+        if self.range is not None:
+            return np.array([self.range[1] - self.range[0] or 1.0])
         numbers = self.labels.numbers
         rest = [float(max(numbers) - min(numbers))] if self.ordered else []
         return np.array([1.0] * len(self.labels) + rest)
+
+    def of(self, values: np.ndarray) -> np.ndarray:
+        """Return the columns of texts, from probabilities, indicators or numbers, shape (n, k)."""
+        result: np.ndarray = values @ self.outcomes if self.range is None else (values - self.lowest) / self.span
+        return result
 
     @property
     def outcomes(self) -> np.ndarray:
@@ -88,7 +104,7 @@ class Results:
         for c, name in enumerate(self.quantities.names):
             naive = float(lowest[c] + span[c] * totals.naive[c])
             values = (*_scaled(estimates, c, lowest[c], span[c]), naive, *rest, *_scaled(alone, c, lowest[c], span[c]))
-            if c < len(self.quantities.labels):
+            if c < self.quantities.n_shares:
                 self.shares.append(Share(name, group, *values))
             else:
                 self.means.append(MeanLevel(group, *values))

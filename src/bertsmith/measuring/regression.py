@@ -13,7 +13,7 @@ from scipy import stats
 from bertsmith.data.formats.registry import to_data_frame
 from bertsmith.errors import ConfigError, DataError, counted, did_you_mean, listing
 from bertsmith.measuring.estimate import LEVEL
-from bertsmith.measuring.pseudo_outcomes import LEVEL_NAME, OUTCOME
+from bertsmith.measuring.pseudo_outcomes import LEVEL_NAME, NUMBER_NAME, OUTCOME
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,8 +73,8 @@ def fit_regression(
 
     if model not in ("linear", "logistic"):
         raise ConfigError(f"model={model!r} is not a valid value", remedy="Pass linear or logistic.")
-    if model == "logistic" and label_text == LEVEL_NAME:
-        raise ConfigError("a logistic regression needs a class, not a level", remedy="Use a linear regression.")
+    if model == "logistic" and label_text in (LEVEL_NAME, NUMBER_NAME):
+        raise ConfigError("a logistic regression needs a class, not a mean", remedy="Use a linear regression.")
     on = [on] if isinstance(on, str) else on
     table = to_data_frame(table)
     frame = table if isinstance(table, pd.DataFrame) else _read(Path(table))

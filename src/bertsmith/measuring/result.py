@@ -48,13 +48,13 @@ class Share:
 
 @dataclass(frozen=True)
 class MeanLevel:
-    """The mean of ordered labels in a corpus, or in a group of it, in units of the label numbers.
+    """The mean of ordered labels or of a number in a corpus, or in a group of it, in units of the labels.
 
     Attributes:
         group: the group; ``None`` for the whole corpus.
         mean: the corrected mean; ``None`` if it cannot be estimated.
         interval: its 95 % interval; ``None`` without a mean.
-        naive: the mean of the predicted levels.
+        naive: the mean of the predicted levels or numbers.
         estimator, labelled, texts: as for `Share`.
         labelled_mean, labelled_interval: the mean that the labelled texts alone give, and its 95 % interval.
     """
@@ -77,7 +77,7 @@ class MeanLevel:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Shares of the classes of a corpus.
+    """Shares of the classes of a corpus, or the mean of a number.
 
     Attributes:
         corpus: the name of the corpus.
@@ -91,7 +91,7 @@ class Measurement:
         left_out: number of rows of the sample left out by reason.
         empty: number of rows of the corpus without a text.
         notes: sentences about the shares: left-out rows, doubts, and the number of further labels.
-        means: for ordered labels, the mean level of the whole corpus, then of each group in order of its name.
+        means: for ordered labels or a number, the mean of the whole corpus, then of each group in order of its name.
         clusters: number of groups of the sample that were drawn at random; ``None`` if texts were drawn.
         trained: number of rows of the corpus left out because they are training or validation texts.
         run: what identifies the run, from `identity`.
@@ -120,7 +120,13 @@ class Measurement:
     @property
     def groups(self) -> tuple[str, ...]:
         """The names of the groups, in order."""
-        return tuple(dict.fromkeys(share.group for share in self.shares if share.group is not None))
+        estimates: tuple[Share | MeanLevel, ...] = (*self.shares, *self.means)
+        return tuple(dict.fromkeys(e.group for e in estimates if e.group is not None))
+
+    @property
+    def mean_name(self) -> str:
+        """What the means are: of ordered labels, which also have shares, or of numbers."""
+        return "mean level" if self.shares else "mean number"
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one JSON-ready row per share."""
@@ -135,6 +141,13 @@ class Measurement:
 def identity(info: Mapping[str, Any]) -> dict[str, Any]:
     """Return what identifies a run, from its ``run.json``: when it was created, and the fingerprint of its table."""
     return {"created": info.get("created"), "fingerprint": info["data"]["fingerprint"]}
+
+
+def show_mean(value: float | None) -> str:
+    """Return a mean with three significant digits, or as a whole number from 1000 on; a dash without a mean."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}"
 
 
 def empty_rows(n: int) -> list[str]:

@@ -119,7 +119,7 @@ def report_page(run: Run, *, quotes: bool = True) -> str:
             tunes=task.decides,
             template=str(run.template),
             example="" if run.template.is_plain else json.dumps(run.template.example, ensure_ascii=False),
-            errors_found=task.name != REGRESSION,
+            errors_found=task.has_labels,
             test=test,
             folds=metrics["splits"]["validation"].get("folds", 0),
             tested="by" not in test,

@@ -12,8 +12,8 @@ from typing import Any
 from markupsafe import Markup
 
 from bertsmith.data.texts import guarded_cell, quoting
-from bertsmith.measuring.pseudo_outcomes import LEVEL_NAME
-from bertsmith.measuring.result import MeanLevel, Measurement, Share
+from bertsmith.measuring.pseudo_outcomes import LEVEL_NAME, NUMBER_NAME
+from bertsmith.measuring.result import MeanLevel, Measurement, Share, show_mean
 from bertsmith.report.figures import BOTTOM, FULL_WIDTH, HALF_WIDTH, HEIGHT, LEFT, RIGHT, TOP, Axis, svg
 from bertsmith.report.report import environment
 
@@ -38,19 +38,17 @@ def shares_csv(measurement: Measurement) -> str:
         name, share, alone, mean = (
             (e.label_text, e.share, e.labelled_share, (None, None))
             if isinstance(e, Share)
-            else (LEVEL_NAME, None, None, (e.mean, e.labelled_mean))
+            else (LEVEL_NAME if measurement.shares else NUMBER_NAME, None, None, (e.mean, e.labelled_mean))
         )
         first = (share, *(e.interval or (None, None)), e.naive, e.difference)
         rest = (alone, *(e.labelled_interval or (None, None)), *(mean if means else ()))
         names = map(guarded_cell, (e.group or "", name))
-        rows.append([*names, *map(_six, first), e.estimator, e.labelled, e.texts, *map(_six, rest)])
+        show = ("{:.6f}" if isinstance(e, Share) else "{:.8g}").format
+        written = (["" if value is None else show(value) for value in values] for values in (first, rest))
+        rows.append([*names, *next(written), e.estimator, e.labelled, e.texts, *next(written)])
     for row in rows:
         csv.writer(file, lineterminator="\n", quoting=quoting(row)).writerow(row)
     return file.getvalue()
-
-
-def _six(value: float | None) -> str:
-    return "" if value is None else f"{value:.6f}"
 
 
 def shares_page(measurement: Measurement, run: str) -> str:
@@ -66,7 +64,7 @@ def shares_page(measurement: Measurement, run: str) -> str:
         s.label_text: [one for one in measurement.shares if one.group is not None and one.label_text == s.label_text]
         for s in order
     }
-    most_wrong = max(measurement.whole, key=lambda s: abs(s.difference or 0))
+    most_wrong = max(measurement.whole, key=lambda s: abs(s.difference or 0), default=None)
     figures = {
         text: _over_groups([_Point.of(s) for s in some], "share in %", " %")
         for text, some in itertools.islice(by_class.items(), MAX_FIGURES)
@@ -77,9 +75,11 @@ def shares_page(measurement: Measurement, run: str) -> str:
         environment()
         .get_template("shares.html")
         .render(
-            title=f"Shares · {measurement.corpus}",
+            title=f"{'Shares' if order else 'Mean'} · {measurement.corpus}",
             run=run,
             m=measurement,
+            show_mean=show_mean,
+            first=(*order, *measurement.means)[0],
             order=order,
             largest=largest[:3],
             by_class=by_class,
@@ -89,7 +89,9 @@ def shares_page(measurement: Measurement, run: str) -> str:
             figures=figures,
             mean=next(iter(measurement.means), None),
             means=means,
-            means_figure=_over_groups([_Point.of(m) for m in means], "mean level", zero=False) if means else None,
+            means_figure=_over_groups([_Point.of(m) for m in means], measurement.mean_name, zero=False)
+            if means
+            else None,
         )
     )
 

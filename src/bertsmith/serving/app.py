@@ -214,8 +214,8 @@ def create_app(
         """Return the name of the model, its labels, its test metrics, and the limits of a request.
 
         `drift` is the latest comparison of 1,000 texts of this process with the held-out texts of the model. A new
-        comparison follows after every 1,000 texts. The value is null before the first comparison, for multi-label and
-        regression models, and with fewer than 50 held-out texts.
+        comparison follows after every 1,000 texts. The value is null before the first comparison, and with fewer than
+        50 held-out texts.
         """
         service = require_service()
         return {

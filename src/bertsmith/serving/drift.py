@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from bertsmith.data.table import ORDINAL, SINGLE_LABEL
 from bertsmith.errors import UserError
 from bertsmith.inference.abstain import HeldOutPredictions
 from bertsmith.inference.predictor import ModelPredictor
-from bertsmith.measuring.drift import Difference, compare_counts
+from bertsmith.measuring.drift import CONFIDENCE, LABELS, NUMBER, Difference, compare_counts
+from bertsmith.tasks.base import Task
 
 WINDOW = 1000
 """Number of texts in a comparison."""
@@ -20,30 +20,32 @@ FEWEST = 50
 LEVEL = 0.999
 """Confidence level of a threshold. It is higher than that of `bertsmith drift`, because a server compares often."""
 BINS = 10
-"""Bins of confidence, each with the same number of held-out texts."""
+"""Bins of confidence or of predicted numbers, each with the same number of held-out texts."""
 
 
 class DriftWatch:
-    """Compares every `WINDOW` texts of a process with the held-out texts, by predicted label and by confidence.
+    """Compares every `WINDOW` texts of a process with the held-out texts.
+
+    The properties are predicted labels and confidence, or the predicted number.
 
     Attributes:
         latest: the latest comparison, by property; empty before the first one.
     """
 
-    def __init__(self, decided: np.ndarray, confidence: np.ndarray, n_labels: int) -> None:
-        """Start with the predicted class indices and the confidence of the held-out texts, each of shape (n,)."""
-        self._edges = np.unique(np.quantile(confidence, np.linspace(0, 1, BINS + 1)[1:-1]))
-        self._n_labels = n_labels
-        self._reference = self._counts(decided, confidence)
-        self._seen, self._texts = [np.zeros_like(counts) for counts in self._reference], 0
+    def __init__(self, task: Task, scores: np.ndarray) -> None:
+        """Start with the scores of the held-out texts, shape (n, outputs)."""
+        self._task, self._held_out = task, len(scores)
+        self._edges = np.unique(np.quantile(self._values(scores), np.linspace(0, 1, BINS + 1)[1:-1]))
+        self._reference = self._counts(scores)
+        self._restart()
         self.latest: dict[str, Difference] = {}
+
+    def _restart(self) -> None:
+        self._seen, self._texts = {name: np.zeros_like(counts) for name, counts in self._reference.items()}, 0
 
     @classmethod
     def of(cls, classifier: ModelPredictor, held_out: Callable[[], HeldOutPredictions]) -> DriftWatch | None:
-        """Return a watch; ``None`` without one class per text, or with fewer than `FEWEST` held-out texts."""
-        task = classifier.task
-        if task.name not in (SINGLE_LABEL, ORDINAL):
-            return None
+        """Return a watch; ``None`` with fewer than `FEWEST` held-out texts."""
         try:
             (scores,) = held_out().scores
         except UserError:  # a model folder, or a run of an older version
@@ -51,23 +53,22 @@ class DriftWatch:
         if len(scores) < FEWEST:
             return None
         if not classifier.decide:
-            scores = task.without_offsets(classifier.rule, scores)
-        return cls(task.predicted(scores), task.confidence(scores), len(classifier.labels))
+            scores = classifier.task.without_offsets(classifier.rule, scores)
+        return cls(classifier.task, scores)
 
-    def observe(self, decided: np.ndarray, confidence: np.ndarray) -> bool:
-        """Count classified texts, and return whether they complete a comparison; see `__init__`."""
-        for seen, more in zip(self._seen, self._counts(decided, confidence), strict=True):
-            seen += more
-        self._texts += len(decided)
+    def observe(self, scores: np.ndarray) -> bool:
+        """Count texts by their scores, and return whether they complete a comparison; see `__init__`."""
+        for name, more in self._counts(scores).items():
+            self._seen[name] += more
+        self._texts += len(scores)
         if self._texts < WINDOW:
             return False
-        names = ("predicted labels", "confidence")
-        found = [
-            compare_counts(name, before, now, LEVEL)
-            for name, before, now in zip(names, self._reference, self._seen, strict=True)
-        ]
-        self.latest = {difference.name: difference for difference in found}
-        self._seen, self._texts = [np.zeros_like(counts) for counts in self._reference], 0
+        self.latest = {}
+        for name, before in self._reference.items():
+            several = name == LABELS and not self._task.one_class
+            texts = (self._held_out, self._texts) if several else None
+            self.latest[name] = compare_counts(name, before, self._seen[name], LEVEL, texts=texts)
+        self._restart()
         return True
 
     @property
@@ -85,6 +86,14 @@ class DriftWatch:
         }
         return {"differs": self.differs, "properties": found}
 
-    def _counts(self, decided: np.ndarray, confidence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        bins = np.searchsorted(self._edges, confidence, side="right")
-        return np.bincount(decided, minlength=self._n_labels), np.bincount(bins, minlength=len(self._edges) + 1)
+    def _values(self, scores: np.ndarray) -> np.ndarray:
+        return self._task.confidence(scores) if self._task.has_labels else self._task.predicted(scores)
+
+    def _counts(self, scores: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the numbers of texts by label, and by bin of the confidence or of the predicted number."""
+        bins = np.searchsorted(self._edges, self._values(scores), side="right")
+        binned = np.bincount(bins, minlength=len(self._edges) + 1)
+        if not self._task.has_labels:
+            return {NUMBER: binned}
+        decided = self._task.indicators(self._task.predicted(scores), scores.shape[1])
+        return {LABELS: decided.sum(axis=0).astype(np.int64), CONFIDENCE: binned}

@@ -84,12 +84,12 @@ class Service:
             scores: shape (texts, outputs).
             metrics: of the server.
         """
-        watch, task = self.watch, classifier.task
-        metrics.observe_labels(task, scores, classifier.labels)
+        watch = self.watch
+        metrics.observe_labels(classifier.task, scores, classifier.labels)
         if watch is None or self.batcher.classifier is not classifier:
             return
         before = watch.differs
-        if watch.observe(task.predicted(scores), task.confidence(scores)):
+        if watch.observe(scores):
             metrics.observe_drift(watch.latest.values())
             if watch.differs != before:
                 log_event("drift", **(watch.to_dict() or {}))

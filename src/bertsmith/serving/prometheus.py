@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 
-from bertsmith.data.table import REGRESSION, Labels
+from bertsmith.data.table import Labels
 from bertsmith.measuring.drift import Difference
 from bertsmith.tasks.base import Task
 
@@ -81,7 +81,7 @@ class ServerMetrics:
             scores: shape (texts, outputs).
             labels: the classes.
         """
-        if task.name == REGRESSION:
+        if not task.has_labels:
             return
         counts = task.indicators(task.predicted(scores), len(labels)).sum(axis=0)
         for c in np.flatnonzero(counts):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -40,6 +39,10 @@ class Task(ABC):
         epoch_metrics: the metrics logged at every epoch, the primary one last.
         metric_names: title and meaning of each metric, in order.
         imbalances: the values of ``--imbalance`` that apply.
+        has_labels: whether the model predicts labels with probabilities, not numbers.
+        one_class: whether each text has exactly one label.
+        needs_rule: whether a linear model on embeddings needs a rule: it has no class weights, or its most likely class
+            is not the prediction.
         decides: whether a decision rule can be left out.
         naive_name: what `naive_baseline` predicts, for messages.
         head_name: what `fit_head` fits, for messages.
@@ -55,6 +58,9 @@ class Task(ABC):
     epoch_metrics: ClassVar[tuple[str, ...]]
     metric_names: ClassVar[Names]
     imbalances: ClassVar[tuple[str, ...]]
+    has_labels: ClassVar[bool] = True
+    one_class: ClassVar[bool] = True
+    needs_rule: ClassVar[bool] = False
     decides: ClassVar[bool] = True
     naive_name: ClassVar[str] = "majority class"
     head_name: ClassVar[str] = "logistic regression"
@@ -187,13 +193,7 @@ class Task(ABC):
         return {}
 
     def differences(
-        self,
-        targets: np.ndarray,
-        first: np.ndarray,
-        second: np.ndarray,
-        *,
-        seed: int,
-        groups: np.ndarray | None = None,
+        self, targets: np.ndarray, first: np.ndarray, second: np.ndarray, *, seed: int, groups: np.ndarray | None = None
     ) -> tuple[float, np.ndarray]:
         """Return the difference of the primary metric, and that on every resample, shape (resamples,).
 
@@ -211,13 +211,7 @@ class Task(ABC):
         return float(difference(once)[0]), np.concatenate([difference(drawn) for drawn in resamples])
 
     def difference(
-        self,
-        targets: np.ndarray,
-        first: np.ndarray,
-        second: np.ndarray,
-        *,
-        seed: int,
-        groups: np.ndarray | None = None,
+        self, targets: np.ndarray, first: np.ndarray, second: np.ndarray, *, seed: int, groups: np.ndarray | None = None
     ) -> tuple[float, float, float]:
         """Return the difference of the primary metric (first minus second) and its 95 % interval; see `differences`."""
         from bertsmith.evaluation.intervals import TAILS
@@ -257,14 +251,16 @@ class Task(ABC):
         """Evaluate thresholds and label sets on texts other than the held-out ones that set them, JSON-ready."""
         from bertsmith.evaluation.abstention import CheckedPredictions, evaluate_abstention, label_shift
 
-        def check(targets: np.ndarray, scores: np.ndarray) -> CheckedPredictions:
-            right, conformity = self.is_right(targets, scores), self.conformity(targets, scores)
-            return CheckedPredictions(self.confidence(scores), right, conformity)
+        def check(t: np.ndarray, s: np.ndarray) -> CheckedPredictions:
+            return CheckedPredictions(self.confidence(s), self.is_right(t, s), self.conformity(t, s))
 
-        evaluate_sets = partial(self.evaluate_sets, targets, scores)
-        evaluated = evaluate_abstention(check(targets, scores), check(*held_out), evaluate_sets)
-        counts = [self.label_counts(t, scores.shape[1]) for t in (held_out[0], targets)]
-        return {**evaluated, "label_shift": label_shift(*counts)}
+        both = (held_out[0], targets)
+        evaluated = evaluate_abstention(
+            check(targets, scores), check(*held_out), lambda threshold: self.evaluate_sets(targets, scores, threshold)
+        )
+        before, now = (self.label_counts(t, scores.shape[1]) for t in both)
+        texts = None if targets.ndim == 1 else [len(t) for t in both]
+        return {**evaluated, "label_shift": label_shift(before, now, texts)}
 
     def label_counts(self, targets: np.ndarray, n_labels: int) -> np.ndarray:
         """Return how often each label occurs, shape (labels,)."""
@@ -272,11 +268,11 @@ class Task(ABC):
 
     @abstractmethod
     def conformity(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Return the highest threshold at which the prediction set of each text contains its label, shape (n,)."""
+        """Return the highest threshold at which the prediction set of each text with a label contains its labels."""
 
     @abstractmethod
     def evaluate_sets(self, targets: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return whether each text's prediction set contains its label, and the size of the set, each shape (n,)."""
+        """Return whether each set of a text with a label contains its labels, and the size of each set, shape (n,)."""
 
     @abstractmethod
     def set_columns(self, scores: np.ndarray, threshold: float, labels: Labels) -> dict[str, list[Any]]:

@@ -34,6 +34,7 @@ class MultiLabel(Task):
     headline = ("macro_f1", "micro_f1")
     epoch_metrics = ("micro_f1", "macro_f1")
     imbalances = ("none", "weights", "focal")
+    one_class, needs_rule = False, True
     naive_name = "share of each label"
     described = "multi-label text classifier with {labels}"
     same_name = "get the same labels"
@@ -213,20 +214,29 @@ class MultiLabel(Task):
         return result
 
     def conformity(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Return the lowest probability of a text's labels, shape (n,); 1 for a text without labels."""
-        result: np.ndarray = np.where(targets, scores, 1.0).min(axis=1)
+        """Return the lowest probability of the labels of each text that has any, shape (texts with labels,).
+
+        Every set contains the labels of a text without labels. If most texts had none, empty sets would do.
+        """
+        has_labels = targets.any(axis=1)
+        result: np.ndarray = np.where(targets, scores, 1.0)[has_labels].min(axis=1)
         return result
 
     def evaluate_sets(self, targets: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return whether each set contains all labels of its text, and its size, each shape (n,)."""
-        return self.conformity(targets, scores) >= threshold, (scores >= threshold).sum(axis=1)
+        """Return whether each set contains all labels of its text, for texts with labels, and the size of all sets."""
+        sets = self._sets(scores, threshold)
+        return (sets | ~targets).all(axis=1)[targets.any(axis=1)], sets.sum(axis=1)
+
+    def _sets(self, scores: np.ndarray, threshold: float) -> np.ndarray:
+        """Return which labels are in each text's set, bool, shape (n, labels); the predicted ones always are."""
+        sets: np.ndarray = (scores >= threshold) | self.predicted(scores)
+        return sets
 
     def set_columns(self, scores: np.ndarray, threshold: float, labels: Labels) -> dict[str, list[Any]]:
         """Return ``label_set``: the label texts of each set, likeliest first."""
+        inside = self._sets(scores, threshold)
         order = np.argsort(-scores, axis=1, kind="stable")
-        return {
-            "label_set": [[labels.texts[c] for c in row if scores[i, c] >= threshold] for i, row in enumerate(order)]
-        }
+        return {"label_set": [[labels.texts[c] for c in row if inside[i, c]] for i, row in enumerate(order)]}
 
     def naive_baseline(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
         """Return the labels that most texts have, and the share of texts with each label."""

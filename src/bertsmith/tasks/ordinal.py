@@ -29,6 +29,7 @@ class Ordinal(SingleLabel):
     primary = "quadratic_kappa"
     headline = ("quadratic_kappa", "mae")
     epoch_metrics = ("macro_f1", "quadratic_kappa")
+    needs_rule = True
     naive_name = "class closest to the mean"
     described = "text classifier with {n} ordered classes"
     metric_names: ClassVar[Names] = {

@@ -43,7 +43,7 @@ class RegressionTask(Task):
     headline = ("r2", "mae")
     epoch_metrics = ("mae", "r2")
     imbalances = ("none",)
-    decides = False
+    has_labels = one_class = decides = False
     naive_name = "the mean"
     head_name = "ridge regression"
     truth_column, predicted_column = "label", "predicted"
@@ -231,6 +231,10 @@ class RegressionTask(Task):
         from bertsmith.evaluation.linear_models import fit_ridge
 
         return fit_ridge(embeddings, (targets - self.mean) / self.scale)
+
+    def indicators(self, decisions: np.ndarray, n_labels: int) -> np.ndarray:
+        """Return the numbers, shape (n, 1)."""
+        return decisions[:, None]
 
     def truth_columns(self, targets: np.ndarray, labels: Labels) -> dict[str, Any]:
         """Return ``label``, a number."""

@@ -12,9 +12,7 @@ from bertsmith.errors import ConfigError, listing
 
 LATENCY = "latency"
 OBJECTIVES = {PRIMARY: "maximize", "quadratic_kappa": "maximize", "r2": "maximize", LATENCY: "minimize"}
-"""Objectives and their directions; latency is the milliseconds for a single text. A study always uses the
-primary metric of its task.
-"""
+"""Objectives and their directions: the primary metrics of the tasks, and the milliseconds for a single text."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,8 @@ class StudyConfig:
         trials: number of trials, including those of earlier calls; ``None``: until ``minutes`` have passed.
         minutes: time limit of this call; ``None``: until all trials are done.
         jobs: worker processes on this machine.
-        objectives: one or two of `OBJECTIVES`; the primary metric selects the winner.
+        objectives: the primary metric of the task, which selects the winner, optionally with latency; empty for the
+            metric alone.
         storage: URL of a database that several machines share; ``None``: a journal file in the study folder.
         cv: folds of a cross-validation over the train and validation texts; ``None``: score on the validation texts.
         final_seeds: seeds to train the winner and the defaults with.
@@ -36,7 +35,7 @@ class StudyConfig:
     trials: int | None = 20
     minutes: float | None = None
     jobs: int = 1
-    objectives: tuple[str, ...] = (PRIMARY,)
+    objectives: tuple[str, ...] = ()
     storage: str | None = None
     cv: int | None = None
     final_seeds: int = 1
@@ -44,18 +43,17 @@ class StudyConfig:
     space: Path | Mapping[str, Any] | None = None
 
     def for_metric(self, primary: str) -> StudyConfig:
-        """Return the configuration with the primary metric of a task, which becomes the first objective.
+        """Return the configuration with the primary metric of a task as the first objective.
 
         Raises:
             ConfigError: if an objective is the primary metric of another task.
         """
-        if others := [name for name in self.objectives if name not in (PRIMARY, primary, LATENCY)]:
+        if others := [name for name in self.objectives if name not in (primary, LATENCY)]:
             raise ConfigError(
                 f"--objective {others[0]} is not the primary metric of this task, which is {primary}",
                 remedy=f"Pass --objective {primary}, or leave it out.",
             )
-        names = (name if name == LATENCY else primary for name in self.objectives)
-        return replace(self, objectives=tuple(sorted(names, key=lambda name: name == LATENCY)))
+        return replace(self, objectives=(primary, LATENCY) if LATENCY in self.objectives else (primary,))
 
     def __post_init__(self) -> None:
         problems = []
@@ -70,7 +68,7 @@ class StudyConfig:
         for name in self.objectives:
             if name not in OBJECTIVES:
                 problems.append(f"objective: unknown objective {name!r}; choose from {listing(OBJECTIVES)}")
-        if set(self.objectives) <= {LATENCY}:
+        if self.objectives == (LATENCY,):
             problems.append("objective: must include a metric, such as macro_f1")
         if LATENCY in self.objectives and self.jobs > 1:
             problems.append("jobs: must be 1 with the objective latency, because parallel trials distort latencies")

@@ -9,21 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from bertsmith.data.table import MULTI_LABEL, ORDINAL, Table
+from bertsmith.data.table import Table
 from bertsmith.data.template import texts_of
-from bertsmith.evaluation.baseline import FOLDS, LinearModel, combine_pairs, verdict
+from bertsmith.evaluation.baseline import LinearModel, combine_pairs, verdict
 from bertsmith.model.load import Loaded
 from bertsmith.model.tokenizer import encoder_for
 from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
+from bertsmith.workflows.label_model import regression_scores
 from bertsmith.workflows.prepare import MAX_EMBEDDED_TEXTS, embed, sample_texts
 from bertsmith.workflows.score import CrossValidation
 
 MAX_COUNTED_TEXTS = 50_000
 """Training texts of the bag of words; each text of 200 words takes about 72 KiB of memory and 5 ms."""
-RULED = (MULTI_LABEL, ORDINAL)
-"""Tasks whose regression needs a rule: it has no class weights, or its most likely class is not the prediction."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,7 @@ class FrozenEmbeddings:
     def baseline_scores(self, mask: np.ndarray, scored: np.ndarray, seed: int) -> np.ndarray:
         """Fit a regression to the training texts of a mask, and return its scores for test texts.
 
-        For several labels and for ordered labels, a rule follows as for the model. It is fitted to training texts, each
-        scored by a regression on the other folds.
+        For several labels and for ordered labels, a rule follows as for the model; see `regression_scores`.
 
         Args:
             mask: bool, shape (training texts,).
@@ -113,19 +111,15 @@ class FrozenEmbeddings:
         """
         task, rows = self.task, self.rows["train"]
         inside = mask[rows]
-        x, y = self.features["train"][inside], self.targets[rows[inside]]
-
-        def score(chosen: np.ndarray, others: np.ndarray) -> np.ndarray:
-            return task.scores(task.fit_head(x[chosen], y[chosen], self.n_labels).logits(others))
-
-        scores = score(np.ones(len(y), dtype=bool), self.features["test"][scored])
-        fold = np.random.default_rng(seed).permutation(len(y)) % FOLDS
-        if task.name not in RULED or any(len(np.unique(y[fold != f], axis=0)) < 2 for f in range(FOLDS)):
-            return scores
-        held_out = np.empty((len(y), self.n_labels))
-        for f in range(FOLDS):
-            held_out[fold == f] = score(fold != f, x[fold == f])
-        return task.apply(task.fit_rule(y, held_out, seed=seed)[1], scores)
+        return regression_scores(
+            task,
+            self.features["train"][inside],
+            self.targets[rows[inside]],
+            self.features["test"][scored],
+            self.n_labels,
+            seed=seed,
+            fit_rule=(lambda y, held_out: task.fit_rule(y, held_out, seed=seed)[1]) if task.needs_rule else None,
+        )
 
 
 def baselines(

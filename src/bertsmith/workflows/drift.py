@@ -12,14 +12,22 @@ import numpy as np
 
 from bertsmith.config import Config
 from bertsmith.data.language import guess_language
-from bertsmith.data.table import ORDINAL, SINGLE_LABEL
 from bertsmith.data.template import Text, flat, is_empty, texts_of
-from bertsmith.errors import ConfigError, DataError
+from bertsmith.errors import DataError
 from bertsmith.events import PredictionListener, RowsPredicted
 from bertsmith.folders.run import open_run
 from bertsmith.inference.predict import predict_chunks
 from bertsmith.inference.table_writers import PROBABILITY
-from bertsmith.measuring.drift import LEVEL, Difference, compare_counts, compare_positions, compare_scalars
+from bertsmith.measuring.drift import (
+    CONFIDENCE,
+    LABELS,
+    LEVEL,
+    NUMBER,
+    Difference,
+    compare_counts,
+    compare_positions,
+    compare_scalars,
+)
 from bertsmith.measuring.text_features import Axes
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.corpus_sample import SIZE, CorpusSample, Embedder, validation_rows
@@ -27,7 +35,6 @@ from bertsmith.workflows.predict import open_model, opened
 from bertsmith.workflows.predict_options import PredictOptions
 
 SCALARS = (
-    "confidence",
     "length (logarithm of characters)",
     "share of texts recognised as the main language",
     "share of texts with unknown tokens",
@@ -69,12 +76,6 @@ def compare_texts(
     """Compare new texts with the test texts of a run; see `bertsmith.drift`."""
     run = open_run(path)
     task = get_task(run.task)
-    if run.task not in (SINGLE_LABEL, ORDINAL):
-        raise ConfigError(
-            f"bertsmith drift needs one class per text, but the task of the run is {run.task}",
-            where=str(path),
-            remedy="Pass a run whose texts have one class each.",
-        )
     if "by" in run.metrics["splits"]["test"]:  # by cross-validation
         raise DataError(
             "bertsmith drift needs the test texts of the run, but this run has none: the model was trained on all "
@@ -83,22 +84,24 @@ def compare_texts(
             remedy="Train again with --test-size 0.1, or label some new texts and run bertsmith evaluate.",
         )
     frame, k = run.predictions, len(run.labels)
-    counts, sample = np.zeros(k, dtype=np.int64), CorpusSample()
-    options = PredictOptions(probabilities=True)
+    counts, n_texts, sample = np.zeros(k), 0, CorpusSample()
+    options = PredictOptions(probabilities=task.has_labels)
+    columns = [f"{PROBABILITY}{text}" for text in run.labels.texts] if task.has_labels else [task.predicted_column]
     with opened(source, config, run.template, options, observe) as stream:
         classifier, *_ = open_model(path, config, options, observe)
         for cells, _counts, chunk in predict_chunks(
-            classifier, stream.chunks(), probabilities=True, progress=lambda n: observe(RowsPredicted(n))
+            classifier, stream.chunks(), probabilities=task.has_labels, progress=lambda n: observe(RowsPredicted(n))
         ):
             rows = [i for i, text in enumerate(chunk) if not is_empty(text)]
             if not rows:
                 continue
-            table = np.array([[cells[f"{PROBABILITY}{text}"][i] for text in run.labels.texts] for i in rows])
+            table = np.array([[cells[name][i] for name in columns] for i in rows])
             sample.add([chunk[i] for i in rows], table, [""] * len(rows))
-            counts += np.bincount(task.predicted(table), minlength=k)
+            n_texts += len(rows)
+            if task.has_labels:
+                counts += task.indicators(task.predicted(table), k).sum(axis=0)
     if not sample.texts:
         raise DataError("all new texts are empty", where=stream.name, remedy="Check the file and --text-column.")
-    predicted = task.predicted(task.stored_scores(frame))
     chosen = np.random.default_rng(0).permutation(len(frame))[:SIZE]
     texts, scores = texts_of(frame.iloc[chosen]), task.stored_scores(frame)[chosen]
     embedder = Embedder(run, classifier, config.device)
@@ -109,18 +112,21 @@ def compare_texts(
     guesses.pop(None, None)
     language = guesses.most_common(1)[0][0] if guesses else None
 
-    def scalars(some: Sequence[Text], probabilities: np.ndarray) -> np.ndarray:
+    def scalars(some: Sequence[Text], scores: np.ndarray) -> np.ndarray:
         words = [flat(text) for text in some]
         in_language = [guess_language(text) == language for text in words]
         lengths = np.log1p([len(text) for text in words])
-        return np.column_stack([task.confidence(probabilities), lengths, in_language, embedder.has_unknown(some)])
+        first = task.confidence(scores) if task.has_labels else task.predicted(scores)
+        return np.column_stack([first, lengths, in_language, embedder.has_unknown(some)])
 
-    level = 1 - (1 - LEVEL) / (len(SCALARS) + 2)  # Bonferroni
+    level = 1 - (1 - LEVEL) / (len(SCALARS) + 3)  # Bonferroni
+    names = (CONFIDENCE if task.has_labels else NUMBER, *SCALARS)
     found = [
-        *compare_scalars(SCALARS, scalars(texts, scores), scalars(sample.texts, sample.probabilities), level),
-        compare_counts("predicted labels", np.bincount(predicted, minlength=k), counts, level),
+        *compare_scalars(names, scalars(texts, scores), scalars(sample.texts, sample.probabilities), level),
         compare_positions(before, now, level),
     ]
-    return Drift(
-        stream.name, int(counts.sum()), len(frame), len(sample.texts), tuple(d for d in found if d is not None)
-    )
+    if task.has_labels:
+        reference = task.indicators(task.predicted(task.stored_scores(frame)), k).sum(axis=0)
+        both = None if task.one_class else (len(frame), n_texts)
+        found.insert(-1, compare_counts(LABELS, reference, counts, level, texts=both))
+    return Drift(stream.name, n_texts, len(frame), len(sample.texts), tuple(d for d in found if d is not None))

@@ -11,7 +11,7 @@ from typing import Any
 
 from bertsmith.config import Config
 from bertsmith.data.clean import clean
-from bertsmith.data.table import REGRESSION, Table
+from bertsmith.data.table import Table
 from bertsmith.data.template import flat, texts_of
 from bertsmith.errors import ConfigError, DataError, counted, listing, number_form, quoted
 from bertsmith.evaluation.evaluate import evaluate
@@ -139,7 +139,7 @@ def run_evaluation(
         groups=cleaned.table.groups,
     )
     metrics |= {"left_out": cleaned.counts, "seen_in_training": seen}
-    metrics["notes"] = [] if run.task == REGRESSION else _notes(cleaned.table)
+    metrics["notes"] = _notes(cleaned.table) if classifier.task.has_labels else []
     content = {"table": table.name, **description, "long": classifier.long, **metrics}
     with atomic.disk_errors(folder):
         run.layout.evaluations.mkdir(exist_ok=True)

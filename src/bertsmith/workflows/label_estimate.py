@@ -11,12 +11,14 @@ from threadpoolctl import threadpool_limits
 from bertsmith.config import Config
 from bertsmith.evaluation.intervals import LEVEL
 from bertsmith.evaluation.learning_curve import Estimate, decide, learning_curve
+from bertsmith.evaluation.multi_label import best_thresholds
+from bertsmith.evaluation.rule import Rule
 from bertsmith.labelling.pool import EMPTY, PoolFile, read_about
 from bertsmith.labelling.store import PAUSE, Project
 from bertsmith.labelling.table import Snapshot
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
-from bertsmith.workflows.label_model import head_features, training_data
+from bertsmith.workflows.label_model import head_features, regression_scores, training_data
 
 MORE = 300
 """Number of further labels that an estimate considers."""
@@ -91,8 +93,7 @@ def estimate_gain(
         counts = targets[inside].sum(axis=0) if targets.ndim == 2 else np.bincount(targets[inside])
         if (counts > 0).sum() < 2:
             return None
-        head = task.fit_head(features[inside], targets[inside], n_labels)
-        return task.scores(head.logits(features[outside]))
+        return _scores(task, features[inside], targets[inside], features[outside], n_labels, seed)
 
     def score(drawn: np.ndarray, scores: np.ndarray) -> np.ndarray:
         return task.resampled(drawn, targets, scores)[task.primary]
@@ -102,7 +103,9 @@ def estimate_gain(
     if curve is not None:
         gain = curve.gain(n, more, seed=seed)
         estimate = replace(estimate, gain=gain.value, low=gain.low, high=gain.high, most=gain.most)
-    found = score_on_random(features, targets, random, task, n_labels)
+    found = score_on_random(features, targets, random, task, n_labels, seed=seed)
+    if targets.ndim == 2:
+        estimate = replace(estimate, accuracy_name="The share of texts whose labels are all correct")
     if found is not None:
         estimate = replace(estimate, accuracy=found[0], accuracy_low=found[1], accuracy_high=found[2])
     enough, reason = decide(estimate)
@@ -110,13 +113,13 @@ def estimate_gain(
 
 
 def score_on_random(
-    features: np.ndarray, targets: np.ndarray, random: np.ndarray, task: Task, n_labels: int
+    features: np.ndarray, targets: np.ndarray, random: np.ndarray, task: Task, n_labels: int, *, seed: int
 ) -> tuple[float, float, float] | None:
     """Train on the chosen texts, and score the random ones, which represent the pool.
 
     Args:
         features: from `head_features`, shape (n, hidden size).
-        targets, random, task, n_labels: see `estimate_gain`.
+        targets, random, task, n_labels, seed: see `estimate_gain`.
 
     Returns:
         The accuracy (of sets: exact matches) and its 95 % interval (Wilson 1927), or ``None`` if the texts are too few.
@@ -126,7 +129,22 @@ def score_on_random(
     counts = targets[chosen].sum(axis=0) if targets.ndim == 2 else np.bincount(targets[chosen], minlength=1)
     if len(drawn_at_random) < FEWEST_RANDOM or (counts > 0).sum() < 2:
         return None
-    head = task.fit_head(features[chosen], targets[chosen], n_labels)
-    right = task.is_right(targets[drawn_at_random], task.scores(head.logits(features[drawn_at_random])))
+    scores = _scores(task, features[chosen], targets[chosen], features[drawn_at_random], n_labels, seed)
+    right = task.is_right(targets[drawn_at_random], scores)
     interval = binomtest(int(right.sum()), len(right)).proportion_ci(LEVEL, method="wilson")
     return float(right.mean()), float(interval.low), float(interval.high)
+
+
+def _scores(
+    task: Task, features: np.ndarray, targets: np.ndarray, others: np.ndarray, n_labels: int, seed: int
+) -> np.ndarray:
+    """Return the scores of a regression; for several labels per text with a threshold per label, as the model has.
+
+    Without thresholds, few labels exceed 0.5 after training on few texts: the curve would stay near 0.
+    """
+
+    def fit_thresholds(y: np.ndarray, held_out: np.ndarray) -> Rule:
+        return Rule(offsets=tuple(best_thresholds(y, task.logits(held_out)).tolist()))
+
+    rule = fit_thresholds if targets.ndim == 2 else None
+    return regression_scores(task, features, targets, others, n_labels, seed=seed, fit_rule=rule)

@@ -12,7 +12,8 @@ import numpy as np
 from bertsmith.config import DEFAULT_MODEL, Config
 from bertsmith.data.table import MULTI_LABEL, Labels
 from bertsmith.data.template import Text, normalise_text
-from bertsmith.evaluation.baseline import LinearModel
+from bertsmith.evaluation.baseline import FOLDS, LinearModel
+from bertsmith.evaluation.rule import Rule
 from bertsmith.labelling.pool import ABOUT, check_checkpoint, read_about
 from bertsmith.labelling.table import Snapshot
 from bertsmith.tasks.base import Task
@@ -93,6 +94,42 @@ def fit_head(
     if (counts > 0).sum() < 2:
         return None, None
     return task.fit_head(head_features(read(rows)), targets, len(snapshot.labels)), counts
+
+
+def regression_scores(
+    task: Task,
+    features: np.ndarray,
+    targets: np.ndarray,
+    others: np.ndarray,
+    n_labels: int,
+    *,
+    seed: int,
+    fit_rule: Callable[[np.ndarray, np.ndarray], Rule] | None = None,
+) -> np.ndarray:
+    """Fit a regression to embeddings, and return its scores for others, shape (m, outputs).
+
+    Args:
+        task: the kind of label.
+        features: embeddings of the n training texts, shape (n, hidden size).
+        targets: of these texts.
+        others: embeddings of m texts, shape (m, hidden size).
+        n_labels: number of labels.
+        seed: of the folds.
+        fit_rule: fits a rule to targets and scores of the training texts, each scored by a regression on the other
+            folds. ``None`` for no rule.
+    """
+
+    def score(inside: np.ndarray, others: np.ndarray) -> np.ndarray:
+        return task.scores(task.fit_head(features[inside], targets[inside], n_labels).logits(others))
+
+    scores = score(np.ones(len(targets), dtype=bool), others)
+    fold = np.random.default_rng(seed).permutation(len(targets)) % FOLDS
+    if fit_rule is None or any(len(np.unique(targets[fold != f], axis=0)) < 2 for f in range(FOLDS)):
+        return scores
+    held_out = np.empty((len(targets), n_labels))
+    for f in range(FOLDS):
+        held_out[fold == f] = score(fold != f, features[fold == f])
+    return task.apply(fit_rule(targets, held_out), scores)
 
 
 def training_data(snapshot: Snapshot) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from bertsmith.data.formats.annotations import write_tasks
 from bertsmith.data.label_sets import is_list
 from bertsmith.data.outcomes import SEPARATOR
 from bertsmith.data.stream import Stream, open_stream
-from bertsmith.data.table import REGRESSION, Cells
+from bertsmith.data.table import Cells
 from bertsmith.data.template import Template, Text, Texts, flat, is_empty, normalise_text
 from bertsmith.data.texts import is_missing, to_text
 from bertsmith.errors import ConfigError, DataError, counted
@@ -202,16 +202,12 @@ def choose_with_run(
 ) -> Chosen:
     """Choose texts with the predictions and embeddings of a run. Texts that the run has seen are left out.
 
+    Predicted numbers do not show which texts are uncertain or rare: with such a run, the texts are diverse or random.
+
     Raises:
-        UserError: if the pool cannot be read or has no new text, or the run is damaged or predicts numbers.
+        UserError: if the pool cannot be read or has no new text, or the run is damaged.
     """
     run = open_run(path)
-    if run.task == REGRESSION:
-        raise ConfigError(
-            "the run predicts numbers, but finding the texts that the model is uncertain about needs classes",
-            where=str(path),
-            remedy="Label texts that you draw at random, and add them to the training table.",
-        )
     from bertsmith.inference.classifier import Classifier
     from bertsmith.workflows.score import hash_texts
 
@@ -225,14 +221,17 @@ def choose_with_run(
             normal = [normalise_text(text) for text in texts]
             filled = np.array([not is_empty(text) for text in normal], dtype=bool)
             parts.append(filled & ~hash_texts(normal).isin(known).to_numpy())
-        counts = np.array([sum(c["counts"].values()) for c in read_json(run.layout.labels)["classes"]])
+        counts: np.ndarray | None = None
+        if get_task(run.task).has_labels:
+            counts = np.array([sum(c["counts"].values()) for c in read_json(run.layout.labels)["classes"]])
 
         def scored(free: np.ndarray) -> Iterator[Scored]:
             first = 0
             for _, texts in stream.chunks():
                 rows = _rows_between(free, first, first + len(texts))
                 if len(rows):
-                    yield rows, classifier.predict_proba(Texts(texts[row - first] for row in rows.tolist()))
+                    some = Texts(texts[row - first] for row in rows.tolist())
+                    yield rows, None if counts is None else classifier.predict_proba(some)
                 first += len(texts)
                 observe(RowsPredicted(len(texts)))
 

@@ -12,8 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bertsmith.data.outcomes import SEPARATOR
-from bertsmith.data.table import MULTI_LABEL
 from bertsmith.errors import UserError, save_traceback
 from bertsmith.events import InputOpened, PredictionEvent, PredictionListener, RowsPredicted
 from bertsmith.labelling.pool import EmptyPoolError
@@ -154,6 +152,4 @@ class Rounds:
 
 def train_arguments(table: Path, run: Path, task: str) -> list[str]:
     """Return the command, without ``bertsmith``, that trains on an exported table."""
-    arguments = ["train", str(table), "-o", str(run), "--split-column", "split", "--task", task]
-    # A label may contain what looks like another separator: "food & drinks".
-    return [*arguments, "--label-separator", SEPARATOR] if task == MULTI_LABEL else arguments
+    return ["train", str(table), "-o", str(run), "--split-column", "split", "--task", task]

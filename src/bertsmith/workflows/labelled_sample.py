@@ -13,13 +13,14 @@ import numpy as np
 from bertsmith.config import Config
 from bertsmith.data.clean import NO_LABEL, Cleaned, clean
 from bertsmith.data.columns import canonical
-from bertsmith.data.table import Table
+from bertsmith.data.table import REGRESSION, Table
 from bertsmith.data.template import Texts, flat, texts_of
 from bertsmith.data.texts import is_missing, to_text
 from bertsmith.errors import DataError, counted, listing, number_form, quoted
 from bertsmith.folders.run import Run
 from bertsmith.measuring.design import NOT_RANDOM, read_design, was_drawn
 from bertsmith.measuring.estimate import Sample, order_trend
+from bertsmith.measuring.quantities import Quantities
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.labelled_table import read_labelled
 from bertsmith.workflows.score import hash_texts
@@ -43,7 +44,7 @@ class LabelledSample:
         name: of the sample.
         rows: row numbers of the n texts, for messages.
         texts: normalised texts, or pairs.
-        outcomes: 0 or 1 for each label of each text, shape (n, labels).
+        outcomes: 0 or 1 for each label of each text, shape (n, labels), or its number, shape (n, 1).
         inclusion: inclusion probability of each text, shape (n,); ``None`` if all have the same.
         clusters: cluster of each text, shape (n,); ``None`` if texts were drawn one by one.
         groups: group of each text if known, from the sample or from the corpus.
@@ -118,19 +119,20 @@ class LabelledSample:
         surplus: np.ndarray = ~self.found & np.array([flat(text) in known for text in self.texts])
         return surplus
 
-    def with_predictions(self, probabilities: np.ndarray, outcomes: np.ndarray, n_corpus: int) -> Sample:
+    def with_predictions(self, scores: np.ndarray, asked: Quantities, n_corpus: int) -> Sample:
         """Return the sample, after reading the corpus.
 
         Args:
-            probabilities: of its texts, shape (n, labels).
-            outcomes: measured quantities of a text with each label, shape (labels, columns).
+            scores: probabilities or numbers of its texts, shape (n, labels).
+            asked: the measured quantities.
             n_corpus: number of texts of the corpus.
         """
         inclusion = self.inclusion
         if inclusion is None:
             inclusion = np.full(len(self.texts), min(len(self.texts) / n_corpus, 1.0))
         all_found = bool(self.found.all())
-        return Sample(self.outcomes @ outcomes, probabilities @ outcomes, inclusion, all_found, self.clusters)
+        bounded = asked.range is None
+        return Sample(asked.of(self.outcomes), asked.of(scores), inclusion, all_found, self.clusters, bounded)
 
 
 def read_sample(
@@ -237,11 +239,12 @@ def _check_blanks(table: Table, cleaned: Cleaned, outcomes: np.ndarray) -> list[
             remedy="Label these rows too, each with the label that fits best. Remove rows that you did not draw.",
         )
     if len(gaps):
+        off = f"each share can be off by up to {100 * len(gaps) / drawn:.1f} percentage points"
         notes.append(
             f"{number_form(len(gaps), 'row')} {listing(gaps.tolist(), 5)} of the sample "
             f"{number_form(len(gaps), 'has', 'have')} no label. If "
-            f"{number_form(len(gaps), 'this text is', 'these texts are')} unlike the others, each share can be off by "
-            f"up to {100 * len(gaps) / drawn:.1f} percentage points"
+            f"{number_form(len(gaps), 'this text is', 'these texts are')} unlike the others, "
+            + ("the mean can be off" if table.task == REGRESSION else off)
         )
     if rest := len(rows) - len(gaps):
         if is_drawn.sum() > 1 and order_trend(outcomes[is_drawn]) > SORTED:

@@ -1,4 +1,4 @@
-"""Measure the shares of the classes in a corpus, corrected by a labelled sample or under label shift."""
+"""Measure shares or a mean in a corpus, corrected by a labelled sample or under label shift."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bertsmith.config import Config
-from bertsmith.data.table import MULTI_LABEL, ORDINAL, REGRESSION, Cells
+from bertsmith.data.table import ORDINAL, Cells
 from bertsmith.data.template import Text, flat, is_empty, normalise_text
 from bertsmith.errors import ConfigError, DataError, counted, did_you_mean, listing, number_form, quoted
 from bertsmith.events import PredictionListener, RowsPredicted
@@ -61,25 +61,22 @@ def run_measurement(
     overwrite: bool = False,
     observe: PredictionListener = lambda event: None,
 ) -> Measurement:
-    """Measure the shares of the classes in a corpus; see `bertsmith.measure`."""
+    """Measure the shares of the classes in a corpus, or the mean of a number; see `bertsmith.measure`."""
     run = open_run(path)
-    if run.task == REGRESSION:
+    task = get_task(run.task)
+    if not task.one_class and labelled is None:
         raise ConfigError(
-            "the run predicts numbers, so it has no classes whose shares could be measured",
-            where=str(path),
-            remedy="Round the numbers to a few levels, such as 1 to 5, and train with --task ordinal: measure then "
-            "estimates the mean level.",
-        )
-    if run.task == MULTI_LABEL and labelled is None:
-        raise ConfigError(
-            "a model with several labels per text needs labelled texts",
+            f"a model with {'several labels per text' if task.has_labels else 'numbers'} needs labelled texts",
             where=str(path),
             remedy="Pass a labelled sample of the corpus with --labelled.",
         )
     if labelled is None and (random_sample or for_regression):
         flag = "--random-sample" if random_sample else "--for-regression"
         raise ConfigError(f"{flag} needs a labelled sample", remedy="Pass it with --labelled.")
-    asked, options = Quantities(run.labels, ordered=run.task == ORDINAL), PredictOptions(probabilities=True)
+    asked, options = Quantities(run.labels, ordered=run.task == ORDINAL), PredictOptions(probabilities=task.has_labels)
+    if not task.has_labels:  # scaled to about 0 to 1, as the tolerances of the estimates assume
+        numbers = task.stored_targets(run.predictions, run.labels)
+        asked = replace(asked, range=(float(numbers.min()), float(numbers.max())))
     outcomes = None
     with ExitStack() as stack:
         if for_regression is not None:
@@ -91,9 +88,9 @@ def run_measurement(
         held_out = HeldOut.of(run) if sample is None else None
         with opened(source, config, run.template, options, observe) as stream:
             classifier, *_ = open_model(path, config, options, observe)
-            tally = Tally(get_task(run.task), asked, by, sample, outcomes, run.training_hashes, stream.text_columns)
+            tally = Tally(task, asked, by, sample, outcomes, run.training_hashes, stream.text_columns)
             for cells, _counts, texts in predict_chunks(
-                classifier, stream.chunks(), probabilities=True, progress=lambda n: observe(RowsPredicted(n))
+                classifier, stream.chunks(), probabilities=task.has_labels, progress=lambda n: observe(RowsPredicted(n))
             ):
                 tally.add(cells, texts)
         if not tally.totals:
@@ -142,7 +139,6 @@ class Tally:
 
     def add(self, cells: Cells, texts: Sequence[Text]) -> None:
         """Add a chunk of n rows: its columns, predictions among them, and its texts."""
-        label_texts, outcomes = self.asked.labels.texts, self.asked.outcomes
         filled = [i for i, text in enumerate(texts) if not is_empty(text)]
         normal = {i: normalise_text(texts[i]) for i in filled}
         seen = hash_texts(normal.values()).isin(self._trained).tolist()
@@ -154,12 +150,13 @@ class Tally:
         if not rows:
             return
         names = self._groups(cells, rows)
-        columns = [cells[f"{PROBABILITY}{text}"] for text in label_texts]
-        probabilities = np.array([[column[i] for column in columns] for i in rows])
-        decided = self.task.indicators(self.task.predicted(probabilities), len(label_texts)) @ outcomes
-        predictions = probabilities @ outcomes
+        used = [f"{PROBABILITY}{text}" for text in self.asked.labels.texts]
+        columns = [cells[name] for name in (used if self.task.has_labels else [self.task.predicted_column])]
+        scores = np.array([[column[i] for column in columns] for i in rows])
+        decided = self.asked.of(self.task.indicators(self.task.predicted(scores), len(columns)))
+        predictions = self.asked.of(scores)
         if self.sample is None:
-            self.kept.add([texts[i] for i in rows], probabilities, names)
+            self.kept.add([texts[i] for i in rows], scores, names)
         groups: dict[str, list[int]] = {}
         for i, name in enumerate(names):
             groups.setdefault(name, []).append(i)
@@ -186,11 +183,11 @@ class Tally:
         if not self.trained:
             return empty_rows(self.empty)
         if self.leaves_out:
-            known += f": the shares are for the other {counted(sum_totals(self.totals.values()).texts, 'text')}"
+            known += f": the estimates are for the other {counted(sum_totals(self.totals.values()).texts, 'text')}"
         else:
             known += (
-                ", but not in the sample. The shares are for the whole corpus if you drew from all its texts. If you "
-                "drew only from the other texts, remove such texts from the corpus"
+                ", but not in the sample. The estimates are for the whole corpus if you drew from all its texts. If "
+                "you drew only from the other texts, remove such texts from the corpus"
             )
         return [known, *empty_rows(self.empty)]
 
@@ -222,10 +219,10 @@ def _corrected(
     corpus: str,
     tally: Tally,
     labelled: LabelledSample,
-    probabilities: np.ndarray,
+    scores: np.ndarray,
     outcomes: OutcomeFile | None,
 ) -> Measurement:
-    """Correct the predictions by the labelled sample, whose probabilities have shape (n, classes)."""
+    """Correct the predictions by the labelled sample, whose scores have shape (n, outputs)."""
     whole, matched = sum_totals(tally.totals.values()), labelled.match()
     if labelled.surplus.any():
         copies = [row for row, copy in zip(labelled.rows, labelled.surplus, strict=True) if copy]
@@ -235,7 +232,7 @@ def _corrected(
             where=labelled.name,
             remedy="Keep one row for each text that you drew: copies would make the interval too narrow.",
         )
-    sample = labelled.with_predictions(probabilities, asked.outcomes, whole.texts)
+    sample = labelled.with_predictions(scores, asked, whole.texts)
     if sample.equal_chances and sample.clusters is None and surprise(sample, whole) > SURPRISING:
         raise DataError(
             "the predictions for the labelled texts differ from those for the corpus by more than chance, so the "
@@ -254,7 +251,8 @@ def _corrected(
             "for the population that sample and corpus come from"
             + ("" if found else ". Check that the sample belongs to this corpus")
         )
-    for text, everywhere in zip(asked.labels.texts, labelled.outcomes.min(axis=0) == 1, strict=True):
+    share_names = asked.names[: asked.n_shares]
+    for text, everywhere in zip(share_names, labelled.outcomes.min(axis=0) == 1, strict=False):
         if everywhere:
             notes.append(f"every labelled text has the label {quoted(text)}: check that the labels are correct")
     if outcomes is not None:
@@ -281,9 +279,9 @@ def _corrected(
     if few:
         notes.append(f"groups with fewer than {FEWEST_IN_GROUP} labelled texts have no estimate: {listing(few)}")
     needed = np.maximum(labels_for_target(estimates, len(sample), whole.texts) - len(sample), 0)
-    more_labels = dict(zip(asked.labels.texts, needed.tolist(), strict=False))
+    more_labels = dict(zip(share_names, needed.tolist(), strict=False))
     widths = np.sqrt(1 - correlations(sample)[: len(asked.labels)] ** 2)
-    least_widths = dict(zip(asked.labels.texts, widths.tolist(), strict=True))
+    least_widths = dict(zip(asked.names, widths.tolist(), strict=False))
     narrowest, widest = (f"{width:.2f}" for width in (widths.min(), widths.max()))
     several, by_class = ("", "") if narrowest == widest else (f" to {widest}", ", depending on the class")
     notes.append(
@@ -293,7 +291,7 @@ def _corrected(
         else "the predictions of this model do not narrow the intervals of the labelled texts"
     )
     notes += tally.notes
-    if more := max(more_labels.values()):
+    if more := max(more_labels.values(), default=0):
         notes.append(f"{counted(more, 'more labelled text')} would give every class an interval of ±1 percentage point")
     return Measurement(
         corpus,

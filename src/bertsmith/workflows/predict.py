@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bertsmith import __version__
 from bertsmith.config import Config
 from bertsmith.data.stream import Stream, check_lines, file_of, open_stream
-from bertsmith.data.table import ORDINAL, SINGLE_LABEL, Cells, Position, to_frame
+from bertsmith.data.table import Cells, Position, to_frame
 from bertsmith.data.template import SETTINGS, Template
 from bertsmith.errors import ConfigError, DataError, RowError, UserError, rendered_by
 from bertsmith.events import InputOpened, ModelOpened, PredictionListener, RowsPredicted, RowsResumed
@@ -180,7 +180,7 @@ def _expected_accuracy(
     from bertsmith.inference.predict import CONFIDENCE, LABELLED, LENGTH
 
     task = classifier.task
-    if task.name not in (SINGLE_LABEL, ORDINAL):
+    if not task.one_class:
         return None
     try:
         known = held_out()
