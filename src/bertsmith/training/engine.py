@@ -19,7 +19,7 @@ from bertsmith.compute.machine import cores
 from bertsmith.compute.memory import MIN_TOKEN_BUDGET, retry_on_out_of_memory
 from bertsmith.compute.system import load_average, trim_memory
 from bertsmith.events import Compiling, MemoryExceeded, Slowed
-from bertsmith.model import forward, windows
+from bertsmith.model import forward
 from bertsmith.model.batch import PackedBatch, TokenBatch, to_device
 from bertsmith.model.dropout import Dropout
 from bertsmith.model.gradients import TableGradients, collect_gradients, replicate
@@ -135,7 +135,7 @@ class Engine(ResumableTrainer):
         """Score the validation texts. Each process computes its share."""
         batch = self.eval_dataset.as_batch()
         assert batch.labels is not None
-        share = self.group.share(batch.text_lengths)
+        share = self.group.share(batch.lengths)
         self.model.eval()
         logits, self.token_budget = compute_logits(
             with_layer_dtype(self.loaded, self.dtype) if self.plan.packed else self.loaded,
@@ -180,8 +180,8 @@ class Engine(ResumableTrainer):
             self._compile_if_worthwhile()
         self.table_gradients.restore()
         earlier = [p.grad.clone() if self._position[1] and p.grad is not None else None for p in model.parameters()]
-        batch = TokenBatch(**inputs).sample_windows(self.train_dataset.most_windows, (self.args.seed, *self._position))
-        share = batch if self.group.size == 1 else batch.take(self.group.share(batch.text_lengths))
+        batch = TokenBatch(**inputs)
+        share = batch if self.group.size == 1 else batch.take(self.group.share(batch.lengths))
 
         def reset_gradients(budget: int) -> None:
             for parameter, gradient in zip(model.parameters(), earlier, strict=True):
@@ -269,7 +269,6 @@ class Engine(ResumableTrainer):
         return {
             "batch": forward.pack_for(self.model, part) if self.plan.packed else part,
             "labels": to_device(self.step_loss.loss.targets(part.labels), self.args.device),
-            "counts": None if part.counts is None else to_device(part.counts, self.args.device),
             "dropout": Dropout(*seed),
         }
 
@@ -287,14 +286,13 @@ class Engine(ResumableTrainer):
         """Return the logits of a micro-batch; in contrastive training, the input of the last layer of the head."""
         batch = inputs["batch"]
         with self._autocast():  # the Trainer casts only in calls of the model itself, which packed texts do not need
-            outputs = forward.outputs(
+            return forward.outputs(
                 replace(self.loaded, model=model),
                 batch.to(self.args.device) if isinstance(batch, PackedBatch) else batch,
                 only_features=self.recipe.contrastive == "only",
                 dropout=inputs["dropout"],
                 compiled=self.compiled,
             )
-        return windows.mean(outputs, inputs["counts"])
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
