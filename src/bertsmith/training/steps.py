@@ -90,18 +90,6 @@ def plan_steps(
     )
 
 
-def check_memory(loaded: Loaded, train: TokenDataset, validation: TokenDataset) -> None:
-    """Check that a step fits into memory, before any large allocation.
-
-    Raises:
-        DeviceError: if a CPU has too little memory for one text.
-    """
-    if loaded.device.type == "cpu":
-        workers = threads.num_workers() if forward.supports(loaded.model) else 1
-        longest, free = longest_text(train, validation), free_memory()
-        plan_token_budget(loaded.model, longest, training=True, free=free, workers=workers)
-
-
 def longest_text(*datasets: TokenDataset) -> int:
     """Return the number of tokens of the longest text."""
     return max(int(dataset.lengths.max()) for dataset in datasets if len(dataset))
