@@ -109,14 +109,12 @@ class PaddedBatch:
         position_ids: broadcasts to the shape of ``input_ids``.
         token_type_ids: shape (texts, width); ``None`` if the model does not take them.
         mask: whether each position holds a token, bool, shape (texts, width).
-        word_embeddings: always ``None``.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     token_type_ids: torch.Tensor | None
     mask: torch.Tensor
-    word_embeddings: None = None
 
     @classmethod
     def from_inputs(
@@ -190,7 +188,6 @@ class PackedBatch:
             form one more text.
         lengths: number of tokens of each text, on the host.
         max_seqlen: upper bound of the length of a text, and of the number of empty tokens.
-        word_embeddings: replaces the embeddings of ``input_ids``, shape (tokens, embedding size).
     """
 
     input_ids: torch.Tensor
@@ -199,7 +196,6 @@ class PackedBatch:
     cu_seqlens: torch.Tensor
     lengths: tuple[int, ...]
     max_seqlen: int
-    word_embeddings: torch.Tensor | None = None
 
     @property
     def width(self) -> int:
