@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from bertsmith.compute.batching import micro_batches
 from bertsmith.compute.machine import cpu_capabilities
-from bertsmith.model.tokens import Tokens
+from bertsmith.model.tokens import Tokens, pad
 
 SIZES_PER_DOUBLING = 16
 """Packed batches are rounded up to one of this many sizes between two consecutive powers of 2.
@@ -91,13 +91,11 @@ class TokenBatch:
             pad_to_multiple_of: the width is a multiple of this.
         """
         width = -(-int(self.lengths.max()) // pad_to_multiple_of) * pad_to_multiple_of
-        position = torch.arange(width) - ((width - self.lengths)[:, None] if padding_side == "left" else 0)
-        mask = (position >= 0) & (position < self.lengths[:, None])
-        inputs = {"attention_mask": mask.long()}
-        for name, ids in (("input_ids", self.input_ids), ("token_type_ids", self.token_type_ids)):
-            if ids is not None:
-                inputs[name] = torch.full(mask.shape, values.get(name, 0)).masked_scatter_(mask, ids)
-        return inputs
+        columns = {"input_ids": self.input_ids.numpy()}
+        if self.token_type_ids is not None:
+            columns["token_type_ids"] = self.token_type_ids.numpy()
+        inputs = pad(columns, self.lengths.numpy(), values, width, padding_side)
+        return {name: torch.from_numpy(padded) for name, padded in inputs.items()}
 
 
 @dataclass(frozen=True)

@@ -84,10 +84,6 @@ class Tokens:
         """Position of the first token of each text, int64, shape (texts,)."""
         return np.asarray(np.cumsum(self.truncated_lengths) - self.truncated_lengths)
 
-    def split(self) -> dict[str, list[np.ndarray]]:
-        """Return the columns of each text, by name."""
-        return {name: np.split(values, self.starts[1:]) if len(self) else [] for name, values in self.columns.items()}
-
     def take(self, texts: np.ndarray) -> Tokens:
         """Return the texts at the given positions."""
         return self._slices(np.asarray(texts, dtype=np.int64))
@@ -165,3 +161,24 @@ class Tokens:
         columns = {name: values[positions] for name, values in self.columns.items()}
         parts = None if self.parts is None else self.parts[texts]
         return Tokens(columns, lengths, self.full_lengths[texts], self.has_unknown[texts], self.encoder, parts)
+
+
+def pad(
+    columns: Mapping[str, np.ndarray], lengths: np.ndarray, values: Mapping[str, int], width: int, side: str
+) -> dict[str, np.ndarray]:
+    """Return columns and ``attention_mask``, each of shape (texts, width), int64.
+
+    Args:
+        columns: inputs of a model, by name, each of shape (tokens,).
+        lengths: number of tokens of each text, shape (texts,).
+        values: padding value of each column; 0 by default.
+        width: maximum number of tokens or more.
+        side: of the padding, ``"right"`` or ``"left"``.
+    """
+    position = np.arange(width) - ((width - lengths)[:, None] if side == "left" else 0)
+    mask = (position >= 0) & (position < lengths[:, None])
+    inputs = {"attention_mask": mask.astype(np.int64)}
+    for name, ids in columns.items():
+        inputs[name] = np.full(mask.shape, values.get(name, 0), dtype=np.int64)
+        inputs[name][mask] = ids
+    return inputs
