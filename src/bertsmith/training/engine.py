@@ -256,7 +256,7 @@ class Engine(ResumableTrainer):
             return loss.detach()
 
         self.meter.micro_batch_tokens.append(len(batch.input_ids) if self.plan.packed else len(part) * part.longest)
-        if self.graphs is not None and n_parts == 1:
+        if self.graphs is not None and isinstance(batch, PackedBatch) and n_parts == 1:
             return self.graphs.run(batch, labels, step, self.args.device, self._max_seqlen, key=n_texts)
         # Replicas get gradients of their own; recomputed layers can add to a gradient several times.
         direct = (self.plan.workers == 1 or n_parts == 1) and not self.args.gradient_checkpointing

@@ -259,6 +259,11 @@ def initialize_head(loaded: Loaded, regression: LinearModel | None) -> None:
         pooling.set_head(loaded.model, regression.weight, regression.bias)
 
 
+def fit_head(loaded: Loaded, task: Task, tokens: Tokens, targets: np.ndarray) -> None:
+    """Fit the head of a model with mean pooling as a regression on `embed` of n texts, with targets of shape (n, …)."""
+    initialize_head(loaded, task.fit_head(embed(loaded, tokens), targets, loaded.model.config.num_labels))
+
+
 def sample_balanced(codes: np.ndarray, size: int, *, seed: int) -> np.ndarray:
     """Sample texts with classes as balanced as possible, and return their positions in ascending order.
 
