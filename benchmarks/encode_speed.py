@@ -80,7 +80,9 @@ def main() -> int:
                 if number:
                     seconds[name].append(time.perf_counter() - began)
         ids = [
-            [r.tolist() for r in made.split()["input_ids"]] if isinstance(made, Tokens) else made["input_ids"][:]
+            [r.tolist() for r in np.split(made.columns["input_ids"], made.starts[1:])]
+            if isinstance(made, Tokens)
+            else made["input_ids"][:]
             for made in found
         ]
         if any(other != ids[0] for other in ids):

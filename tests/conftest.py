@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from bertsmith.folders.run import Run
     from bertsmith.inference.predictor import Predictor
+    from bertsmith.model.tokens import Tokens
 
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -117,6 +118,11 @@ def train(tiny: Path, output: Path, **settings: Any) -> Run:
 
     settings = {**FAST, "explanations": "off", **settings}
     return bs.train(settings.pop("table", tiny_table()), output=output, model=str(tiny), **settings)
+
+
+def rows_of(tokens: Tokens, name: str = "input_ids") -> list[list[int]]:
+    """Return a column of each text."""
+    return [row.tolist() for row in np.split(tokens.columns[name], tokens.starts[1:])] if len(tokens) else []
 
 
 def weights_of(run: Run) -> dict[str, torch.Tensor]:

@@ -184,9 +184,8 @@ def test_sentence_pairs_from_the_table_to_an_explanation(shared, tmp_path):
     assert bs.load(run).predict(item)[0] in ("entailment", "neutral", "contradiction")
 
 
-def test_film_reviews_are_read_whole(shared, tmp_path, monkeypatch, capsys):
+def test_film_reviews_are_read_whole(shared, tmp_path, capsys):
     length = 32
-    monkeypatch.setattr("bertsmith.training.data.WINDOW_TOKENS", 2 * length)  # to be quick
     reviews = pd.read_csv(shared / "movie_reviews" / "train.csv")
     shortest = reviews["Text"].str.len().sort_values().index[1:41]  # even the shortest ones are long
     reviews = reviews.loc[shortest].sample(frac=1, random_state=0)

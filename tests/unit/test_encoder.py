@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from bertsmith.model.tokenizer import FastEncoder, encoder_for
 from bertsmith.model.tokens import Tokens
 from bertsmith.testing import tiny_model, tiny_table
+from tests.conftest import rows_of
 
 NAMES = ("input_ids", "token_type_ids")
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -151,16 +152,16 @@ def test_windows_are_as_long_as_allowed_overlap_and_cover_every_token(made, fami
     whole = encoder.encode(texts)
     windows, counts = whole.windows(max_length)
     assert len(counts) == len(texts)
-    found = iter(windows.split()["input_ids"])
-    for ids, count in zip(whole.split()["input_ids"], counts, strict=True):
-        of_text = [next(found).tolist() for _ in range(count)]
+    found = iter(rows_of(windows))
+    for ids, count in zip(rows_of(whole), counts, strict=True):
+        of_text = [next(found) for _ in range(count)]
         if len(ids) <= max_length:
-            assert of_text == [ids.tolist()]
+            assert of_text == [ids]
             continue
         step = max(content - content // 4, 1)
         starts = [*range(0, len(ids) - max_length, step), len(ids) - max_length]
-        inner = ids.tolist()[before : len(ids) - after]
-        head, tail = ids.tolist()[:before], ids.tolist()[len(ids) - after :]
+        inner = ids[before : len(ids) - after]
+        head, tail = ids[:before], ids[len(ids) - after :]
         assert of_text == [head + inner[start : start + content] + tail for start in starts]
         assert starts[-1] + content == len(inner)
 
@@ -174,11 +175,11 @@ def test_head_and_tail_are_a_quarter_and_the_rest_of_the_content(made, family, s
     head = round(content / 4)
     whole = encoder.encode([" ".join(["a", "b", "c", "0"] * 15)[: 2 * size] for size in sizes])
     cut = whole.head_tail(max_length)
-    for ids, found, is_cut in zip(whole.split()["input_ids"], cut.split()["input_ids"], cut.is_truncated, strict=True):
-        inner, end = ids.tolist()[before : len(ids) - after], ids.tolist()[len(ids) - after :]
+    for ids, found, is_cut in zip(rows_of(whole), rows_of(cut), cut.is_truncated, strict=True):
+        inner, end = ids[before : len(ids) - after], ids[len(ids) - after :]
         assert is_cut == (len(ids) > max_length)
         kept = inner[:head] + inner[len(inner) - (content - head) :] if is_cut else inner
-        assert found.tolist() == ids.tolist()[:before] + kept + end
+        assert found == ids[:before] + kept + end
     assert np.array_equal(cut.head_tail(max_length).truncated_lengths, cut.truncated_lengths)
     assert whole.read(max_length, "window") is whole
 

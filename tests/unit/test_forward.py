@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import re
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bertsmith.compute import threads
 from bertsmith.compute.batching import PACKED_PADDING_FACTOR, TOKEN_BUDGETS, micro_batches
 from bertsmith.data.table import Labels
 from bertsmith.model import attention, bert, checkpoint, forward
@@ -247,6 +249,26 @@ def test_threads_that_share_a_model_get_the_same_logits(architecture, workers, t
         for i, found in enumerate(pool.map(some, range(threads))):
             assert found == pytest.approx(expected[i::threads], abs=1e-5)
     assert torch.get_num_threads() == before
+
+
+def test_threads_that_compute_at_once_keep_their_number_of_cores(monkeypatch):
+    monkeypatch.setattr("bertsmith.compute.threads.cores", lambda: 3)
+    before, started, ended, found = torch.get_num_threads(), threading.Event(), threading.Event(), []
+
+    def compute_later():
+        threads.run([started.set, lambda: ended.wait(9)])
+        found.append(torch.get_num_threads())
+
+    later = threading.Thread(target=compute_later)
+    torch.set_num_threads(4)
+    try:
+        threads.run([lambda: (later.start(), started.wait(9)), int])
+        found.append(torch.get_num_threads())
+        ended.set()
+        later.join()
+    finally:
+        torch.set_num_threads(before)
+    assert found == [4, 4]
 
 
 def test_unknown_architectures_use_the_hugging_face_forward_pass(models):

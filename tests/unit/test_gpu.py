@@ -169,16 +169,16 @@ def test_a_nonfinite_step_is_reported_one_step_later_and_changes_no_weights(trai
     kept = {}
 
     def spoil(engine):
-        usual = engine.compute_loss
+        usual = engine._outputs
 
-        def wrong(*given, **named):
-            loss = usual(*given, **named)
+        def wrong(*given):
+            outputs = usual(*given)
             if engine.state.global_step == 3:
                 kept["weights"] = [p.detach().clone() for p in engine.model.parameters()]
-                return loss * float("nan")
-            return loss
+                return outputs * float("nan")
+            return outputs
 
-        engine.compute_loss, engine.graphs = wrong, None
+        engine._outputs, engine.graphs = wrong, None
         kept["engine"] = engine
 
     with pytest.raises(NotFiniteError, match="loss of step 4"):

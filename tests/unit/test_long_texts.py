@@ -1,4 +1,4 @@
-"""Texts above the maximum length: what is read of them, in training as in prediction, and how the choice is made."""
+"""Texts above the maximum length: what training and prediction read of them, and the choice."""
 
 import json
 import random
@@ -9,30 +9,23 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import bertsmith as bs
-from bertsmith.compute import batching, memory
 from bertsmith.config import Config
-from bertsmith.data.table import Labels
 from bertsmith.data.template import Template
-from bertsmith.errors import Interrupted, RunFolderError
+from bertsmith.errors import RunFolderError
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.explain import explain
 from bertsmith.inference.export import MAX_DIFFERENCE
 from bertsmith.inference.exported import ExportInfo
-from bertsmith.model import checkpoint, forward, windows
 from bertsmith.model.batch import TokenBatch
-from bertsmith.model.load import load_model
 from bertsmith.model.tokens import Tokens
 from bertsmith.testing import WORDS, tiny_model
-from bertsmith.training.data import MIN_WINDOWS, WINDOW_TOKENS, TokenDataset
-from bertsmith.training.losses import CrossEntropy, StepLoss
+from bertsmith.training.data import TokenDataset
 from bertsmith.training.recipe import Recipe
 from bertsmith.workflows import trials
 from bertsmith.workflows.long_texts import BY_COST, candidates
-from tests.conftest import same_weights, train, weights_of
+from tests.conftest import train
 
 NAMES = list(WORDS)[:3]
 LONGS = ["truncate", "head-tail", "window"]
@@ -70,147 +63,26 @@ def chosen(tiny, tmp_path_factory):
 TEXTS = [*long_table(12, seed=9)["Text"], "my cat", "red and blue"]
 
 
-# -- tokens and batches ------------------------------------------------------------------------------------------------
-
-
-@given(st.lists(st.integers(1, 6), min_size=1, max_size=8), st.integers(1, 4), st.integers(0, 99))
-def test_the_mean_of_windows_is_that_of_each_text(counts, outputs, seed):
-    logits = np.random.default_rng(seed).normal(size=(sum(counts), outputs))
-    expected = [part.mean(axis=0) for part in np.split(logits, np.cumsum(counts)[:-1])]
-    assert np.allclose(windows.mean(torch.from_numpy(logits), torch.tensor(counts)).numpy(), expected)
-    assert windows.mean(torch.from_numpy(logits), None).numpy() is not None
-
-
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 5), st.integers(0, 99))
-def test_a_sample_has_some_windows_of_each_text_in_order(counts, most, seed):
-    counts = np.array(counts)
-    found = windows.sample(counts, most, [seed, 3])
-    assert (np.diff(found) > 0).all()
-    text = np.repeat(np.arange(len(counts)), counts)
-    assert np.bincount(text[found], minlength=len(counts)).tolist() == np.minimum(counts, most).tolist()
-    assert np.array_equal(found, windows.sample(counts, most, [seed, 3]))
-
-
-def test_all_windows_are_sampled_equally_often():
-    counts = np.array([1, 5, 3])
-    drawn = np.concatenate([windows.sample(counts, 2, [seed]) for seed in range(3000)])
-    shares = np.bincount(drawn) / 3000
-    assert shares == pytest.approx([1, *[2 / 5] * 5, *[2 / 3] * 3], abs=0.03)
-
-
-def _dataset(sizes, max_length, seed=0):
-    rng = np.random.default_rng(seed)
-    ids = [rng.integers(5, 40, n).tolist() for n in sizes]
-    return ids, TokenDataset(Tokens.from_lists({"input_ids": ids}), rng.integers(0, 3, len(ids)), max_length)
-
-
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.integers(4, 16), st.integers(0, 99))
-def test_a_batch_has_the_windows_of_its_texts(sizes, max_length, seed):
-    ids, dataset = _dataset(sizes, max_length)
-    rows = np.random.default_rng(seed).permutation(len(sizes))[: max(len(sizes) // 2, 1)]
-    batch = TokenBatch(**dataset.__getitems__(rows.tolist()))
-    assert len(dataset) == len(sizes)
-    assert len(batch) == len(batch.labels) == len(rows)
-    of_texts = Tokens.from_lists({"input_ids": [ids[row] for row in rows]})
-    cut, counts = of_texts.windows(max_length)
-    assert batch.input_ids.tolist() == cut.columns["input_ids"].tolist()
-    assert batch.lengths.tolist() == cut.truncated_lengths.tolist()
-    if batch.counts is None:
-        assert max(sizes) <= max_length
-        return
-    assert batch.counts.tolist() == counts.tolist()
-    assert batch.text_lengths.tolist() == [len(dataset[row]["input_ids"]) for row in rows]
-    parts = batch.split(max_length, packed=True)
-    assert sum(len(part) for part in parts) == len(batch)
-    again = batch.take(torch.arange(len(batch)))
-    assert all(getattr(again, name).equal(getattr(batch, name)) for name in ("input_ids", "lengths", "counts"))
-
-
-def test_a_step_reads_a_limited_number_of_windows():
-    _, dataset = _dataset([5000, 300, 20], 64)
-    assert dataset.most_windows == WINDOW_TOKENS // 64
-    assert dataset.lengths.tolist() == [WINDOW_TOKENS, dataset.sizes[1], 20]
-    batch = dataset.as_batch()
-    sampled = batch.sample_windows(dataset.most_windows, [1, 2])
-    assert sampled.counts.tolist() == np.minimum(batch.counts.numpy(), dataset.most_windows).tolist()
-    assert sampled.longest == WINDOW_TOKENS
-    assert sampled.labels.equal(batch.labels)
-    assert not sampled.input_ids.equal(batch.sample_windows(dataset.most_windows, [1, 3]).input_ids)
-    assert batch.sample_windows(1000, [1, 2]) is batch
-    assert _dataset([5000], 4096)[1].most_windows == MIN_WINDOWS
-
-
-def test_the_memory_of_a_step_depends_on_its_tokens_and_on_the_width_of_windows(model):
-    _, dataset = _dataset([900, 20], 64)
-    assert (dataset.width, _dataset([60, 20], 64)[1].width) == (64, None)
-    sizes = [(1024, 64), (1024, 1024), (1024, None), (64, 64)]
-    of_windows, whole, by_default, short = (
-        memory.step_memory(model, longest, 512, training=True, width=width) for longest, width in sizes
-    )
-    assert short < of_windows < whole == by_default
-
-
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tiny_model(tmp_path_factory.mktemp("model"), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    return load_model(checkpoint.resolve(str(folder)), Labels((0, 1, 2), ("a", "b", "c"))).eval()
-
-
-@settings(max_examples=15)
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=6), st.integers(1, 200), st.integers(1, 3))
-def test_however_a_batch_of_windows_is_cut_its_gradient_is_that_of_the_whole(model, sizes, budget, workers):
-    _, dataset = _dataset(sizes, 16)
-    batch, loss = dataset.as_batch(), StepLoss(CrossEntropy())
-
-    def gradient(parts):
-        model.zero_grad()
-        for part in parts:
-            logits = windows.mean(forward.logits(model, forward.pack_for(model, part)), part.counts)
-            loss(logits, part.labels, len(batch)).backward()
-        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-
-    whole = gradient([batch])
-    assert torch.allclose(gradient(batch.split(budget, packed=True, workers=workers)), whole, atol=1e-6, rtol=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("change", ["hugging face", "small budget", "three workers"])
-def test_no_loss_of_windows_depends_on_how_a_step_is_computed(change, tmp_path, monkeypatch):
-    folder = tiny_model(tmp_path / "m", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    values = {"table": long_table(60), "long": "window", "epochs": 2, **SETTINGS}
-    ours = train(folder, tmp_path / "ours", **values)
-    if change == "hugging face":
-        monkeypatch.setattr("bertsmith.model.forward.supports", lambda _: False)
-    elif change == "small budget":
-        monkeypatch.setitem(batching.TOKEN_BUDGETS, "cpu", 64)
-    else:
-        monkeypatch.setattr("bertsmith.compute.threads.num_workers", lambda: 3)
-    other = train(folder, tmp_path / "other", **values)
-    for loss in ("train_loss", "validation_loss"):
-        assert [e[loss] for e in other.history] == pytest.approx([e[loss] for e in ours.history], rel=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("consistency", [0, 1])
-def test_a_run_on_samples_of_windows_is_resumed_to_the_same_end(consistency, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("bertsmith.training.data.WINDOW_TOKENS", 64)  # two windows of about five
-    values = {"table": long_table(60), "long": "window", "epochs": 3, "consistency": consistency, **SETTINGS}
-    whole = train(tiny, tmp_path / "whole", **values)
-    steps = iter([False] * 4 + [True])
-    with pytest.raises(Interrupted):
-        train(tiny, tmp_path / "run", stop=lambda: next(steps, False), **values)
-    run = train(tiny, tmp_path / "run", resume=True, **values)
-    assert same_weights(weights_of(whole), weights_of(run))
-    assert run.metrics["long_texts"] == whole.metrics["long_texts"]
+@pytest.mark.parametrize("long", ["auto", *LONGS])
+def test_training_reads_beginnings_unless_told_to_read_the_ends(long):
+    ids = [list(range(100, 200)), list(range(300, 320))]
+    tokens = Tokens.from_lists({"input_ids": ids})
+    dataset = TokenDataset.reading(tokens, np.array([1, 0]), 32, long)
+    assert dataset.lengths.tolist() == [32, 20]
+    batch = TokenBatch(**dataset.__getitems__([1, 0]))
+    assert batch.labels.tolist() == [0, 1]
+    assert batch.lengths.tolist() == [20, 32]
+    read = tokens.head_tail(32) if long == "head-tail" else tokens.truncate(32)
+    assert batch.input_ids.tolist() == [*ids[1], *read.columns["input_ids"][:32]]
 
 
 @pytest.mark.slow
 def test_validation_in_training_scores_what_prediction_does(runs):
     """Temperature and offsets scale and shift logits, so they do not change the order of thresholds: compare losses."""
-    run = runs["window"]
+    run = runs["head-tail"]
     classifier, table = bs.load(run.path, device="cpu"), run.validation_predictions
     rule = classifier.rule
     logits = classifier.text_logits(classifier.encode(table["text"].tolist()))
@@ -440,8 +312,7 @@ def test_a_trial_reads_as_told(long, tiny):
     data = trials.TrialData(table.take(np.arange(40)), table.take(np.arange(40, 60)))
     settings = {"model": str(tiny), "long": long, "max_length": 32, "epochs": 1, "device": "cpu"}
     _, training, validation = data.prepare(Config(**settings))
-    assert (training.counts is None) == (validation.counts is None) == (long != "window")
-    assert validation.lengths.max() == (32 if long != "window" else validation.sizes.max())
+    assert training.lengths.max() == validation.lengths.max() == 32
     result = trials.run_trial(
         data, Config(**settings), on_score=lambda at, score: None, stop=lambda: False, measure_latency=True
     )

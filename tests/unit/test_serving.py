@@ -25,6 +25,7 @@ from bertsmith.inference.explain import OutOfTimeError
 from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.model.tokenizer import Encoder
 from bertsmith.tasks.registry import get_task
+from tests.conftest import rows_of
 
 uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
@@ -94,7 +95,7 @@ class Fake(ModelPredictor):
         self.seconds, self.batches = seconds, []
 
     def logits_of(self, tokens, progress=None):
-        texts = ["".join(map(chr, ids)) for ids in tokens.split()["input_ids"]]
+        texts = ["".join(map(chr, ids)) for ids in rows_of(tokens)]
         time.sleep(self.seconds)
         if "fail" in texts:
             raise RuntimeError("secret detail")

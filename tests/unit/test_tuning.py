@@ -846,6 +846,27 @@ def test_cross_validation_uses_every_text_once_and_keeps_groups_together(tiny, t
     assert study.result["score"] == pytest.approx(np.mean([value for _, value in curve]))
 
 
+@pytest.fixture
+def trial_data():
+    table = bs.read_table(tiny_table(30).assign(Text=lambda table: 20 * (table["Text"] + " ")))
+    return TrialData(table.take(np.arange(20)), table.take(np.arange(20, 30)))
+
+
+def test_a_trial_gets_the_tokens_that_an_earlier_one_truncates(tiny, trial_data):
+    settings = {"model": str(tiny), "device": "cpu"}
+    trial_data.prepare(Config(long="truncate", **settings))
+    _, found, _ = trial_data.prepare(Config(long="head-tail", **settings))
+    _, expected, _ = dataclasses.replace(trial_data, _tokens={}).prepare(Config(long="head-tail", **settings))
+    assert np.array_equal(found.tokens.columns["input_ids"], expected.tokens.columns["input_ids"])
+
+
+def test_the_latency_of_a_trial_is_that_of_predictions(tiny, trial_data, monkeypatch):
+    loaded, _, validation = trial_data.prepare(Config(model=str(tiny), device="cpu", long="truncate"))
+    monkeypatch.setattr(loaded.model.base_model, "forward", None)  # predictions use another forward pass
+    tokens = validation.tokens.truncate(32)
+    assert trying._measure_latency(loaded, tokens, trial_data.train.labels, trial_data.task) > 0
+
+
 def test_two_objectives_give_a_front(tiny, tmp_path):
     study = tune(tiny, tmp_path / "s", trials=3, epochs=1, objectives=("macro_f1", "latency"))
     values = {t["number"]: t["values"] for t in study.info["trials"]}

@@ -94,7 +94,6 @@ def plan_token_budget(
     free: int | None,
     default: int | None = None,
     workers: int = 1,
-    width: int | None = None,
 ) -> int:
     """Return a token budget that fits into the memory of a CPU: the default, halved as often as needed.
 
@@ -108,13 +107,12 @@ def plan_token_budget(
         free: available bytes, from `bertsmith.compute.system.free_memory`; ``None``: no limit.
         default: the token budget if memory suffices; ``None`` for that of `TOKEN_BUDGETS`.
         workers: number of micro-batches computed at the same time.
-        width: tokens of the longest window; ``None`` if texts have no windows.
 
     Raises:
         DeviceError: if a single text of that length does not fit.
     """
     budget = default or TOKEN_BUDGETS["cpu"]
-    estimate = partial(estimate_memory, model, longest, training=training, workers=workers, width=width)
+    estimate = partial(estimate_memory, model, longest, training=training, workers=workers)
     while free is not None and estimate(budget) > free:
         if budget <= longest:
             needed = format_bytes(estimate(longest))
@@ -129,20 +127,16 @@ def plan_token_budget(
     return budget
 
 
-def estimate_memory(
-    model: PreTrainedModel, longest: int, budget: int, *, training: bool, workers: int = 1, width: int | None = None
-) -> int:
+def estimate_memory(model: PreTrainedModel, longest: int, budget: int, *, training: bool, workers: int = 1) -> int:
     """Return an upper bound of the bytes that a run needs on a CPU, without the model; see `plan_token_budget`."""
     fragmentation = training * workers * max(budget, longest) * FRAGMENTATION_BYTES
-    return step_memory(model, longest, budget, training=training, workers=workers, width=width) + fragmentation
+    return step_memory(model, longest, budget, training=training, workers=workers) + fragmentation
 
 
-def step_memory(
-    model: PreTrainedModel, longest: int, budget: int, *, training: bool, workers: int = 1, width: int | None = None
-) -> int:
+def step_memory(model: PreTrainedModel, longest: int, budget: int, *, training: bool, workers: int = 1) -> int:
     """Return an upper bound of the bytes of one step: activations, gradients of each worker, optimizer moments."""
     weights = (8 + 4 * workers) * sum(p.numel() for p in model.parameters()) if training else 0
-    return weights + workers * max(budget, longest) * _bytes_per_token(model, width or longest)
+    return weights + workers * max(budget, longest) * _bytes_per_token(model, longest)
 
 
 def _bytes_per_token(model: PreTrainedModel, longest: int) -> int:

@@ -64,19 +64,22 @@ def _threads_per_worker(n_cores: int) -> int:
 
 @contextmanager
 def _worker_threads() -> Iterator[None]:
-    """In this context, limit PyTorch and its math library to the threads of one worker per operation."""
+    """In this context, limit PyTorch and its math library to the threads of one worker per operation.
+
+    Each thread has its own limit. A new thread begins with the limit that any thread set last. So all threads get back
+    the limit of the first.
+    """
     import torch
 
     global _active, _threads_before
     with _lock:
         if not _active:
             _threads_before = torch.get_num_threads()
-            torch.set_num_threads(_threads_per_worker(cores()))
         _active += 1
+        torch.set_num_threads(_threads_per_worker(cores()))
     try:
         yield
     finally:
         with _lock:
             _active -= 1
-            if not _active:
-                torch.set_num_threads(_threads_before)
+            torch.set_num_threads(_threads_before)

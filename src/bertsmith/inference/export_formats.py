@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bertsmith.data.template import Texts
 from bertsmith.errors import MissingPackageError, ModelError
-from bertsmith.inference.exported import pad
+from bertsmith.inference.exported import model_inputs
 from bertsmith.inference.runtime import RUNTIMES, import_openvino
 
 if TYPE_CHECKING:
@@ -91,11 +93,9 @@ def _to_openvino(original: Classifier, folder: Path, precision: str, texts: Text
         model.outputs[0].get_tensor().set_names({"logits"})
         model.validate_nodes_and_infer_types()
         if precision == "int8":
-            encoded = original.encode(texts).truncate(original.max_length).split()
-            batches = [
-                pad({name: [values[i]] for name, values in encoded.items()}, (0, "right"), names)
-                for i in range(len(texts))
-            ]
+            tokens = original.encode(texts).truncate(original.max_length)
+            single = (tokens.take(np.array([i])) for i in range(len(texts)))
+            batches = [model_inputs(text, names, int(text.truncated_lengths[0])) for text in single]
             model = _quantize_openvino(model, batches, conservative)
         for file in folder.glob("model.*"):  # of an earlier attempt, possibly still in use
             file.unlink()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from bertsmith.inference.abstain import HeldOutPredictions
 from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.inference.runtime import RUNTIMES, Session
 from bertsmith.model.tokenizer import COLUMNS, FastEncoder
-from bertsmith.model.tokens import Tokens
+from bertsmith.model.tokens import Tokens, pad
 from bertsmith.tasks.registry import get_task
 
 ABOUT = "export.json"
@@ -216,22 +216,13 @@ class Exported(ModelPredictor):
 
     def logits_of(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the model's logits for tokenized texts; see `ModelPredictor.logits_of`."""
-        texts, lengths = tokens.split(), tokens.truncated_lengths
-        ids = texts["input_ids"]
-        logits = np.empty((len(ids), len(self.labels)))
-        runtime = RUNTIMES[self.about.format]
+        lengths, logits = tokens.truncated_lengths, np.empty((len(tokens), len(self.labels)))
+        runtime, about = RUNTIMES[self.about.format], self.about
         if runtime.few_shapes:
             lengths = np.minimum(round_up_widths(lengths), self.max_length)
         groups = micro_batches(lengths, runtime.token_budget, padding=MAX_PADDING)
-        pad_token, names = self.about.pad_token, self.about.inputs
         batches = (
-            pad(
-                {name: [values[i] for i in rows] for name, values in texts.items()},
-                pad_token,
-                names,
-                int(lengths[rows].max()),
-            )
-            for rows in groups
+            model_inputs(tokens.take(rows), about.inputs, int(lengths[rows].max()), about.pad_token) for rows in groups
         )
         with closing(self.session(batches, len(groups))) as results:
             for rows, result in zip(groups, results, strict=True):
@@ -248,31 +239,19 @@ def round_up_widths(lengths: np.ndarray) -> np.ndarray:
     return rounded
 
 
-def pad(
-    texts: Mapping[str, Sequence[np.ndarray]],
-    pad_token: tuple[int, str],
-    names: Sequence[str],
-    width: int | None = None,
+def model_inputs(
+    tokens: Tokens, names: Sequence[str], width: int, pad_token: tuple[int, str] = (0, "right")
 ) -> dict[str, np.ndarray]:
-    """Return the inputs of a model for tokenized texts, padded to a width, each of shape (texts, tokens).
+    """Return the inputs of a model for tokenized texts, each of shape (texts, width); absent inputs are 0.
 
     Args:
-        texts: the inputs of each text, from `Tokens.split`; absent inputs are 0.
-        pad_token: id and side.
+        tokens: of the texts.
         names: of the inputs to return.
-        width: in tokens; by default that of the longest text.
+        width: number of tokens after padding.
+        pad_token: id and side.
     """
-    ids = texts["input_ids"]
-    width = width or max(map(len, ids))
-    pad_id, side = pad_token
-    inputs = {name: np.zeros((len(ids), width), dtype=np.int64) for name in names}
-    inputs["input_ids"][:] = pad_id
-    for i, row in enumerate(ids):
-        columns = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
-        inputs["attention_mask"][i, columns] = 1
-        for name, values in texts.items():
-            inputs[name][i, columns] = values[i]
-    return inputs
+    inputs = pad(tokens.columns, tokens.truncated_lengths, {"input_ids": pad_token[0]}, width, pad_token[1])
+    return {name: inputs[name] if name in inputs else np.zeros_like(inputs["input_ids"]) for name in names}
 
 
 def _seal(content: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,8 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from bertsmith.compute.batching import micro_batches
 from bertsmith.compute.machine import cpu_capabilities
-from bertsmith.model import windows
-from bertsmith.model.tokens import Tokens
+from bertsmith.model.tokens import Tokens, pad
 
 SIZES_PER_DOUBLING = 16
 """Packed batches are rounded up to one of this many sizes between two consecutive powers of 2.
@@ -37,21 +36,19 @@ class TokenBatch:
 
     Attributes:
         input_ids: int64, shape (tokens,).
-        lengths: number of tokens of each text, int64, shape (texts,); of each window if texts have windows.
+        lengths: number of tokens of each text, int64, shape (texts,).
         token_type_ids: int64, shape (tokens,); ``None`` if the model does not take them.
         labels: targets, shape (texts,) or (texts, outputs), or ``None``.
-        counts: number of windows of each text, int64, shape (texts,); ``None`` if texts have no windows.
     """
 
     input_ids: torch.Tensor
     lengths: torch.Tensor
     token_type_ids: torch.Tensor | None = None
     labels: torch.Tensor | None = None
-    counts: torch.Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of texts."""
-        return len(self.lengths if self.counts is None else self.counts)
+        return len(self.lengths)
 
     @classmethod
     def from_tokens(cls, tokens: Tokens) -> TokenBatch:
@@ -60,41 +57,21 @@ class TokenBatch:
         return cls(lengths=torch.from_numpy(tokens.truncated_lengths.copy()), **values)
 
     @property
-    def text_lengths(self) -> torch.Tensor:
-        """Number of tokens of each text, in all its windows, int64, shape (texts,)."""
-        return self.lengths if self.counts is None else windows.total(self.lengths, self.counts)
-
-    @property
     def longest(self) -> int:
-        """Number of tokens of the longest text, in all its windows; 0 for an empty batch."""
-        return int(self.text_lengths.max()) if len(self) else 0
+        """Number of tokens of the longest text; 0 for an empty batch."""
+        return int(self.lengths.max()) if len(self) else 0
 
     def take(self, texts: torch.Tensor) -> TokenBatch:
-        """Return the texts at the given positions, int64, shape (n,), with all their windows."""
-        labels = None if self.labels is None else self.labels[texts]
-        if self.counts is not None:
-            taken = replace(self, counts=None, labels=None).take(_members(self.counts, texts))
-            return replace(taken, counts=self.counts[texts], labels=labels)
-        tokens = _members(self.lengths, texts)
+        """Return the texts at the given positions, int64, shape (n,)."""
+        lengths = self.lengths[texts]
+        shifts = (self.lengths.cumsum(0) - self.lengths)[texts] - (lengths.cumsum(0) - lengths)
+        tokens = torch.arange(int(lengths.sum())) + shifts.repeat_interleave(lengths)
         types = None if self.token_type_ids is None else self.token_type_ids[tokens]
-        return TokenBatch(self.input_ids[tokens], self.lengths[texts], types, labels)
-
-    def sample_windows(self, most: int, seed: Sequence[int]) -> TokenBatch:
-        """Return at most this many random windows of each text, in order.
-
-        Args:
-            most: number of windows.
-            seed: determines the sample.
-        """
-        if self.counts is None or int(self.counts.max()) <= most:
-            return self
-        sampled = torch.from_numpy(windows.sample(self.counts.numpy(), most, seed))
-        kept = replace(self, counts=None, labels=None).take(sampled)
-        return replace(kept, counts=self.counts.clamp(max=most), labels=self.labels)
+        return TokenBatch(self.input_ids[tokens], lengths, types, None if self.labels is None else self.labels[texts])
 
     def micro_batches(self, budget: int, *, packed: bool, workers: int = 1) -> list[np.ndarray]:
         """Return the positions of the texts of each micro-batch; see `bertsmith.compute.batching.micro_batches`."""
-        lengths = self.text_lengths.numpy()
+        lengths = self.lengths.numpy()
         counted = lengths if packed else -(-lengths // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF
         return micro_batches(counted, budget, packed=packed, workers=workers)
 
@@ -114,13 +91,11 @@ class TokenBatch:
             pad_to_multiple_of: the width is a multiple of this.
         """
         width = -(-int(self.lengths.max()) // pad_to_multiple_of) * pad_to_multiple_of
-        position = torch.arange(width) - ((width - self.lengths)[:, None] if padding_side == "left" else 0)
-        mask = (position >= 0) & (position < self.lengths[:, None])
-        inputs = {"attention_mask": mask.long()}
-        for name, ids in (("input_ids", self.input_ids), ("token_type_ids", self.token_type_ids)):
-            if ids is not None:
-                inputs[name] = torch.full(mask.shape, values.get(name, 0)).masked_scatter_(mask, ids)
-        return inputs
+        columns = {"input_ids": self.input_ids.numpy()}
+        if self.token_type_ids is not None:
+            columns["token_type_ids"] = self.token_type_ids.numpy()
+        inputs = pad(columns, self.lengths.numpy(), values, width, padding_side)
+        return {name: torch.from_numpy(padded) for name, padded in inputs.items()}
 
 
 @dataclass(frozen=True)
@@ -132,14 +107,12 @@ class PaddedBatch:
         position_ids: broadcasts to the shape of ``input_ids``.
         token_type_ids: shape (texts, width); ``None`` if the model does not take them.
         mask: whether each position holds a token, bool, shape (texts, width).
-        word_embeddings: always ``None``.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     token_type_ids: torch.Tensor | None
     mask: torch.Tensor
-    word_embeddings: None = None
 
     @classmethod
     def from_inputs(
@@ -213,7 +186,6 @@ class PackedBatch:
             form one more text.
         lengths: number of tokens of each text, on the host.
         max_seqlen: upper bound of the length of a text, and of the number of empty tokens.
-        word_embeddings: replaces the embeddings of ``input_ids``, shape (tokens, embedding size).
     """
 
     input_ids: torch.Tensor
@@ -222,7 +194,6 @@ class PackedBatch:
     cu_seqlens: torch.Tensor
     lengths: tuple[int, ...]
     max_seqlen: int
-    word_embeddings: torch.Tensor | None = None
 
     @property
     def width(self) -> int:
@@ -235,7 +206,9 @@ class PackedBatch:
 
     def mean(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the mean over the tokens of each text, shape (texts, n), from shape (tokens, n)."""
-        return windows.mean(rows[: sum(self.lengths)], self.cu_seqlens.diff()[:-1].long())
+        lengths, rows = self.cu_seqlens.diff()[:-1].long(), rows[: sum(self.lengths)]
+        text = torch.arange(len(lengths), device=rows.device).repeat_interleave(lengths, output_size=len(rows))
+        return rows.new_zeros(len(lengths), rows.shape[1]).index_add(0, text, rows) / lengths[:, None]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors that are not ``None``, by name."""
@@ -316,13 +289,6 @@ def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
 def _refuse_capture(device: torch.device) -> None:
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError("a CUDA graph cannot contain values from the host")
-
-
-def _members(sizes: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """Return the positions of the members of some groups. All groups lie one after another and have the given sizes."""
-    taken = sizes[groups]
-    shifts = (sizes.cumsum(0) - sizes)[groups] - (taken.cumsum(0) - taken)
-    return torch.arange(int(taken.sum())) + shifts.repeat_interleave(taken)
 
 
 def _attention_group(lengths: list[int], text: int, token: int, *, empty: int, device: torch.device) -> AttentionGroup:

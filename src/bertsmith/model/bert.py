@@ -132,9 +132,7 @@ def hidden_states(
 def _embed(body: Any, names: ModuleNames, batch: Batch, dropout: Dropout) -> torch.Tensor:
     """Return the embedded tokens, shape (tokens, hidden size)."""
     modules = body.embeddings
-    x = batch.word_embeddings
-    if x is None:
-        x = embedding_lookup(modules.word_embeddings, batch.input_ids)
+    x = embedding_lookup(modules.word_embeddings, batch.input_ids)
     types = getattr(modules, "token_type_embeddings", None)
     if types is not None:
         x = x + (types.weight[0] if batch.token_type_ids is None else embedding_lookup(types, batch.token_type_ids))

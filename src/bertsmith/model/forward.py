@@ -9,12 +9,10 @@ All other architectures run through Hugging Face's forward pass, on padded texts
 
 from __future__ import annotations
 
-from dataclasses import replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 
 from bertsmith.model import bert, modernbert
 from bertsmith.model.batch import Batch, PackedBatch, PaddedBatch, TokenBatch, pack, to_device
@@ -137,11 +135,6 @@ def logits_from_embeddings(loaded: Loaded, batch: TokenBatch, embeddings: torch.
         embeddings: word embeddings of its tokens, shape (n, tokens, embedding size).
     """
     repeated = batch.take(torch.zeros(len(embeddings), dtype=torch.long))
-    if supports(loaded.model):
-        packed = pack_for(loaded.model, repeated).to(loaded.device)
-        rows = embeddings.flatten(0, 1)
-        rows = F.pad(rows, (0, 0, 0, len(packed.input_ids) - len(rows)))
-        return logits(loaded.model, replace(packed, word_embeddings=rows))
     inputs = _padded_inputs(loaded, repeated, pad_to_multiple_of=1)
     del inputs["input_ids"]
     result: torch.Tensor = loaded.model(inputs_embeds=embeddings, **inputs).logits

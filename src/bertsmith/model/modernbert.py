@@ -22,9 +22,7 @@ def hidden_states(
     """Return the last hidden states; arguments and shapes are those of `bertsmith.model.bert.hidden_states`."""
     compute_layer = compile_layer(_layer) if compiled else _layer
     config, body = model.config, model.base_model
-    x = batch.word_embeddings
-    if x is None:
-        x = embedding_lookup(body.embeddings.tok_embeddings, batch.input_ids)
+    x = embedding_lookup(body.embeddings.tok_embeddings, batch.input_ids)
     x = dropout(body.embeddings.norm(x), body.embeddings.drop.p)
     x = to_matmul_dtype(x, body.layers[0].attn.Wqkv)
     packed = batch.position_ids.dim() == 1

@@ -17,7 +17,7 @@ from bertsmith.compute import threads
 from bertsmith.compute.batching import TOKEN_BUDGETS
 from bertsmith.compute.memory import plan_token_budget, retry_on_out_of_memory
 from bertsmith.compute.system import free_memory
-from bertsmith.model import forward, windows
+from bertsmith.model import forward
 from bertsmith.model.batch import TokenBatch
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def compute_logits(
 
     Args:
         loaded: the model. Models that `bertsmith.model.forward.supports` rejects must be in evaluation mode.
-        batch: n texts; the logits of a text with windows are their mean.
+        batch: n texts.
         budget: token budget.
         dtype: for autocast. A CPU uses the dtype of the weights, see `with_layer_dtype`.
         progress: receives the number of texts done since the last call.
@@ -96,11 +96,8 @@ def compute_logits(
     Raises:
         RuntimeError: or ``MemoryError``, if memory does not suffice for one text.
     """
-    flat = replace(batch, counts=None, labels=None)
-    logits, budget = _compute(
-        forward.inference_outputs, loaded, flat, budget, loaded.model.config.num_labels, dtype, progress, on_retry
-    )
-    return windows.mean(torch.from_numpy(logits), batch.counts).numpy(), budget
+    n_labels = loaded.model.config.num_labels
+    return _compute(forward.inference_outputs, loaded, batch, budget, n_labels, dtype, progress, on_retry)
 
 
 def compute_embeddings(loaded: Loaded, batch: TokenBatch) -> np.ndarray:

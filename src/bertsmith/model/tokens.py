@@ -31,7 +31,6 @@ class Tokens:
         encoder: the encoder of the texts, if known.
         parts: number of tokens of each part of a text, without special tokens, int64, shape (texts, parts). The last
             part of a pair is its second segment; the others are lines of the first. ``None`` if a text is one part.
-        full_parts: the same before truncation.
     """
 
     columns: dict[str, np.ndarray]
@@ -40,7 +39,6 @@ class Tokens:
     has_unknown: np.ndarray
     encoder: Encoder | None = None
     parts: np.ndarray | None = None
-    full_parts: np.ndarray | None = None
 
     @classmethod
     def from_lists(
@@ -57,8 +55,7 @@ class Tokens:
         if encoder is not None and encoder.unknown_id is not None:
             positions = np.flatnonzero(columns["input_ids"] == encoder.unknown_id)
             has_unknown[np.searchsorted(np.cumsum(lengths), positions, side="right")] = True
-        aligned = None if parts is None else align_parts(parts)
-        return cls(columns, lengths, lengths, has_unknown, encoder, aligned, aligned)
+        return cls(columns, lengths, lengths, has_unknown, encoder, None if parts is None else align_parts(parts))
 
     @staticmethod
     def concatenate(parts: Sequence[Tokens]) -> Tokens:
@@ -70,13 +67,9 @@ class Tokens:
             np.concatenate([getattr(part, name) for part in parts])
             for name in ("truncated_lengths", "full_lengths", "has_unknown")
         )
-        aligned: list[np.ndarray | None] = [None, None]
-        if parts[0].parts is not None:
-            aligned = [
-                align_parts([row for part in parts for row in getattr(part, name).tolist()])
-                for name in ("parts", "full_parts")
-            ]
-        return Tokens(columns, truncated_lengths, full_lengths, has_unknown, parts[0].encoder, *aligned)
+        rows = [row for part in parts if part.parts is not None for row in part.parts.tolist()]
+        aligned = align_parts(rows) if rows else None
+        return Tokens(columns, truncated_lengths, full_lengths, has_unknown, parts[0].encoder, aligned)
 
     def __len__(self) -> int:
         return len(self.truncated_lengths)
@@ -90,10 +83,6 @@ class Tokens:
     def starts(self) -> np.ndarray:
         """Position of the first token of each text, int64, shape (texts,)."""
         return np.asarray(np.cumsum(self.truncated_lengths) - self.truncated_lengths)
-
-    def split(self) -> dict[str, list[np.ndarray]]:
-        """Return the columns of each text, by name."""
-        return {name: np.split(values, self.starts[1:]) if len(self) else [] for name, values in self.columns.items()}
 
     def take(self, texts: np.ndarray) -> Tokens:
         """Return the texts at the given positions."""
@@ -109,11 +98,9 @@ class Tokens:
         if not len(self) or self.truncated_lengths.max() <= max_length:
             return self
         left = self.encoder.truncates_left if left is None and self.encoder else left
-        if self.parts is not None and self.full_parts is not None:
+        if self.parts is not None:
             special = self.encoder.special_counts if self.encoder else (0, 0)
-            parts, offsets, sizes = cut_parts(
-                self.parts, self.full_parts, self.truncated_lengths, special, max_length, left=bool(left)
-            )
+            parts, offsets, sizes = cut_parts(self.parts, self.truncated_lengths, special, max_length, left=bool(left))
             positions = ranges((self.starts[:, None] + offsets).ravel(), sizes.ravel())
             columns = {name: values[positions] for name, values in self.columns.items()}
             return replace(self, columns=columns, truncated_lengths=sizes.sum(axis=1), parts=parts)
@@ -172,5 +159,26 @@ class Tokens:
             is_end = within >= np.repeat(lengths - after, lengths)
             positions += np.where(is_end, np.repeat(full - lengths, lengths), moved)
         columns = {name: values[positions] for name, values in self.columns.items()}
-        parts = [None if some is None else some[texts] for some in (self.parts, self.full_parts)]
-        return Tokens(columns, lengths, self.full_lengths[texts], self.has_unknown[texts], self.encoder, *parts)
+        parts = None if self.parts is None else self.parts[texts]
+        return Tokens(columns, lengths, self.full_lengths[texts], self.has_unknown[texts], self.encoder, parts)
+
+
+def pad(
+    columns: Mapping[str, np.ndarray], lengths: np.ndarray, values: Mapping[str, int], width: int, side: str
+) -> dict[str, np.ndarray]:
+    """Return columns and ``attention_mask``, each of shape (texts, width), int64.
+
+    Args:
+        columns: inputs of a model, by name, each of shape (tokens,).
+        lengths: number of tokens of each text, shape (texts,).
+        values: padding value of each column; 0 by default.
+        width: maximum number of tokens or more.
+        side: of the padding, ``"right"`` or ``"left"``.
+    """
+    position = np.arange(width) - ((width - lengths)[:, None] if side == "left" else 0)
+    mask = (position >= 0) & (position < lengths[:, None])
+    inputs = {"attention_mask": mask.astype(np.int64)}
+    for name, ids in columns.items():
+        inputs[name] = np.full(mask.shape, values.get(name, 0), dtype=np.int64)
+        inputs[name][mask] = ids
+    return inputs

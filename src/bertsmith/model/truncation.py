@@ -42,19 +42,12 @@ def align_parts(parts: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def cut_parts(
-    parts: np.ndarray,
-    full_parts: np.ndarray,
-    lengths: np.ndarray,
-    special: tuple[int, int],
-    max_length: int,
-    *,
-    left: bool,
+    parts: np.ndarray, lengths: np.ndarray, special: tuple[int, int], max_length: int, *, left: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Truncate the longest parts first, as the tokenizers library truncates the segments of a pair.
 
     Args:
         parts: number of tokens of each part, shape (n, parts).
-        full_parts: the same before any truncation; of equally long parts, the one that was longest keeps most.
         lengths: number of tokens of each text, shape (n,). Special tokens that are neither first nor last come before
             the last part.
         special: number of special tokens at the start and at the end.
@@ -68,7 +61,7 @@ def cut_parts(
     n, k = parts.shape
     between = lengths - parts.sum(axis=1) - sum(special)
     room = np.maximum(np.minimum(lengths, max_length) - between - sum(special), 0)
-    order = np.argsort(full_parts, axis=1, kind="stable")
+    order = np.argsort(parts, axis=1, kind="stable")
     kept = np.zeros_like(parts)
     for i in range(k):  # the shortest first: what it leaves is for the others
         cell = (np.arange(n), order[:, i])

@@ -263,7 +263,7 @@ def _reading(run: Run, n: Callable[..., str]) -> str:
     limit = f"{n('run.json', 'model.max_length')} tokens"
     return {
         "head-tail": f"Of texts with more than {limit}, the model read the beginning and the end",
-        "window": f"The model read texts with more than {limit} in overlapping windows",
+        "window": f"The model read texts with more than {limit} in overlapping windows, after training on beginnings",
     }.get(run.info.get("long", "truncate"), f"The model read at most the first {limit} of each text")
 
 

@@ -144,7 +144,25 @@ class MLflow(Tracker):
         self.client.set_terminated(self.run, "FAILED" if failed else "FINISHED")
 
 
-class WeightsAndBiases(Tracker):
+class _LikeWandb(Tracker):
+    """A tracker with the interface of wandb."""
+
+    name: str
+    run: Any
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Add values at a step."""
+        self.run.log(dict(values), step=step)
+
+    def _save(self, files: Sequence[Path]) -> None:
+        if files:
+            artifact = importlib.import_module(self.package).Artifact(_safe(self.name), type="run")
+            for file in files:
+                artifact.add_file(str(file))
+            self.run.log_artifact(artifact)
+
+
+class WeightsAndBiases(_LikeWandb):
     """A run in a Weights & Biases project, or in ``./wandb`` with ``WANDB_MODE=offline``."""
 
     package = "wandb"
@@ -192,24 +210,14 @@ class WeightsAndBiases(Tracker):
                 remedy="Run wandb login, set WANDB_API_KEY, or set WANDB_MODE=offline.",
             )
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Add values at a step."""
-        self.run.log(dict(values), step=step)
-
     def finish(self, values: Mapping[str, float], files: Sequence[Path], *, failed: bool) -> None:
         """End the run."""
-        import wandb
-
         self.run.summary.update(dict(values))
-        if files:
-            artifact = wandb.Artifact(_safe(self.name), type="run")
-            for file in files:
-                artifact.add_file(str(file))
-            self.run.log_artifact(artifact)
+        self._save(files)
         self.run.finish(exit_code=1 if failed else 0)
 
 
-class Trackio(Tracker):
+class Trackio(_LikeWandb):
     """A run in Trackio: on this machine, or in ``TRACKIO_SPACE_ID`` or ``TRACKIO_SERVER_URL``.
 
     New Spaces are private, although Trackio's default is public.
@@ -231,21 +239,11 @@ class Trackio(Tracker):
             auto_log_cpu=False,
         )
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Add values at a step."""
-        self.run.log(dict(values), step=step)
-
     def finish(self, values: Mapping[str, float], files: Sequence[Path], *, failed: bool) -> None:
         """End the run."""
-        import trackio
-
         if values:
             self.run.log(dict(values))
-        if files:
-            artifact = trackio.Artifact(_safe(self.name), type="run")
-            for file in files:
-                artifact.add_file(str(file))
-            self.run.log_artifact(artifact)
+        self._save(files)
         self.run.finish()
 
 

@@ -30,6 +30,7 @@ _UNSUPPORTED = {
     "eval_on_start": "an evaluation before the first step cannot select the best epoch",
     "fsdp": "bertsmith trains on several GPUs with torchrun or --ray",
     "neftune_noise_alpha": "bertsmith adds no noise to embeddings",
+    "torch_empty_cache_steps": "bertsmith itself frees cached memory when memory runs out",
 }
 """Training arguments that bertsmith cannot apply, and why."""
 
@@ -46,6 +47,8 @@ def argument_problems(settings: Mapping[str, Any]) -> dict[str, str]:
             problems[name] = "must be epoch or steps, because bertsmith chooses the best epoch on validation"
         elif name in _UNSUPPORTED and value:
             problems[name] = f"not supported: {_UNSUPPORTED[name]}"
+        elif name == "optim" and str(value) in ("lomo", "adalomo"):
+            problems[name] = f"not supported: {value} updates the weights in each of several backward passes of a step"
         elif name not in known:
             problems[name] = f"unknown training argument.{did_you_mean(name, known)}"
         else:

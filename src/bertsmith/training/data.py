@@ -12,19 +12,9 @@ from torch.utils.data import Dataset, Sampler
 
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.tokens import Tokens
-from bertsmith.model.truncation import ranges
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
-
-
-WINDOW_TOKENS = 1024
-"""Number of tokens that a step reads of a text in windows, the default token budget of a CPU.
-
-It does not depend on the token budget, so memory does not change the gradient. Each step samples the windows again.
-"""
-MIN_WINDOWS = 2
-"""Minimum number of windows of a text that a step reads, because the loss is that of the mean over several windows."""
 
 
 class TokenDataset(Dataset[Any]):  # type: ignore[misc]  # torch is untyped here
@@ -33,59 +23,40 @@ class TokenDataset(Dataset[Any]):  # type: ignore[misc]  # torch is untyped here
     Args:
         tokens: n texts.
         labels: targets, shape (n,) or (n, labels): class indices, label sets or numbers.
-        max_length: tokens of a window; texts that are longer have several. ``None`` for texts without windows.
 
     Attributes:
         tokens, labels: as given.
         soft_labels: probabilities of the classes to train on instead, shape (n, classes); ``None`` to train on labels.
-        most_windows: number of windows of a text that a step reads.
-        lengths: number of tokens of each text that a step reads, shape (n,).
-        width: number of tokens of a window; ``None`` if all texts are a single window.
+        lengths: number of tokens of each text, shape (n,).
     """
 
-    soft_labels: np.ndarray | None
-
-    def __init__(self, tokens: Tokens, labels: np.ndarray, max_length: int | None = None) -> None:
-        self.tokens, self.soft_labels = tokens, None
-        self.labels, self.counts, self.most_windows, self.width = labels, None, 1, None
-        self.starts, self.sizes, self.lengths = tokens.starts, tokens.truncated_lengths, tokens.truncated_lengths
-        if max_length is not None and len(tokens) and self.sizes.max() > max_length:
-            tokens, counts = tokens.windows(max_length)
-            self.most_windows, self.width = max(WINDOW_TOKENS // max_length, MIN_WINDOWS), max_length
-            self.counts, self.first = counts, np.cumsum(counts) - counts
-            self.window_sizes = tokens.truncated_lengths
-            self.starts, self.sizes = tokens.starts[self.first], np.add.reduceat(self.window_sizes, self.first)
-            self.lengths = np.minimum(self.sizes, self.most_windows * max_length)
-        self.columns = tokens.columns
+    def __init__(self, tokens: Tokens, labels: np.ndarray) -> None:
+        self.tokens, self.labels, self.lengths = tokens, labels, tokens.truncated_lengths
+        self.soft_labels: np.ndarray | None = None
 
     @classmethod
     def reading(cls, tokens: Tokens, labels: np.ndarray, max_length: int, long: str) -> TokenDataset:
-        """Return the texts as `Tokens.read` reads them; with ``"auto"``, training truncates them."""
-        read = tokens.read(max_length, "truncate" if long == "auto" else long)
-        return cls(read, labels, max_length)
+        """Return the texts as training reads them: with ``"head-tail"`` as `Tokens.read`, else the beginnings."""
+        return cls(tokens.read(max_length, long if long == "head-tail" else "truncate"), labels)
 
     def take(self, rows: np.ndarray) -> TokenDataset:
         """Return the texts at some positions, with their labels."""
-        return TokenDataset(self.tokens.take(rows), self.labels[rows], self.width)
+        return TokenDataset(self.tokens.take(rows), self.labels[rows])
 
     def __len__(self) -> int:
-        return len(self.sizes)
+        return len(self.labels)
 
     def __getitem__(self, row: int) -> dict[str, np.ndarray]:
         """Return the columns of one text, for samplers that need its length."""
         if not 0 <= row < len(self):
             raise IndexError(row)
-        start, length = self.starts[row], self.sizes[row]
-        return {name: values[start : start + length] for name, values in self.columns.items()}
+        start = self.tokens.starts[row]
+        return {name: values[start : start + self.lengths[row]] for name, values in self.tokens.columns.items()}
 
     def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
         """Return the fields of a batch, int64; numbers are fp64, label sets and soft labels fp32."""
-        lengths = self.sizes[rows]
-        tokens = ranges(self.starts[rows], lengths)
-        batch = {"lengths": lengths, **{name: values[tokens] for name, values in self.columns.items()}}
-        if self.counts is not None:
-            counts = self.counts[rows]
-            batch |= {"lengths": self.window_sizes[ranges(self.first[rows], counts)], "counts": counts}
+        tokens = self.tokens.take(np.array(rows))
+        batch = {"lengths": tokens.truncated_lengths, **tokens.columns}
         result = {name: torch.from_numpy(values.astype(np.int64)) for name, values in batch.items()}
         labels = (self.labels if self.soft_labels is None else self.soft_labels)[rows]
         is_class = labels.dtype.kind not in "bf"

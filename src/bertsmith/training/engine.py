@@ -19,7 +19,7 @@ from bertsmith.compute.machine import cores
 from bertsmith.compute.memory import MIN_TOKEN_BUDGET, retry_on_out_of_memory
 from bertsmith.compute.system import load_average, trim_memory
 from bertsmith.events import Compiling, MemoryExceeded, Slowed
-from bertsmith.model import forward, windows
+from bertsmith.model import forward
 from bertsmith.model.batch import PackedBatch, TokenBatch, to_device
 from bertsmith.model.dropout import Dropout
 from bertsmith.model.gradients import TableGradients, collect_gradients, replicate
@@ -95,7 +95,6 @@ class Engine(ResumableTrainer):
             eval_dataset=validation,
             data_collator=lambda batch: batch,  # `TokenDataset` returns batches
             processing_class=loaded.tokenizer,
-            compute_loss_func=self.step_loss,  # otherwise the Trainer scales the loss
             callbacks=[callback],
         )
         self.remove_callback(PrinterCallback)
@@ -135,7 +134,7 @@ class Engine(ResumableTrainer):
         """Score the validation texts. Each process computes its share."""
         batch = self.eval_dataset.as_batch()
         assert batch.labels is not None
-        share = self.group.share(batch.text_lengths)
+        share = self.group.share(batch.lengths)
         self.model.eval()
         logits, self.token_budget = compute_logits(
             with_layer_dtype(self.loaded, self.dtype) if self.plan.packed else self.loaded,
@@ -179,9 +178,11 @@ class Engine(ResumableTrainer):
         if self.graphs is not None and not self._position[1]:
             self._compile_if_worthwhile()
         self.table_gradients.restore()
+        model.train()  # later replicas, too
+        self.optimizer.train()  # schedule-free optimizers have this mode
         earlier = [p.grad.clone() if self._position[1] and p.grad is not None else None for p in model.parameters()]
-        batch = TokenBatch(**inputs).sample_windows(self.train_dataset.most_windows, (self.args.seed, *self._position))
-        share = batch if self.group.size == 1 else batch.take(self.group.share(batch.text_lengths))
+        batch = TokenBatch(**inputs)
+        share = batch if self.group.size == 1 else batch.take(self.group.share(batch.lengths))
 
         def reset_gradients(budget: int) -> None:
             for parameter, gradient in zip(model.parameters(), earlier, strict=True):
@@ -244,15 +245,18 @@ class Engine(ResumableTrainer):
         """Add the gradient of one of the micro-batches of a batch, and return its loss."""
         if self.step_loss.consistency:
             part = part.take(torch.arange(len(part)).repeat(2))
-        inputs = {**self._inputs(part, index), "loss_of": loss_of}
-        batch, labels, run_step = inputs["batch"], inputs["labels"], super().training_step
+        batch, labels, dropout = self._inputs(part, index)
 
         def step(batch: PackedBatch | TokenBatch, labels: torch.Tensor) -> torch.Tensor:
-            loss: torch.Tensor = run_step(model, {**inputs, "batch": batch, "labels": labels}, n_texts)
-            return loss
+            start = time.perf_counter()
+            outputs = self._outputs(model, batch, dropout)
+            loss = loss_of(outputs) if loss_of else self.step_loss(outputs, labels, n_texts)
+            self.meter.forward_seconds.append(time.perf_counter() - start)
+            self.accelerator.backward(loss)
+            return loss.detach()
 
         self.meter.micro_batch_tokens.append(len(batch.input_ids) if self.plan.packed else len(part) * part.longest)
-        if self.graphs is not None and n_parts == 1:
+        if self.graphs is not None and isinstance(batch, PackedBatch) and n_parts == 1:
             return self.graphs.run(batch, labels, step, self.args.device, self._max_seqlen, key=n_texts)
         # Replicas get gradients of their own; recomputed layers can add to a gradient several times.
         direct = (self.plan.workers == 1 or n_parts == 1) and not self.args.gradient_checkpointing
@@ -260,53 +264,35 @@ class Engine(ResumableTrainer):
         with self.gradient_sum.overlap() if direct and last else nullcontext():
             return step(batch, labels)
 
-    def _inputs(self, part: TokenBatch, index: int) -> dict[str, Any]:
-        """Return the inputs of `compute_loss` for a micro-batch, whose tokens are still on the host."""
+    def _inputs(self, part: TokenBatch, index: int) -> tuple[PackedBatch | TokenBatch, torch.Tensor, Dropout]:
+        """Return a micro-batch, whose tokens are still on the host, its targets on the device, and its dropout."""
         seed = (self.args.seed, *self._position, index, self.group.rank)
         if not self.plan.packed or self.args.device.type != "cpu":
             torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(1)))
         assert part.labels is not None
-        return {
-            "batch": forward.pack_for(self.model, part) if self.plan.packed else part,
-            "labels": to_device(self.step_loss.loss.targets(part.labels), self.args.device),
-            "counts": None if part.counts is None else to_device(part.counts, self.args.device),
-            "dropout": Dropout(*seed),
-        }
+        labels = to_device(self.step_loss.loss.targets(part.labels), self.args.device)
+        return forward.pack_for(self.model, part) if self.plan.packed else part, labels, Dropout(*seed)
 
     def _contrastive_losses(self, parts: list[TokenBatch]) -> list[PartLoss]:
         """Return the contrastive loss of each micro-batch, which depends on the texts of all."""
-        self.model.train()  # the Trainer does so only later
 
         def features(index: int) -> torch.Tensor:
-            return self._outputs(self.model, self._inputs(parts[index], index))
+            batch, _, dropout = self._inputs(parts[index], index)
+            return self._outputs(self.model, batch, dropout)
 
         labels = [to_device(part.labels, self.args.device) for part in parts if part.labels is not None]
         return part_losses(features, labels, parallel=self.plan.workers > 1)
 
-    def _outputs(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    def _outputs(self, model: Any, batch: PackedBatch | TokenBatch, dropout: Dropout) -> torch.Tensor:
         """Return the logits of a micro-batch; in contrastive training, the input of the last layer of the head."""
-        batch = inputs["batch"]
         with self._autocast():  # the Trainer casts only in calls of the model itself, which packed texts do not need
-            outputs = forward.outputs(
+            return forward.outputs(
                 replace(self.loaded, model=model),
                 batch.to(self.args.device) if isinstance(batch, PackedBatch) else batch,
                 only_features=self.recipe.contrastive == "only",
-                dropout=inputs["dropout"],
+                dropout=dropout,
                 compiled=self.compiled,
             )
-        return windows.mean(outputs, inputs["counts"])
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> torch.Tensor:
-        """Return the share of a micro-batch in the loss of the step."""
-        start = time.perf_counter()
-        loss_of = inputs["loss_of"] or partial(
-            self.step_loss, labels=inputs["labels"], num_items_in_batch=num_items_in_batch
-        )
-        loss: torch.Tensor = loss_of(self._outputs(model, inputs))
-        self.meter.forward_seconds.append(time.perf_counter() - start)
-        return loss
 
     def _autocast(self) -> torch.autocast:
         """Compute matrix products in the precision of the arguments."""

@@ -70,7 +70,7 @@ def plan_steps(
         if arguments.bf16 and cpu_capabilities().get("amx_bf16"):
             budget *= batching.AMX_BUDGET_FACTOR
         free, workers, default = free_memory(), threads.num_workers() if packed else 1, budget
-        sizes: dict[str, Any] = {"training": True, "workers": workers, "width": train.width}
+        sizes: dict[str, Any] = {"training": True, "workers": workers}
         budget = plan_token_budget(loaded.model, longest, free=free, default=default, **sizes)
         if budget < default:
             emit(MemoryLimited(budget, free))
@@ -78,9 +78,8 @@ def plan_steps(
     return StepPlan(
         token_budget=budget,
         packed=packed,
-        # fp32 has no attention kernel. Mean pooling depends on the lengths of texts, windows on their number per text.
+        # fp32 has no attention kernel. Mean pooling depends on the lengths of texts.
         use_cuda_graphs=packed
-        and train.counts is None
         and device == "cuda"
         and arguments.bf16
         and recipe.contrastive != "only"
@@ -89,18 +88,6 @@ def plan_steps(
         memory_limit=limit,
         probabilities=probabilities,
     )
-
-
-def check_memory(loaded: Loaded, train: TokenDataset, validation: TokenDataset) -> None:
-    """Check that a step fits into memory, before any large allocation.
-
-    Raises:
-        DeviceError: if a CPU has too little memory for one text.
-    """
-    if loaded.device.type == "cpu":
-        workers = threads.num_workers() if forward.supports(loaded.model) else 1
-        longest, free = longest_text(train, validation), free_memory()
-        plan_token_budget(loaded.model, longest, training=True, free=free, workers=workers, width=train.width)
 
 
 def longest_text(*datasets: TokenDataset) -> int:

@@ -219,11 +219,11 @@ def score_folds(
         UserError: if training fails.
     """
     k, texts, template = int(fold.max()) + 1, texts_of(table.frame), table.columns.template
-    trained = readings.index(config.long) if config.long in readings else 0
+    chosen = readings.index(config.long) if config.long in readings else 0
     result = np.empty((len(readings), len(texts), len(table.labels)))
 
     def score(rows: np.ndarray) -> float:
-        return float(task.validation_metrics(table.targets[rows], result[trained, rows])[task.primary])
+        return float(task.validation_metrics(table.targets[rows], result[chosen, rows])[task.primary])
 
     for f in range(k):
         inside, outside = np.flatnonzero(fold != f), np.flatnonzero(fold == f)

@@ -20,7 +20,7 @@ from bertsmith.training.engine import OnScores
 from bertsmith.training.nan_guard import DescribeTexts, describe_positions
 from bertsmith.training.recipe import Recipe, schedule_arguments
 from bertsmith.training.trainer import fit
-from bertsmith.workflows.prepare import embed, initialize_head
+from bertsmith.workflows.prepare import fit_head
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -55,11 +55,6 @@ def fine_tune(
         loaded, train, validation, arguments, recipe, task, on_scores, stop, resume, group, describe_texts: see
             `bertsmith.training.trainer.fit`, which also raises the errors.
     """
-
-    def fit_head() -> None:
-        n_labels = loaded.model.config.num_labels
-        initialize_head(loaded, task.fit_head(embed(loaded, train.tokens), train.labels, n_labels))
-
     if recipe.contrastive == "first" and resume is None:
         stage = recipe.contrastive_stage(len(train))
         schedule = schedule_arguments(config.set)
@@ -77,7 +72,7 @@ def fine_tune(
             user_arguments=own,
             describe_texts=describe_texts,
         )
-        fit_head()
+        fit_head(loaded, task, train.tokens, train.labels)
     finished = fit(
         loaded,
         train,
@@ -94,5 +89,5 @@ def fine_tune(
         describe_texts=describe_texts,
     )
     if recipe.contrastive == "only":
-        fit_head()
+        fit_head(loaded, task, train.tokens, train.labels)
     return finished

@@ -23,8 +23,7 @@ from bertsmith.workflows.prepare import (
     MAX_EMBEDDED_TEXTS,
     check_effort,
     choose_recipe,
-    embed,
-    initialize_head,
+    fit_head,
     prepare_inputs,
     sample_texts,
 )
@@ -54,8 +53,7 @@ def fit_in_memory(table: Table, config: Config) -> Classifier:
     if loaded.mean_pooling:
         most = len(rows) if config.effort == "quick" else MAX_EMBEDDED_TEXTS
         chosen = rows[sample_texts(data.codes[rows], most, task=task, seed=config.seed)]
-        embeddings = embed(loaded, inputs.tokens.take(chosen))
-        initialize_head(loaded, task.fit_head(embeddings, data.targets[chosen], len(data.labels)))
+        fit_head(loaded, task, inputs.tokens.take(chosen), data.targets[chosen])
     recipe = choose_recipe(config, task, loaded, inputs.train, validates=not few)
     arguments = training_arguments(
         recipe, config, Path(gettempdir()), loaded.device, task=task, saves=False, validates=not few

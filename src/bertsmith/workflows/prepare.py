@@ -259,6 +259,11 @@ def initialize_head(loaded: Loaded, regression: LinearModel | None) -> None:
         pooling.set_head(loaded.model, regression.weight, regression.bias)
 
 
+def fit_head(loaded: Loaded, task: Task, tokens: Tokens, targets: np.ndarray) -> None:
+    """Fit the head of a model with mean pooling as a regression on `embed` of n texts, with targets of shape (n, …)."""
+    initialize_head(loaded, task.fit_head(embed(loaded, tokens), targets, loaded.model.config.num_labels))
+
+
 def sample_texts(codes: np.ndarray, size: int, *, task: Task, seed: int) -> np.ndarray:
     """Sample texts, and return their positions in ascending order.
 

@@ -28,7 +28,6 @@ from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import training_arguments
 from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group
 from bertsmith.training.recipe import Recipe
-from bertsmith.training.steps import check_memory
 from bertsmith.training.timing import estimate_seconds
 from bertsmith.training.trainer import fit
 from bertsmith.workflows.ablation import compare_columns
@@ -146,7 +145,6 @@ def train_into(
         observe(prepared)
         group.broadcast((recipe, checkpoint))
         with record_failure(run, phases):
-            check_memory(loaded, inputs.train, inputs.validation)
             with phases.timed("baseline"):
                 is_model = not recipe.epochs
                 frozen = FrozenEmbeddings.embed(task, loaded, tables, tokens, config.seed, is_model=is_model)

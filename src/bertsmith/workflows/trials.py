@@ -10,14 +10,16 @@ from pathlib import Path
 from tempfile import gettempdir
 
 import numpy as np
+import torch
 
+from bertsmith.compute.device import choose_precision
 from bertsmith.config import Config
-from bertsmith.data.table import Table
+from bertsmith.data.table import Labels, Table
 from bertsmith.data.template import texts_of
 from bertsmith.errors import ConfigError
 from bertsmith.events import Evaluated, Event
+from bertsmith.inference.classifier import Classifier
 from bertsmith.model import checkpoint
-from bertsmith.model.batch import TokenBatch
 from bertsmith.model.load import Loaded
 from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.base import Task
@@ -44,7 +46,7 @@ OnScore = Callable[[float, float], None]
 
 @dataclass
 class TrialData:
-    """The texts that all trials share, and their token ids by model.
+    """The texts that all trials share, and their token ids by model and by whether they are truncated.
 
     Attributes:
         train, validation: the texts.
@@ -56,7 +58,7 @@ class TrialData:
     validation: Table
     folds: np.ndarray | None = None
     soft_labels: np.ndarray | None = None
-    _tokens: dict[str, Tokens] = field(default_factory=dict)
+    _tokens: dict[tuple[str, bool], Tokens] = field(default_factory=dict)
     _embeddings: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     @cached_property
@@ -74,18 +76,11 @@ class TrialData:
         found = checkpoint.resolve(config.model, allow_pickle=config.allow_pickle)
         texts = [text for part in (self.train, self.validation) for text in texts_of(part.frame)]
         train = np.arange(len(texts)) < len(self.train)
-        task = self.task
+        task, template, encoded = self.task, self.train.columns.template, (config.model, config.long == "truncate")
         loaded, tokens = prepare_model(
-            found,
-            config,
-            task,
-            self.train.labels,
-            texts,
-            train,
-            self._tokens.get(config.model),
-            template=self.train.columns.template,
+            found, config, task, self.train.labels, texts, train, self._tokens.get(encoded), template=template
         )
-        self._tokens[config.model] = tokens
+        self._tokens[encoded] = tokens
         targets = np.concatenate([self.train.targets, self.validation.targets])
         if fold is not None and self.folds is not None:
             train = self.folds != fold
@@ -223,7 +218,7 @@ def _fit(
     return TrialResult(
         score=score,
         curve=curve,
-        latency=_measure_latency(loaded, validation) if measure_latency else None,
+        latency=_measure_latency(loaded, validation.tokens, data.train.labels, task) if measure_latency else None,
         loaded=loaded if fold is None else None,
     )
 
@@ -250,17 +245,15 @@ def with_evaluation_steps(config: Config, data: TrialData, batch_size: int) -> C
     return config.model_copy(update={"set": {**config.set, "eval_strategy": "steps", "eval_steps": steps}})
 
 
-def _measure_latency(loaded: Loaded, texts: TokenDataset) -> float:
-    """Return the median milliseconds for a single text, from token ids on the device to logits on the CPU."""
-    import torch
-
-    loaded.model.eval()
+def _measure_latency(loaded: Loaded, tokens: Tokens, labels: Labels, task: Task) -> float:
+    """Return the median milliseconds of a prediction for a single text, from token ids to logits."""
+    classifier = Classifier(loaded, labels, task)
+    if choose_precision(loaded.device)[0] == "bf16":
+        classifier.set_dtype(torch.bfloat16)
     seconds = []
-    with torch.inference_mode():
-        for i in range(LATENCY_WARMUP + LATENCY_TEXTS):
-            padded = TokenBatch(**texts.__getitems__([i % len(texts)])).pad(loaded.padding, pad_to_multiple_of=1)
-            inputs = {name: padded[name].to(loaded.device) for name in ("input_ids", "attention_mask")}
-            start = time.perf_counter()
-            loaded.model(**inputs).logits.cpu()
-            seconds.append(time.perf_counter() - start)
+    for i in range(LATENCY_WARMUP + LATENCY_TEXTS):
+        text = tokens.take(np.array([i % len(tokens)]))
+        start = time.perf_counter()
+        classifier.logits_of(text)
+        seconds.append(time.perf_counter() - start)
     return 1000 * float(np.median(seconds[LATENCY_WARMUP:]))
