@@ -2,12 +2,15 @@ import inspect
 import json
 import math
 import re
+import time
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from transformers import Trainer
+from transformers import Trainer, TrainerControl, TrainerState
 
 from bertsmith.compute import threads
 from bertsmith.config import Config, TrainConfig
@@ -21,7 +24,9 @@ from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import ARCHITECTURES, tiny_model
 from bertsmith.training.arguments import argument_problems, training_arguments
+from bertsmith.training.callback import EventCallback
 from bertsmith.training.data import TokenDataset
+from bertsmith.training.distributed import SINGLE_PROCESS
 from bertsmith.training.engine import Engine
 from bertsmith.training.optimizer import lr_factors, set_param_groups
 from bertsmith.training.recipe import choose, choose_precision
@@ -430,3 +435,27 @@ def test_the_private_methods_of_the_trainer_are_those_that_are_overridden(name):
 def test_no_other_private_method_of_the_trainer_is_overridden():
     ours = {name for cls in (Engine, ResumableTrainer) for name in vars(cls) if hasattr(Trainer, name)}
     assert {name for name in ours if name.startswith("_") and not name.startswith("__")} == set(OVERRIDDEN)
+
+
+@pytest.mark.parametrize(("at_epoch_end", "saves_anyway"), [(False, False), (True, False), (True, True)])
+def test_an_interruption_saves_one_checkpoint_at_any_step(at_epoch_end, saves_anyway):
+    """At the end of an epoch, after the evaluation."""
+    callback = EventCallback(lambda event: None, stop=lambda: True)
+    callback.engine, callback.saved_at = MagicMock(at_epoch_end=at_epoch_end, group=SINGLE_PROCESS), time.monotonic()
+    callback.engine.meter.texts_per_second = 1.0
+    args, state, control = SimpleNamespace(save_strategy="steps"), TrainerState(global_step=6), TrainerControl()
+    saved = []
+
+    def save_if_due(when):
+        if control.should_save:
+            saved.append(when)
+            control.should_save = False
+            callback.on_save(args, state, control)
+
+    control.should_save = saves_anyway
+    callback.on_step_end(args, state, control)
+    save_if_due("at the step")
+    callback.on_epoch_end(args, state, control)
+    save_if_due("after the epoch")
+    assert callback.interrupted
+    assert saved == ["after the epoch" if at_epoch_end and not saves_anyway else "at the step"]

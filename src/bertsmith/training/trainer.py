@@ -142,7 +142,7 @@ def fit(
             loaded.model.load_state_dict(callback.initial)
     state = engine.state
     if callback.interrupted:
-        saved = "; a checkpoint is saved" if arguments.save_strategy != "no" else ""
+        saved = "; a checkpoint is saved" if callback.path == engine.checkpoint(state.global_step) else ""
         raise Interrupted(f"stopped after step {state.global_step:,} of {state.max_steps:,}{saved}")
     finished = Finished(
         step=state.global_step,
