@@ -459,3 +459,12 @@ def test_an_interruption_saves_one_checkpoint_at_any_step(at_epoch_end, saves_an
     save_if_due("after the epoch")
     assert callback.interrupted
     assert saved == ["after the epoch" if at_epoch_end and not saves_anyway else "at the step"]
+
+
+@pytest.mark.parametrize(("device", "budget"), [(None, 1024), ("cuda", 1024), ("cpu", 32768)])
+def test_a_gpu_does_not_keep_the_token_budget_of_a_cpu(device, budget):
+    engine = object.__new__(Engine)
+    engine.token_budget, engine.halved, engine.args = 32768, False, SimpleNamespace(device=torch.device("cuda"))
+    state = {"token_budget": 1024, "loss_sum": 0.0, "evaluated_at": 0, "slower": False}
+    engine.restore({**state, "device": device} if device else state)  # older versions did not save the device
+    assert engine.token_budget == budget

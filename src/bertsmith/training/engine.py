@@ -329,6 +329,7 @@ class Engine(ResumableTrainer):
         """Return the state of the engine for a checkpoint."""
         return {
             "token_budget": self.token_budget,
+            "device": self.args.device.type,
             "slower": self.halved,
             "loss_sum": float(self.loss_sum),
             "evaluated_at": self.evaluated_at,
@@ -336,7 +337,9 @@ class Engine(ResumableTrainer):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restore the state that `checkpoint_state` returned."""
-        self.token_budget = min(self.token_budget, state["token_budget"])
+        device = self.args.device.type
+        if state.get("device", device) == device:  # the budget of a CPU would slow down a GPU
+            self.token_budget = min(self.token_budget, state["token_budget"])
         self.loss_sum, self.evaluated_at = state["loss_sum"], state["evaluated_at"]
         if self.halved and not state["slower"]:  # the checkpoint has the original learning rate
             halve_learning_rate(self.optimizer, self.lr_scheduler)
