@@ -16,18 +16,20 @@ from bertsmith.compute import threads
 from bertsmith.config import Config, TrainConfig
 from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, Interrupted
-from bertsmith.events import Evaluated, Finished, Saved, Started, StepDone
+from bertsmith.events import Evaluated, Finished, RolledBack, Saved, Started, StepDone
 from bertsmith.load_config import resolve
 from bertsmith.model import checkpoint, forward
 from bertsmith.model.load import load_model
 from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import ARCHITECTURES, tiny_model
+from bertsmith.training import checkpoints, trainer
 from bertsmith.training.arguments import argument_problems, training_arguments
 from bertsmith.training.callback import EventCallback
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.distributed import SINGLE_PROCESS
 from bertsmith.training.engine import Engine
+from bertsmith.training.nan_guard import NotFiniteError
 from bertsmith.training.optimizer import lr_factors, set_param_groups
 from bertsmith.training.recipe import choose, choose_precision
 from bertsmith.training.resumable import OVERRIDDEN, ResumableTrainer
@@ -459,6 +461,41 @@ def test_an_interruption_saves_one_checkpoint_at_any_step(at_epoch_end, saves_an
     save_if_due("after the epoch")
     assert callback.interrupted
     assert saved == ["after the epoch" if at_epoch_end and not saves_anyway else "at the step"]
+
+
+def test_a_retry_copies_the_checkpoint_to_another_machine_again(tmp_path, monkeypatch):
+    """If the first NaN of a resumed run comes before its next checkpoint."""
+    resume, read, events = tmp_path / "checkpoint-300", [], []
+
+    def share_folder(folder):
+        assert folder == resume
+        copy = folder.with_name(f".{folder.name}.1.part")
+        copy.mkdir()
+        (copy / checkpoints.STATE).write_text(json.dumps(checkpoints._to_json({"slower": False}, {})))
+        return copy
+
+    class Diverging:
+        def __init__(self, *_, **settings):
+            self.state = SimpleNamespace(global_step=310, max_steps=400, epoch=1.0, best_global_step=0, best_metric=0.5)
+            self.args, self.halved = SimpleNamespace(learning_rate=1.0, fp16=False, bf16=False), settings["halved"]
+
+        def train(self, resume_from_checkpoint):
+            read.append(resume_from_checkpoint)
+            if not self.halved:
+                raise NotFiniteError("the loss of step 311", [], [])
+
+    monkeypatch.setattr(trainer, "Engine", Diverging)
+    config = Config(epochs=1)
+    recipe = _choose([10, 10], epochs=1)
+    task = SimpleNamespace(undo_standardisation=lambda model: SimpleNamespace(is_neutral=True))
+    loaded = SimpleNamespace(model=torch.nn.Linear(1, 1), device=CPU)
+    group = SimpleNamespace(share_folder=share_folder)
+    arguments = training_arguments(recipe, config, tmp_path, CPU)
+    given = {"recipe": recipe, "task": task, "emit": events.append, "resume": resume, "group": group}
+    trainer.fit(loaded, [], [], arguments, **given)
+    assert read == [str(tmp_path / ".checkpoint-300.1.part")] * 2
+    assert [e.to_step for e in events if isinstance(e, RolledBack)] == [300]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("device", "budget"), [(None, 1024), ("cuda", 1024), ("cpu", 32768)])

@@ -69,6 +69,11 @@ def load_state(path: Path) -> Any:
     return _from_json(json.loads((path / STATE).read_text(encoding="utf-8")), tensors)
 
 
+def is_slower(path: Path) -> bool:
+    """Return whether the run of a checkpoint has half the original learning rate; reads no tensors."""
+    return bool(dict(json.loads((path / STATE).read_text(encoding="utf-8"))["entries"])["slower"])
+
+
 def rotate(folder: Path, limit: int | None, best: int | None) -> None:
     """Remove old checkpoints.
 
