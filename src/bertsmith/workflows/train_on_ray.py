@@ -240,7 +240,7 @@ def _listening(job: _Job, observe: RunListener, stop: Callable[[], bool]) -> Ite
             yield
         finally:
             ended.set()
-        listener.result()
+            listener.result()
 
 
 def _listen(job: _Job, observe: RunListener, stop: Callable[[], bool], ended: threading.Event) -> None:
@@ -260,6 +260,9 @@ def _listen(job: _Job, observe: RunListener, stop: Callable[[], bool], ended: th
                 return
         except RayError:  # the cluster has ended
             return
+        except Exception:  # of the listener
+            job.stops.put(True)
+            raise
 
 
 def _raise_cause(error: Any) -> None:
