@@ -14,6 +14,7 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
+import torch
 from optuna.trial import TrialState
 from rich.console import Console
 from sqlalchemy.exc import OperationalError
@@ -22,11 +23,21 @@ import bertsmith as bs
 from bertsmith.config import Config
 from bertsmith.data.template import texts_of
 from bertsmith.errors import ConfigError, DeviceError, Interrupted, RunFolderError
-from bertsmith.events import FinalStarted, StorageUnavailable, StudyStarted, TrialEnded, TrialScored, TrialStarted
+from bertsmith.events import (
+    Evaluated,
+    FinalStarted,
+    RolledBack,
+    StorageUnavailable,
+    StudyStarted,
+    TrialEnded,
+    TrialScored,
+    TrialStarted,
+)
 from bertsmith.folders.run import Run
 from bertsmith.inference.classifier import Classifier
 from bertsmith.progress.tuning import TuningProgress, _sparkline
 from bertsmith.report.study import advice
+from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_table
 from bertsmith.training.arguments import argument_problems
 from bertsmith.training.recipe import Recipe
@@ -609,6 +620,26 @@ def test_a_multi_label_trial_counts_the_gain_of_the_thresholds_once(tiny):
     rule, _ = task.fit_rule(test.targets, scores, seed=config.seed)
     assert rule.used
     assert result.score == pytest.approx(task.scalar_metrics(test.targets, scores)["macro_f1"] + rule.gain)
+
+
+def test_the_curve_of_a_trial_leaves_out_the_attempt_before_a_rollback(monkeypatch):
+    def diverge_once(*_, emit, on_scores, **__):
+        for epoch, score in ((1, 0.1), (2, 0.2), (None, 0), (1, 0.3), (2, 0.4)):
+            on_scores(np.eye(3))
+            evaluated = {"epoch": epoch, "metrics": {"macro_f1": score}, "best": True}
+            emit(
+                Evaluated(**dict.fromkeys(field.name for field in dataclasses.fields(Evaluated)) | evaluated)
+                if epoch
+                else RolledBack(3, 0, "", 1e-5)
+            )
+
+    monkeypatch.setattr(trying, "fine_tune", diverge_once)
+    texts = types.SimpleNamespace(labels=np.arange(3))
+    parts = types.SimpleNamespace(device=torch.device("cpu")), texts, texts
+    data = types.SimpleNamespace(folds=None, task=get_task("single-label"), prepare=lambda config, fold: parts)
+    config = Config(decision_rule="off")
+    result = trying.run_trial(data, config, on_score=lambda at, score: None, stop=lambda: False, recipe=RECIPE)
+    assert result.curve == [(1, 0.3), (2, 0.4)]
 
 
 def test_a_journal_needs_no_symbolic_links(tmp_path, monkeypatch):
