@@ -60,7 +60,7 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Report the step, and decide whether to save or stop."""
-        self.engine.meter.lap("optimizer")
+        self.engine.meter.end_step()
         self.emit(StepDone(state.global_step, float(state.epoch or 0), self.engine.meter.texts_per_second))
         is_due = time.monotonic() - self.saved_at > SAVE_SECONDS and self.engine.group.is_main
         is_due, stop = self.engine.group.any(is_due, self.stop())
@@ -107,7 +107,7 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
                 validation_loss=values.pop("loss"),
                 metrics=values,
                 learning_rate=float(lr_scheduler.get_last_lr()[0]),
-                **engine.meter.metrics(),
+                texts_per_second=engine.meter.texts_per_second,
                 seconds=time.perf_counter() - self.start,
                 best=self.is_best,
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -15,10 +14,9 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
 from bertsmith.compute import threads
-from bertsmith.compute.machine import cores
 from bertsmith.compute.memory import MIN_TOKEN_BUDGET, retry_on_out_of_memory
-from bertsmith.compute.system import load_average, trim_memory
-from bertsmith.events import Compiling, MemoryExceeded, Slowed
+from bertsmith.compute.system import trim_memory
+from bertsmith.events import Compiling, MemoryExceeded
 from bertsmith.model import forward, windows
 from bertsmith.model.batch import PackedBatch, TokenBatch, to_device
 from bertsmith.model.dropout import Dropout
@@ -35,7 +33,7 @@ from bertsmith.training.optimizer import halve_learning_rate, set_param_groups
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.resumable import ResumableTrainer
 from bertsmith.training.steps import longest_text, plan_steps
-from bertsmith.training.timing import SlowdownDetector, StepMeter
+from bertsmith.training.timing import StepMeter
 
 if TYPE_CHECKING:
     from bertsmith.tasks.base import Task
@@ -81,7 +79,7 @@ class Engine(ResumableTrainer):
         self.plan = plan = plan_steps(loaded, train, longest_text(train, validation), arguments, recipe, self.emit)
         self.token_budget, self.memory_limit = plan.token_budget, plan.memory_limit
         self.sampler = EpochSampler(len(train), arguments, lambda: self.state.global_step, plan.probabilities)
-        self.meter, self.guard, self._slowdown = StepMeter(), NanGuard(self), SlowdownDetector()
+        self.meter, self.guard = StepMeter(), NanGuard(self)
         self.loss_sum: torch.Tensor | float = 0.0
         self.evaluated_at, self.compiled = 0, False
         self.replicas: list[Any] = []
@@ -172,8 +170,6 @@ class Engine(ResumableTrainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Add the gradient of a batch to the gradients, and return its share of the loss of the step."""
-        self.meter.lap("data")
-        start = time.perf_counter()
         step, index = self._position
         self._position = (self.state.global_step, index + 1 if step == self.state.global_step else 0)
         if self.graphs is not None and not self._position[1]:
@@ -203,15 +199,9 @@ class Engine(ResumableTrainer):
         loss = self.group.all_reduce(loss)
         self.guard.add(self._position, batch, loss)
         self.loss_sum = self.loss_sum + loss
-        seconds = time.perf_counter() - start
+        self.meter.texts += len(batch)
         if self.memory_limit is not None:
             self.memory_limit = trim_memory(self.memory_limit)
-        tokens = len(batch.input_ids) * (2 if self.step_loss.consistency else 1)
-        self.meter.add_batch(len(batch), tokens, workers=self.plan.workers, processes=self.group.size)
-        # The duration of a step on a GPU is unknown.
-        slowdown = self._slowdown.update(seconds, tokens) if self.args.device.type == "cpu" else None
-        if slowdown is not None:
-            self.emit(Slowed(self.state.global_step, slowdown, load_average(), cores()))
         return loss
 
     def _add_gradients(self, model: Any, batch: TokenBatch, n_texts: Any, budget: int) -> torch.Tensor:
@@ -251,7 +241,6 @@ class Engine(ResumableTrainer):
             loss: torch.Tensor = run_step(model, {**inputs, "batch": batch, "labels": labels}, n_texts)
             return loss
 
-        self.meter.micro_batch_tokens.append(len(batch.input_ids) if self.plan.packed else len(part) * part.longest)
         if self.graphs is not None and n_parts == 1:
             return self.graphs.run(batch, labels, step, self.args.device, self._max_seqlen, key=n_texts)
         # Replicas get gradients of their own; recomputed layers can add to a gradient several times.
@@ -300,12 +289,10 @@ class Engine(ResumableTrainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """Return the share of a micro-batch in the loss of the step."""
-        start = time.perf_counter()
         loss_of = inputs["loss_of"] or partial(
             self.step_loss, labels=inputs["labels"], num_items_in_batch=num_items_in_batch
         )
         loss: torch.Tensor = loss_of(self._outputs(model, inputs))
-        self.meter.forward_seconds.append(time.perf_counter() - start)
         return loss
 
     def _autocast(self) -> torch.autocast:
