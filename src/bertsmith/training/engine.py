@@ -26,7 +26,7 @@ from bertsmith.model.outputs import compute_logits, with_layer_dtype
 from bertsmith.training import cuda_graphs
 from bertsmith.training.contrastive import PartLoss, part_losses
 from bertsmith.training.data import EpochSampler, TokenDataset
-from bertsmith.training.distributed import SINGLE_PROCESS, GradientSum, ProcessGroup
+from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup
 from bertsmith.training.losses import StepLoss
 from bertsmith.training.nan_guard import NanGuard, NotFiniteError
 from bertsmith.training.optimizer import halve_learning_rate, set_param_groups
@@ -100,7 +100,6 @@ class Engine(ResumableTrainer):
         self.remove_callback(ProgressCallback)
         callback.engine = self
         self.table_gradients = TableGradients(loaded.model)
-        self.gradient_sum = GradientSum(group, loaded.model.parameters())
         self.graphs = cuda_graphs.CudaGraphs(loaded.model) if plan.use_cuda_graphs else None
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -194,7 +193,7 @@ class Engine(ResumableTrainer):
             on_retry=reset_gradients,
         )
         if self.accelerator.sync_gradients:
-            self.gradient_sum.finish()  # before other sums, because the backward pass has begun this one
+            self.group.sum_gradients(model.parameters())
         self.table_gradients.keep()
         loss = self.group.all_reduce(loss)
         self.guard.add(self._position, batch, loss)
@@ -243,11 +242,7 @@ class Engine(ResumableTrainer):
 
         if self.graphs is not None and n_parts == 1:
             return self.graphs.run(batch, labels, step, self.args.device, self._max_seqlen, key=n_texts)
-        # Replicas get gradients of their own; recomputed layers can add to a gradient several times.
-        direct = (self.plan.workers == 1 or n_parts == 1) and not self.args.gradient_checkpointing
-        last = self.accelerator.sync_gradients and index == n_parts - 1
-        with self.gradient_sum.overlap() if direct and last else nullcontext():
-            return step(batch, labels)
+        return step(batch, labels)
 
     def _inputs(self, part: TokenBatch, index: int) -> dict[str, Any]:
         """Return the inputs of `compute_loss` for a micro-batch, whose tokens are still on the host."""
