@@ -240,14 +240,13 @@ def test_a_process_stays_in_its_group(monkeypatch):
         assert rank_and_world_size() == (1, 2)
 
 
-def test_a_process_on_the_cpu_ignores_the_gpus(monkeypatch):
-    backends = []
+def test_processes_exchange_flags_without_the_gpus(monkeypatch):
+    backends, sent = [], []
     monkeypatch.setattr(distributed, "_joined", SINGLE_PROCESS)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: backends.append(backend))
-    monkeypatch.setattr(torch.distributed, "get_backend", lambda: backends[-1])
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: sent.append(tensor.device))
     monkeypatch.setattr(distributed.atexit, "register", lambda function: None)
     for name, value in {"TORCHELASTIC_RUN_ID": "1", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
@@ -255,6 +254,13 @@ def test_a_process_on_the_cpu_ignores_the_gpus(monkeypatch):
     assert group == ProcessGroup(1, 2)
     assert backends == ["gloo"]
     assert group.any(True, False) == (True, False)
+    monkeypatch.setattr(distributed, "_joined", SINGLE_PROCESS)
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert init_process_group().any(False) == (False,)
+    assert backends == ["gloo", distributed.GPU_BACKENDS]
+    assert sent == [torch.device("cpu")] * 2  # no step waits for the GPU
 
 
 def test_texts_are_distributed_by_length():

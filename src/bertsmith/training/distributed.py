@@ -27,6 +27,8 @@ SENT_ALONE = 2**16
 """Minimum number of elements of a gradient in a separate message. Smaller ones are 0.1 % of those of BERT-Base."""
 SHARED_BYTES = 2**26
 """Maximum number of bytes of a file per message to the other processes."""
+GPU_BACKENDS = "cpu:gloo,cuda:nccl"
+"""NCCL sums gradients, Gloo the flags and messages of each step, so that no step waits for the GPU."""
 TIMEOUT = timedelta(days=7)
 """Processes wait while the main one scores. If one dies, torchrun ends all."""
 
@@ -92,10 +94,9 @@ class ProcessGroup:
         if self.size == 1:
             return flags
         import torch
-        import torch.distributed as dist
 
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        return tuple((self.all_reduce(torch.tensor(flags, dtype=torch.int32, device=device)) > 0).tolist())
+        # On the CPU: reading a sum on a GPU would wait for the step.
+        return tuple((self.all_reduce(torch.tensor(flags, dtype=torch.int32)) > 0).tolist())
 
     def broadcast(self, value: Any) -> Any:
         """Return the main process's value in all processes."""
@@ -179,7 +180,7 @@ def init_process_group(device: str = "auto") -> ProcessGroup:
             )
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[local_rank]  # before CUDA is initialized
-    dist.init_process_group("nccl" if gpus else "gloo", rank=rank, world_size=size, timeout=TIMEOUT)
+    dist.init_process_group(GPU_BACKENDS if gpus else "gloo", rank=rank, world_size=size, timeout=TIMEOUT)
     atexit.register(dist.destroy_process_group)  # otherwise its threads crash at exit
     _joined = ProcessGroup(rank, size)
     return _joined

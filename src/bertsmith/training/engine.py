@@ -143,8 +143,7 @@ class Engine(ResumableTrainer):
         )
         table = torch.zeros(len(batch), logits.shape[1])
         table[share] = torch.from_numpy(logits).float()
-        if self.group.size > 1:
-            table = self.group.all_reduce(to_device(table, self.args.device)).cpu()
+        table = self.group.all_reduce(table)
         if not bool(table.isfinite().all()):
             raise NotFiniteError(f"a logit of the validation texts at step {self.state.global_step:,}", [], [])
         targets, scores = batch.labels.numpy(), self.task.scores(table.numpy())
