@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import random
 import shutil
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file, save_model
 
 from bertsmith.compute.system import LOCKS_OPEN_FILES
 from bertsmith.errors import TrainingError, write_error
-from bertsmith.folders.atomic import RESUME_REMEDY, is_intact, replaced_folder, seal
+from bertsmith.folders.atomic import RESUME_REMEDY, replaced_folder, seal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,7 +34,7 @@ def save(
     state: Mapping[str, Any],
     write: Callable[[Path], None],
 ) -> None:
-    """Write a checkpoint atomically, seal it with checksums, and read it back.
+    """Write a checkpoint atomically, and seal it with checksums.
 
     Args:
         path: the checkpoint folder; an existing one is replaced.
@@ -56,9 +55,6 @@ def save(
         save_file(tensors, folder / TENSORS)
         write(folder)
         seal(folder)
-    with _output_errors(path):
-        if not is_intact(path):
-            raise OSError(errno.EIO, "the files differ from what was written", str(path))
 
 
 def load_state(path: Path) -> Any:
