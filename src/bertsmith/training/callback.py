@@ -7,13 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from bertsmith.events import Collapsed, Evaluated, Listener, Saved, Started, StepDone
 
 if TYPE_CHECKING:
-    import torch
-
     from bertsmith.training.engine import Engine
 
 SAVE_SECONDS = 300.0
@@ -57,6 +56,10 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
             self.best = (_sign(args) * state.best_metric, -losses.get(state.best_global_step, float("inf")))
         contrastive = self.engine.recipe.contrastive == "only"
         self.emit(Started(state.global_step, state.max_steps, args.num_train_epochs, contrastive))
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Seed the order of the texts, for samplers of transformers."""
+        torch.manual_seed(args.seed + self.engine.sampler.epoch_and_batch(state.global_step)[0])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Report the step, and decide whether to save or stop."""

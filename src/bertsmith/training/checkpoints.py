@@ -1,16 +1,14 @@
-"""Training checkpoints: model, optimizer, scheduler and random numbers as plain data, without pickle."""
+"""Training checkpoints: model, optimizer and scheduler as plain data, without pickle."""
 
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file, save_model
@@ -39,7 +37,7 @@ def save(
     Args:
         path: the checkpoint folder; an existing one is replaced.
         model, tokenizer: saved as a plain Hugging Face checkpoint.
-        state: training state: tensors, arrays, numbers and strings in nested mappings, tuples and lists.
+        state: training state: tensors, numbers and strings in nested mappings, tuples and lists.
         write: writes more files into the folder.
 
     Raises:
@@ -90,31 +88,6 @@ def rotate(folder: Path, limit: int | None, best: int | None) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def random_state() -> dict[str, Any]:
-    """Return the state of all random number generators: Python, NumPy, and torch on all devices."""
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(legacy=False),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
-        "xpu": torch.xpu.get_rng_state_all() if torch.xpu.is_available() else [],
-    }
-
-
-def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Restore the state that `random_state` returned."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    if torch.backends.mps.is_available() and state["mps"]:
-        torch.mps.set_rng_state(state["mps"][0])
-    if torch.xpu.is_available() and len(state.get("xpu", [])) == torch.xpu.device_count():
-        torch.xpu.set_rng_state_all(state["xpu"])
-
-
 @contextmanager
 def _output_errors(path: Path) -> Iterator[None]:
     try:
@@ -129,16 +102,12 @@ def _to_json(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
         name = str(len(tensors))
         tensors[name] = value.detach().cpu().contiguous()
         return {"tensor": name}
-    if isinstance(value, np.ndarray):
-        return {"array": value.tolist(), "dtype": value.dtype.str}
     if isinstance(value, Mapping):
         return {"entries": [[_to_json(k, tensors), _to_json(v, tensors)] for k, v in value.items()]}
     if isinstance(value, tuple):
         return {"tuple": [_to_json(v, tensors) for v in value]}
     if isinstance(value, list):
         return [_to_json(v, tensors) for v in value]
-    if isinstance(value, np.generic):
-        return value.item()
     if value is None or isinstance(value, str | int | float):
         return value
     raise TrainingError(
@@ -154,8 +123,8 @@ def _from_json(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         return value
     if "tensor" in value:
         return tensors[value["tensor"]]
-    if "array" in value:
-        return np.array(value["array"], dtype=value["dtype"])
+    if "array" in value:  # random numbers of an older version
+        return None
     if "tuple" in value:
         return tuple(_from_json(v, tensors) for v in value["tuple"])
     return {_from_json(k, tensors): _from_json(v, tensors) for k, v in value["entries"]}

@@ -46,10 +46,9 @@ class Engine(ResumableTrainer):
     """The training loop.
 
     Batches are split into micro-batches by a token budget, which is halved when memory runs out. Order and dropout
-    depend only on seed, epoch and step, so a run can be resumed from any step. With a training argument
-    train_sampling_strategy other than random, a run resumed within an epoch can draw another order. Batches are created
-    and split on the host. With CUDA, a fused AdamW, and bf16 or fp32, steps do not synchronize: losses stay on the
-    device, and errors follow in the next step.
+    depend only on seed, epoch and step, so a run can be resumed from any step. Batches are created and split on the
+    host. With CUDA, a fused AdamW, and bf16 or fp32, steps do not synchronize: losses stay on the device, and errors
+    follow in the next step.
 
     Args:
         halved: whether ``arguments`` have half the original learning rate, after a number that was not finite.
