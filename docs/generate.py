@@ -202,7 +202,6 @@ _STUDY = """## A study
 | `best/` | the winner, as a run folder |
 | `defaults/` | the run with the default settings and the same flags; absent if the defaults won |
 | `best.toml` | the settings of the winner, for `bertsmith train --config` |
-| `best_trial/` | the checkpoint of the best trial so far; absent with `--cv` |
 | `study.json` | settings, search space, trials and result |
 | `journal.log` | the study in Optuna's format; absent with `--storage` |
 | `tensorboard/` | event files of `tune --track tensorboard` |

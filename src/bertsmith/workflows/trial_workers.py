@@ -17,8 +17,6 @@ from bertsmith.compute.machine import cores, use_cores
 from bertsmith.config import Config
 from bertsmith.errors import ConfigError, Interrupted, UserError
 from bertsmith.events import StorageUnavailable, StudyListener, TrialEnded, TrialScored, TrialStarted
-from bertsmith.folders import atomic
-from bertsmith.folders.study import Study
 from bertsmith.tuning.config import LATENCY, OBJECTIVES, StudyConfig
 from bertsmith.tuning.space import Space, with_values
 from bertsmith.tuning.store import ERROR, Store, TakenOverError, ignore_optuna_warnings, is_done
@@ -156,13 +154,8 @@ def _run_claimed(
             return "cut short", (), "the time limit was reached; the same command runs the trial again"
         raise
     values = (result.score, float(result.latency or 0))[: len(objectives)]
-    with store.lock:
-        best = max(map(primary_score, store.trials))
-        if result.loaded is not None and result.score > best:
-            with atomic.replaced_folder(Study(search.folder).best_trial) as folder:
-                result.loaded.save(folder)
-        store.set_attributes(trial, seconds=time.perf_counter() - start, curve=result.curve)
-        store.tell(trial, TrialState.COMPLETE, values)
+    store.set_attributes(trial, seconds=time.perf_counter() - start, curve=result.curve)
+    store.tell(trial, TrialState.COMPLETE, values)
     return "complete", values, ""
 
 
