@@ -616,6 +616,39 @@ def test_a_multi_label_trial_counts_the_gain_of_the_thresholds_once(tiny):
     assert result.score == pytest.approx(task.scalar_metrics(test.targets, scores)["macro_f1"] + rule.gain)
 
 
+def test_a_stopped_search_does_not_wait_for_an_unavailable_storage(tmp_path):
+    def unavailable():
+        raise OperationalError("SELECT 1", {}, Exception("server closed the connection"))
+
+    store = _store(tmp_path, stop=lambda: True)
+    assert store.retry(lambda: 3) == 3
+    with pytest.raises(Interrupted):
+        store.retry(unavailable)
+
+
+def test_workers_that_do_not_end_are_killed(monkeypatch):
+    class Busy:
+        exitcode = None
+
+        def __init__(self, **_):
+            self.calls = []
+            workers.append(self)
+
+        def __getattr__(self, name):
+            return lambda *given: self.calls.append(name)
+
+        def is_alive(self):
+            return True
+
+    workers = []
+    monkeypatch.setattr("multiprocessing.get_context", lambda method: types.SimpleNamespace(Process=Busy))
+    monkeypatch.setattr(trial_workers, "POLL_SECONDS", 0)
+    search = types.SimpleNamespace(study_config=types.SimpleNamespace(jobs=2, cv=None))
+    with pytest.raises(Interrupted):
+        trial_workers.run_workers(types.SimpleNamespace(trials=[]), search, lambda event: None, lambda: True)
+    assert [worker.calls for worker in workers] == [["start", "terminate", "join", "kill", "join"]] * 2
+
+
 def test_a_finished_trial_does_not_wait_for_other_workers(tmp_path, monkeypatch):
     """Without heartbeats, another machine would repeat it."""
     result = trying.TrialResult(0.5, [(1.0, 0.5)], None, None)
