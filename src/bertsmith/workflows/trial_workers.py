@@ -250,7 +250,8 @@ def run_worker(search: Search) -> None:
     """Run trials in a worker process, with a share of the cores, until enough are done or the parent has ended."""
     import torch
 
-    stopped, parent = [], multiprocessing.parent_process()
+    stopped: list[bool] = []
+    parent = multiprocessing.parent_process()
 
     def stop() -> bool:
         return bool(stopped) or has_ended(parent)
