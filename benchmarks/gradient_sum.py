@@ -7,8 +7,7 @@ Each process computes the gradient of its tokens with one thread. The ways alter
 - "none" does not sum;
 - "flat" sums a copy of all gradients;
 - "each" sums each gradient in place;
-- "bertsmith" is `GradientSum`, which sums gradients during the backward pass;
-- "after" is `GradientSum` after the backward pass;
+- "bertsmith" sums large gradients in place, and a copy of the small ones;
 - "DDP" is `DistributedDataParallel`, which sums buckets of 25 MB during the backward pass.
 """
 
@@ -20,7 +19,6 @@ import socket
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -28,7 +26,7 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BertConfig, BertForSequenceClassification
 
-from bertsmith.training.distributed import GradientSum, ProcessGroup
+from bertsmith.training.distributed import ProcessGroup
 
 SHAPES = {
     "bert-base": {},
@@ -57,16 +55,15 @@ def work(rank: int, processes: int, port: int, shape: str, sizes: list[int], rou
     torch.manual_seed(0)
     model = BertForSequenceClassification(BertConfig(**SHAPES[shape]))
     parameters = list(model.parameters())
-    gradients = GradientSum(ProcessGroup(rank, processes), parameters)
+    group = ProcessGroup(rank, processes)
     if rank == 0:
         print(f"{shape}: {sum(p.numel() for p in parameters):,} parameters, {processes} processes")
-    ways: dict[str, tuple[torch.nn.Module, Callable[[], AbstractContextManager[None]], Callable[[], None]]] = {
-        "none": (model, nullcontext, lambda: None),
-        "flat": (model, nullcontext, lambda: _sum_flat(parameters)),
-        "each": (model, nullcontext, lambda: _sum_each(parameters)),
-        "after": (model, nullcontext, gradients.finish),
-        "bertsmith": (model, gradients.overlap, gradients.finish),
-        "DDP": (DistributedDataParallel(model, gradient_as_bucket_view=True), nullcontext, lambda: None),
+    ways: dict[str, tuple[torch.nn.Module, Callable[[], None]]] = {
+        "none": (model, lambda: None),
+        "flat": (model, lambda: _sum_flat(parameters)),
+        "each": (model, lambda: _sum_each(parameters)),
+        "bertsmith": (model, lambda: group.sum_gradients(parameters)),
+        "DDP": (DistributedDataParallel(model, gradient_as_bucket_view=True), lambda: None),
     }
     for tokens in sizes:
         ids = torch.randint(1000, (tokens // WIDTH, WIDTH), generator=torch.Generator().manual_seed(rank))
@@ -77,21 +74,20 @@ def work(rank: int, processes: int, port: int, shape: str, sizes: list[int], rou
         for turn in range(rounds + 1):
             names = list(ways)
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                called, context, finish = ways[name]
+                called, finish = ways[name]
                 for p in parameters:
                     p.grad = None
                 model.eval()  # no dropout, so that the sums can be compared
                 dist.barrier()
                 start, cpu_start = time.perf_counter(), time.process_time()
-                with context():
-                    called(input_ids=ids, labels=labels).loss.backward()
+                called(input_ids=ids, labels=labels).loss.backward()
                 finish()
                 dist.barrier()
                 if turn:  # the first round warms up
                     seconds[name].append(time.perf_counter() - start)
                     cpu[name].append(time.process_time() - cpu_start)
                 sums[name] = torch.stack([p.grad.norm() for p in parameters]) * (processes if name == "DDP" else 1)
-        for name in ("each", "after", "bertsmith", "DDP"):
+        for name in ("each", "bertsmith", "DDP"):
             torch.testing.assert_close(sums[name], sums["flat"], rtol=1e-3, atol=1e-5)
         if rank == 0:
             print(f"{tokens} tokens in each process")

@@ -202,7 +202,6 @@ _STUDY = """## A study
 | `best/` | the winner, as a run folder |
 | `defaults/` | the run with the default settings and the same flags; absent if the defaults won |
 | `best.toml` | the settings of the winner, for `bertsmith train --config` |
-| `best_trial/` | the checkpoint of the best trial so far; absent with `--cv` |
 | `study.json` | settings, search space, trials and result |
 | `journal.log` | the study in Optuna's format; absent with `--storage` |
 | `tensorboard/` | event files of `tune --track tensorboard` |
@@ -455,9 +454,6 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "metrics": "two metrics on validation, one of them primary: accuracy and macro-F1, for example",
             "learning_rate": "learning rate at this step",
             "texts_per_second": "training texts per second since the last evaluation",
-            "tokens_per_second": "training tokens per second since the last evaluation",
-            "padding": "share of the computed tokens that were padding",
-            "shares": "shares of the time for `data`, `forward`, `backward` and `optimizer`",
             "seconds": "seconds since training began",
             "best": "whether this is the best value of the primary metric so far",
         },

@@ -80,8 +80,7 @@ class Evaluated:
     Attributes:
         train_loss, validation_loss: means over the steps since the last evaluation, and over the validation texts.
         metrics: validation metrics by name.
-        texts_per_second, tokens_per_second, padding: training speed, and share of padding, since the last evaluation.
-        shares: share of the training time of ``data``, ``forward``, ``backward`` and ``optimizer``.
+        texts_per_second: training speed since the last evaluation.
         seconds: time since training began.
         best: whether the primary metric is the best so far.
     """
@@ -93,9 +92,6 @@ class Evaluated:
     metrics: dict[str, float]
     learning_rate: float
     texts_per_second: float
-    tokens_per_second: float
-    padding: float
-    shares: dict[str, float]
     seconds: float
     best: bool
 
@@ -155,16 +151,6 @@ class MemoryLimited:
 
     token_budget: int
     free: int
-
-
-@dataclass(frozen=True)
-class Slowed:
-    """A token takes ``times`` as long as at the beginning; ``load`` is the load average, or ``None`` if unknown."""
-
-    step: int
-    times: float
-    load: float | None
-    cores: int
 
 
 @dataclass(frozen=True)
@@ -335,7 +321,7 @@ class TrackingFailed:
     why: str
 
 
-_Incident = Slowed | CheckpointsDamaged | Collapsed | MemoryLimited | MemoryExceeded | RolledBack | Compiling
+_Incident = CheckpointsDamaged | Collapsed | MemoryLimited | MemoryExceeded | RolledBack | Compiling
 Event = Started | StepDone | Evaluated | Saved | FoldStarted | FoldDone | Finished | _Incident
 _Later = Scoring | Scored | AblationStarted | RunFinished | TrackingFailed
 RunEvent = SeedStarted | CheckpointChosen | Prepared | TrainingEstimated | Event | _Later

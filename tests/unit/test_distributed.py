@@ -19,16 +19,10 @@ from bertsmith.compute import batching
 from bertsmith.errors import DeviceError
 from bertsmith.events import Saved, Started
 from bertsmith.folders.run import open_run
-from bertsmith.model.gradients import embedding_lookup
 from bertsmith.testing import tiny_table
 from bertsmith.training import distributed
-from bertsmith.training.distributed import (
-    SINGLE_PROCESS,
-    GradientSum,
-    ProcessGroup,
-    init_process_group,
-    rank_and_world_size,
-)
+from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group, rank_and_world_size
+from bertsmith.training.engine import Engine
 from tests.conftest import FAST, weights_of
 from tests.processes import Command
 
@@ -57,28 +51,22 @@ def _command(table, output, tiny, *more):
     return ["train", str(table), "-o", str(output), "--model", str(tiny), *FLAGS, *epochs, *more]
 
 
-def _send_all_alone():
-    """Send each gradient during the backward pass; otherwise, those of a tiny model share one message at its end."""
-    distributed.SENT_ALONE = 1
-
-
 def _run_out_of_memory():
-    """As `_send_all_alone`. Process 1 has more micro-batches, and runs out of memory once during a backward pass."""
-    _send_all_alone()
+    """Process 1 has more micro-batches, and runs out of memory once in a step."""
     batching.TOKEN_BUDGETS["cpu"] = 64
     if os.environ["RANK"] == "0":
         return
     batching.TOKEN_BUDGETS["cpu"] = 32
-    send, failed = GradientSum._send_ready, []
+    inputs, called = Engine._inputs, []
 
-    def limited(self, position, parameter):
-        send(self, position, parameter)
-        if not failed and len(self._sent) == len(self.large) // 2:
-            failed.append(self)
-            os.write(2, b"half of the gradients are sent, then no memory\n")  # sys.stderr is silent
+    def limited(self, part, index):
+        called.append(index)
+        if len(called) == 6:
+            os.write(2, b"then no memory\n")  # sys.stderr is silent
             raise torch.OutOfMemoryError("out of memory")
+        return inputs(self, part, index)
 
-    GradientSum._send_ready = limited
+    Engine._inputs = limited
 
 
 def _forked(*given, processes=2, before=None):
@@ -134,7 +122,7 @@ def test_two_processes_give_the_result_of_one(one, tmp_path, pooled):
     codes, printed = _forked(one.path.parent / "t.csv", tmp_path / "2", pooled, *MORE, before=_run_out_of_memory)
     assert codes == [0, 0], printed
     assert printed.count("test macro-F1") == 1  # only one process prints
-    assert printed.count("sent, then no memory") == 1
+    assert printed.count("then no memory") == 1
     _assert_same(open_run(tmp_path / "2"), one)
 
 
@@ -185,9 +173,8 @@ def _files(folder):
 
 
 def test_interrupted_processes_resume_together(table, tmp_path, tiny):
-    """It makes no difference whether gradients are sent during the backward pass or after it."""
     more = ["--epochs", "10", "--patience", "10"]  # time enough for the signal
-    codes, printed = _forked(table, tmp_path / "whole", tiny, *more, before=_send_all_alone)
+    codes, printed = _forked(table, tmp_path / "whole", tiny, *more)
     assert codes == [0, 0], printed
     command = [*TORCHRUN, "-m", "bertsmith", *_command(table, tmp_path / "cut", tiny, *more)]
     history = tmp_path / "cut" / "history.jsonl"
@@ -253,14 +240,13 @@ def test_a_process_stays_in_its_group(monkeypatch):
         assert rank_and_world_size() == (1, 2)
 
 
-def test_a_process_on_the_cpu_ignores_the_gpus(monkeypatch):
-    backends = []
+def test_processes_exchange_flags_without_the_gpus(monkeypatch):
+    backends, sent = [], []
     monkeypatch.setattr(distributed, "_joined", SINGLE_PROCESS)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: backends.append(backend))
-    monkeypatch.setattr(torch.distributed, "get_backend", lambda: backends[-1])
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: sent.append(tensor.device))
     monkeypatch.setattr(distributed.atexit, "register", lambda function: None)
     for name, value in {"TORCHELASTIC_RUN_ID": "1", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
@@ -268,6 +254,13 @@ def test_a_process_on_the_cpu_ignores_the_gpus(monkeypatch):
     assert group == ProcessGroup(1, 2)
     assert backends == ["gloo"]
     assert group.any(True, False) == (True, False)
+    monkeypatch.setattr(distributed, "_joined", SINGLE_PROCESS)
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert init_process_group().any(False) == (False,)
+    assert backends == ["gloo", distributed.GPU_BACKENDS]
+    assert sent == [torch.device("cpu")] * 2  # no step waits for the GPU
 
 
 def test_texts_are_distributed_by_length():
@@ -278,9 +271,8 @@ def test_texts_are_distributed_by_length():
     assert [ProcessGroup(rank, 7).share(lengths[:1]).tolist() for rank in range(2)] == [[0], []]
 
 
-@pytest.fixture
-def sums(monkeypatch):
-    """The shapes that a process has sent. The other process has the same gradients, and replies late."""
+def test_gradients_are_summed_in_place(monkeypatch):
+    """The other process has the same gradients, and replies late."""
     sent = []
 
     class Message:
@@ -297,68 +289,15 @@ def sums(monkeypatch):
         return message if async_op else message.wait()
 
     monkeypatch.setattr("torch.distributed.all_reduce", all_reduce)
-    monkeypatch.setattr(ProcessGroup, "broadcast", lambda self, value: value)
     monkeypatch.setattr(distributed, "SENT_ALONE", 8)
-    return sent
-
-
-@pytest.mark.parametrize("failing", [None, 1, 2])
-def test_gradients_are_sent_during_the_backward_pass(failing, sums):
-    """If memory runs out when some gradients are sent, a repeated step sends the others."""
-    torch.manual_seed(0)
-    table, frozen = torch.nn.Embedding(5, 4), torch.nn.Linear(4, 4).requires_grad_(False)
-    first, second, unused = torch.nn.Linear(4, 3), torch.nn.Linear(3, 4), torch.nn.Linear(4, 5)
-    model = torch.nn.ModuleList([first, second, frozen, unused, table])  # not in the order of the forward pass
-    gradients = GradientSum(ProcessGroup(0, 2), model.parameters())
-
-    def backward(*ids, failing=None):
-        def fail(gradient):
-            if len(sums) == failing:
-                raise torch.OutOfMemoryError
-
-        rows = embedding_lookup(table, torch.tensor(ids))
-        hidden = first(rows)
-        for output in (rows, hidden):
-            output.register_hook(fail)
-        frozen(second(hidden)).square().sum().backward()
-
-    def trained():
-        return [p.grad for p in model.parameters() if p.requires_grad]
-
-    backward(0, 3, 3)
-    backward(1, 2)
-    expected = [torch.zeros_like(p) if p.grad is None else 2 * p.grad for p in model.parameters() if p.requires_grad]
-    model.zero_grad()
-
-    with gradients.overlap():
-        backward(0, 3, 3, 1, 2)
-    assert sums == []  # the first step finds the order
-    gradients.finish()
-    torch.testing.assert_close(trained(), expected)
-    large = [second.weight, first.weight, table.weight, unused.weight]
-    assert sums[:4] == [p.shape for p in large]
-    sent = sums.copy()
-    sums.clear()
-    model.zero_grad()
-
-    if failing:
-        with pytest.raises(torch.OutOfMemoryError), gradients.overlap():
-            backward(0, 3, 3, 1, 2, failing=failing)
-        model.zero_grad()
-    assert len(sums) == (failing or 0)
-    backward(0, 3, 3)
-    assert len(sums) == (failing or 0)  # only the last micro-batch sends
-    with gradients.overlap():
-        backward(1, 2)
-    assert len(sums) == 3
-    gradients.finish()
-    torch.testing.assert_close(trained(), expected)
-    assert sums == sent
+    frozen, used, unused = torch.nn.Linear(4, 4).requires_grad_(False), torch.nn.Linear(4, 3), torch.nn.Linear(4, 5)
+    model = torch.nn.ModuleList([frozen, used, unused])
+    used(frozen(torch.ones(2, 4))).square().sum().backward()
+    trained = [*used.parameters(), *unused.parameters()]
+    before = [p.grad for p in trained]
+    expected = [torch.zeros_like(p) if p.grad is None else 2 * p.grad for p in trained]
+    ProcessGroup(0, 2).sum_gradients(model.parameters())
+    torch.testing.assert_close([p.grad for p in trained], expected)
+    assert before[0] is trained[0].grad
+    assert sent == [(3, 4), (5, 4), (8,)]  # the biases share a message
     assert frozen.weight.grad is None
-    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
-    sums.clear()
-    model.zero_grad()
-
-    gradients.finish()  # as a process without a text
-    assert sums == sent
-    assert not any(gradient.any() for gradient in trained())

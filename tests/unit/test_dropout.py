@@ -64,6 +64,8 @@ def test_fused_dropout_and_residual_equal_separate_steps():
 def test_extreme_dropout_rates_match_torch():
     x = torch.randn(10, 10)
     assert torch.equal(Dropout(3)(x, 0.0), x)
+    assert torch.equal(Dropout()(x, 0.5), x)
+    assert torch.equal(Dropout().add(x, x, 0.5), 2 * x)
     assert torch.equal(Dropout(3)(x, 1.0), torch.zeros(10, 10))
 
 

@@ -68,17 +68,18 @@ def test_events_reach_the_listener_and_stopping_reaches_the_workers(tmp_path, mo
     assert seen == [*range(1, next(steps)), "last"]
 
 
-def test_an_error_of_a_listener_is_raised(tmp_path, monkeypatch):
+def test_an_error_of_a_listener_stops_the_workers_and_is_raised(tmp_path, monkeypatch):
     monkeypatch.setattr(train_on_ray, "POLL_SECONDS", 0.01)
-    queued = queue.Queue()
+    queued, stops = queue.Queue(), queue.Queue()
     queued.put("event")
-    job = train_on_ray._Job(None, None, tmp_path, False, False, tmp_path, tmp_path, _Events(queued), queue.Queue())
+    job = train_on_ray._Job(None, None, tmp_path, False, False, tmp_path, tmp_path, _Events(queued), stops)
 
     def fail(event):
         raise OutputError(event)
 
     with pytest.raises(OutputError), train_on_ray._listening(job, fail, lambda: False):
-        pass
+        assert stops.get(timeout=10)
+        raise Interrupted("by the workers")
 
 
 class _Events:

@@ -60,7 +60,7 @@ def check_contract(folder):
     assert not splits.duplicated(["source", "row"]).any()
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     keys = {"step", "epoch", "train_loss", "validation_loss", "metrics", "learning_rate", "seconds"}
-    keys |= {"texts_per_second", "tokens_per_second", "padding", "shares"}
+    keys |= {"texts_per_second"}
     assert history
     assert all(keys <= set(entry) for entry in history)
     metrics = json.loads((folder / "metrics.json").read_text())

@@ -30,7 +30,7 @@ from bertsmith.training.cuda_graphs import (
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.nan_guard import BatchLoss, FiniteCheck
 from bertsmith.training.optimizer import can_skip_step
-from bertsmith.training.timing import SlowdownDetector
+from bertsmith.training.timing import StepMeter
 
 CPU = torch.device("cpu")
 LABELS = Labels((0, 1, 2), ("a", "b", "c"))
@@ -218,15 +218,20 @@ def test_batches_are_made_without_worker_processes():
     assert [len(batch["labels"]) for batch in loader] == [2, 1]
 
 
-def test_steps_that_become_much_slower_are_noticed_once():
-    pace = SlowdownDetector()
-    calm = [pace.update(1.0, 1000) for _ in range(20)]
-    longer_texts = [pace.update(8.0, 8000) for _ in range(20)]
-    assert calm + longer_texts == [None] * 40
-    found = [pace.update(6.0, 1000) for _ in range(20)]
-    assert [times for times in found if times] == [pytest.approx(6.0)]
-    fast = SlowdownDetector()
-    assert not any(fast.update(0.001 * (1 + 9 * (i > 10)), 1000) for i in range(40))  # too short to matter
+def test_the_training_speed_leaves_out_evaluation_and_saving(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    meter = StepMeter()
+    assert meter.texts_per_second == 0
+    for saving in (0.0, 100.0):
+        meter.texts, now = meter.texts + 8, now + 2.0
+        meter.end_step()
+        now += saving
+        meter.skip()
+    assert meter.texts_per_second == 4
+    now += 50.0
+    meter.reset()
+    assert (meter.texts, meter.texts_per_second) == (0, 0)
 
 
 def test_cores_are_limited_by_the_setting(monkeypatch):

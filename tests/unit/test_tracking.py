@@ -35,7 +35,7 @@ PREPARED = Prepared(
 
 def _evaluated(step, score):
     metrics = {"accuracy": score, "macro_f1": score}
-    return Evaluated(step, step / 6, 0.5, 0.4, metrics, 1e-4, 9.0, 99.0, 0, {}, 1.0, True)
+    return Evaluated(step, step / 6, 0.5, 0.4, metrics, 1e-4, 9.0, 1.0, True)
 
 
 def _needs(package):

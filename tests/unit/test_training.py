@@ -2,27 +2,34 @@ import inspect
 import json
 import math
 import re
+import time
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from transformers import Trainer
+from transformers import Trainer, TrainerControl, TrainerState
 
 from bertsmith.compute import threads
 from bertsmith.config import Config, TrainConfig
 from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, Interrupted
-from bertsmith.events import Evaluated, Finished, Saved, Started, StepDone
+from bertsmith.events import Evaluated, Finished, RolledBack, Saved, Started, StepDone
 from bertsmith.load_config import resolve
 from bertsmith.model import checkpoint, forward
 from bertsmith.model.load import load_model
 from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import ARCHITECTURES, tiny_model
+from bertsmith.training import checkpoints, trainer
 from bertsmith.training.arguments import argument_problems, training_arguments
+from bertsmith.training.callback import EventCallback
 from bertsmith.training.data import TokenDataset
+from bertsmith.training.distributed import SINGLE_PROCESS
 from bertsmith.training.engine import Engine
+from bertsmith.training.nan_guard import NotFiniteError
 from bertsmith.training.optimizer import lr_factors, set_param_groups
 from bertsmith.training.recipe import choose, choose_precision
 from bertsmith.training.resumable import OVERRIDDEN, ResumableTrainer
@@ -77,7 +84,6 @@ def test_without_dropout_rdrop_does_not_change_the_loss(tiny, tmp_path):
     once, twice = (run.history for run in runs)
     assert [e["validation_loss"] for e in twice] == pytest.approx([e["validation_loss"] for e in once], rel=1e-4)
     assert [e["train_loss"] for e in twice] == pytest.approx([e["train_loss"] for e in once], rel=1e-4)
-    assert [e["padding"] for e in twice] == pytest.approx([e["padding"] for e in once], abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -268,11 +274,6 @@ def test_results_with_several_workers_are_reproducible(tiny, tmp_path, monkeypat
     assert _same(one, other)
 
 
-def test_history_reports_the_share_of_padding(tmp_path):  # of a model that is not packed
-    run = _train(tiny_model(tmp_path / "m", "albert"), tmp_path / "run")
-    assert all(0 < e["padding"] < 0.5 for e in run.history)
-
-
 def test_events_are_emitted_in_order(story):
     run, events = story
     reported = [e for e in events if isinstance(e, Started | StepDone | Evaluated | Saved | Finished)]
@@ -282,9 +283,6 @@ def test_events_are_emitted_in_order(story):
     assert [e.epoch for e in evaluated] == [1, 2, 3]
     assert evaluated[0].learning_rate > evaluated[-1].learning_rate
     assert all(e.texts_per_second > 0 for e in evaluated)
-    assert all(e.tokens_per_second > e.texts_per_second for e in evaluated)
-    assert all(sum(e.shares.values()) == pytest.approx(1) and min(e.shares.values()) > 0 for e in evaluated)
-    assert all(e.padding < 0.06 for e in evaluated)  # laid end to end, up to a round number
     assert isinstance(reported[-1], Finished)
     assert reported[-1].best_score == max(e.metrics["macro_f1"] for e in evaluated)
     assert [e["epoch"] for e in run.history] == [1, 2, 3]
@@ -430,3 +428,71 @@ def test_the_private_methods_of_the_trainer_are_those_that_are_overridden(name):
 def test_no_other_private_method_of_the_trainer_is_overridden():
     ours = {name for cls in (Engine, ResumableTrainer) for name in vars(cls) if hasattr(Trainer, name)}
     assert {name for name in ours if name.startswith("_") and not name.startswith("__")} == set(OVERRIDDEN)
+
+
+@pytest.mark.parametrize(("at_epoch_end", "saves_anyway"), [(False, False), (True, False), (True, True)])
+def test_an_interruption_saves_one_checkpoint_at_any_step(at_epoch_end, saves_anyway):
+    """At the end of an epoch, after the evaluation."""
+    callback = EventCallback(lambda event: None, stop=lambda: True)
+    callback.engine, callback.saved_at = MagicMock(at_epoch_end=at_epoch_end, group=SINGLE_PROCESS), time.monotonic()
+    callback.engine.meter.texts_per_second = 1.0
+    args, state, control = SimpleNamespace(save_strategy="steps"), TrainerState(global_step=6), TrainerControl()
+    saved = []
+
+    def save_if_due(when):
+        if control.should_save:
+            saved.append(when)
+            control.should_save = False
+            callback.on_save(args, state, control)
+
+    control.should_save = saves_anyway
+    callback.on_step_end(args, state, control)
+    save_if_due("at the step")
+    callback.on_epoch_end(args, state, control)
+    save_if_due("after the epoch")
+    assert callback.interrupted
+    assert saved == ["after the epoch" if at_epoch_end and not saves_anyway else "at the step"]
+
+
+def test_a_retry_copies_the_checkpoint_to_another_machine_again(tmp_path, monkeypatch):
+    """If the first NaN of a resumed run comes before its next checkpoint."""
+    resume, read, events = tmp_path / "checkpoint-300", [], []
+
+    def share_folder(folder):
+        assert folder == resume
+        copy = folder.with_name(f".{folder.name}.1.part")
+        copy.mkdir()
+        (copy / checkpoints.STATE).write_text(json.dumps(checkpoints._to_json({"slower": False}, {})))
+        return copy
+
+    class Diverging:
+        def __init__(self, *_, **settings):
+            self.state = SimpleNamespace(global_step=310, max_steps=400, epoch=1.0, best_global_step=0, best_metric=0.5)
+            self.args, self.halved = SimpleNamespace(learning_rate=1.0, fp16=False, bf16=False), settings["halved"]
+
+        def train(self, resume_from_checkpoint):
+            read.append(resume_from_checkpoint)
+            if not self.halved:
+                raise NotFiniteError("the loss of step 311", [], [])
+
+    monkeypatch.setattr(trainer, "Engine", Diverging)
+    config = Config(epochs=1)
+    recipe = _choose([10, 10], epochs=1)
+    task = SimpleNamespace(undo_standardisation=lambda model: SimpleNamespace(is_neutral=True))
+    loaded = SimpleNamespace(model=torch.nn.Linear(1, 1), device=CPU)
+    group = SimpleNamespace(share_folder=share_folder)
+    arguments = training_arguments(recipe, config, tmp_path, CPU)
+    given = {"recipe": recipe, "task": task, "emit": events.append, "resume": resume, "group": group}
+    trainer.fit(loaded, [], [], arguments, **given)
+    assert read == [str(tmp_path / ".checkpoint-300.1.part")] * 2
+    assert [e.to_step for e in events if isinstance(e, RolledBack)] == [300]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("device", "budget"), [(None, 1024), ("cuda", 1024), ("cpu", 32768)])
+def test_a_gpu_does_not_keep_the_token_budget_of_a_cpu(device, budget):
+    engine = object.__new__(Engine)
+    engine.token_budget, engine.halved, engine.args = 32768, False, SimpleNamespace(device=torch.device("cuda"))
+    state = {"token_budget": 1024, "loss_sum": 0.0, "evaluated_at": 0, "slower": False}
+    engine.restore({**state, "device": device} if device else state)  # older versions did not save the device
+    assert engine.token_budget == budget

@@ -51,11 +51,6 @@ def control_group_cores(folder: Path = Path("/sys/fs/cgroup")) -> int:
         return NO_LIMIT
 
 
-def load_average() -> float | None:
-    """Return the average number of runnable processes in the last minute; ``None`` on Windows."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-
-
 def call_after_fork(function: Callable[[], None]) -> None:
     """Call a function in every forked child process. Windows has no fork."""
     if hasattr(os, "register_at_fork"):

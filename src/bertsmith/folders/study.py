@@ -46,7 +46,7 @@ class Study(Output):
             ours = {
                 "study.json",
                 "journal.log",
-                "best_trial",
+                "best_trial",  # of older versions
                 "best",
                 "defaults",
                 "best.toml",
@@ -71,11 +71,6 @@ class Study(Output):
     def file(self) -> Path:
         """``study.json``."""
         return self.path / "study.json"
-
-    @property
-    def best_trial(self) -> Path:
-        """The best checkpoint of the best trial so far."""
-        return self.path / "best_trial"
 
     @property
     def best(self) -> Run:

@@ -22,18 +22,20 @@ class Dropout:
     devices use `torch.nn.functional.dropout` with the device's generator, which the caller seeds.
 
     Args:
-        seed: integers. The same seed and the same sequence of calls give the same masks.
+        seed: integers. The same seed and the same sequence of calls give the same masks. Without a seed, tensors stay
+            unchanged.
+
+    Attributes:
+        active: whether elements are dropped at all.
     """
 
-    active = True
-    """Whether elements are dropped at all."""
-
     def __init__(self, *seed: int) -> None:
+        self.active = bool(seed)
         self._bits = np.random.SFC64(np.random.SeedSequence(seed))
 
     def __call__(self, x: torch.Tensor, p: float) -> torch.Tensor:
         """Zero each element of x with probability p and scale the others by 1 / (1 - p)."""
-        if not p:
+        if not (p and self.active):
             return x
         if not 0 < p < 1 or x.device.type != "cpu":
             return F.dropout(x, p)
@@ -42,7 +44,7 @@ class Dropout:
 
     def add(self, x: torch.Tensor, residual: torch.Tensor, p: float) -> torch.Tensor:
         """Return ``residual + dropout(x)``."""
-        if not 0 < p < 1 or x.device.type != "cpu":
+        if not self.active or not 0 < p < 1 or x.device.type != "cpu":
             return residual + self(x, p)
         result: torch.Tensor = _DropoutAdd.apply(x, residual, self.mask(x.shape, p), 1 / (1 - p))
         return result
@@ -54,20 +56,7 @@ class Dropout:
         return drawn.ge_(round(p * LEVELS) - LEVELS // 2).neg_()
 
 
-class _NoDropout(Dropout):
-    active = False
-
-    def __init__(self) -> None:
-        pass
-
-    def __call__(self, x: torch.Tensor, p: float) -> torch.Tensor:
-        return x
-
-    def add(self, x: torch.Tensor, residual: torch.Tensor, p: float) -> torch.Tensor:
-        return residual + x
-
-
-NO_DROPOUT = _NoDropout()
+NO_DROPOUT = Dropout()
 """Leaves tensors unchanged, for evaluation."""
 
 

@@ -31,7 +31,6 @@ from bertsmith.events import (
     RunEvent,
     Scoring,
     SeedStarted,
-    Slowed,
     Started,
     StepDone,
     TrackingFailed,
@@ -110,12 +109,6 @@ class TrainingProgress:
                 f"[yellow]only {format_bytes(event.free)} of memory is free:[/] "
                 f"training with micro-batches of {event.token_budget:,} tokens; the result stays the same"
             )
-        elif isinstance(event, Slowed):
-            load = f" (load {event.load:.1f} on {counted(event.cores, 'core')})" if event.load is not None else ""
-            self.console.print(
-                f"[yellow]steps take {event.times:.0f} times as long as at the start:[/] "
-                f"another program seems to use the CPU{load}. Use fewer cores with --threads"
-            )
         elif isinstance(event, Compiling):
             self.console.print(f"compiling the layers, because {format_duration(event.seconds)} of training remain")
         elif isinstance(event, RolledBack):
@@ -147,12 +140,6 @@ class TrainingProgress:
             )
             score = "" if event.best_score is None else f"; {selected}, validation {self.metric} {event.best_score:.3f}"
             self.console.print(f"{reason} after {format_duration(event.seconds)}{score}")
-            if self.evaluations:
-                last = self.evaluations[-1]
-                shares = ", ".join(f"{phase} {share:.0%}" for phase, share in last.shares.items())
-                self.console.print(
-                    f"[dim]{last.tokens_per_second:,.0f} tokens/s, {last.padding:.0%} padding; time: {shares}[/]"
-                )
         elif isinstance(event, FoldStarted):
             self.console.print(f"[bold]fold {event.number}[/] of {event.of}: training on the other folds")
         elif isinstance(event, FoldDone):

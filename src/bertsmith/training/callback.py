@@ -7,13 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from bertsmith.events import Collapsed, Evaluated, Listener, Saved, Started, StepDone
 
 if TYPE_CHECKING:
-    import torch
-
     from bertsmith.training.engine import Engine
 
 SAVE_SECONDS = 300.0
@@ -34,6 +33,7 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
         only_label: label text if the last evaluation predicted the same class for all texts.
         is_best: whether the last evaluation is the best one so far.
         started, interrupted: state of the training.
+        save_due: whether a checkpoint is due besides those of the training arguments.
     """
 
     engine: Engine
@@ -43,7 +43,7 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
         self.path: Path | None = None
         self.initial: dict[str, torch.Tensor] | None = None
         self.only_label: str | None = None
-        self.started = self.interrupted = self.is_best = self.collapsed = False
+        self.started = self.interrupted = self.save_due = self.is_best = self.collapsed = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the clock, and restore the best score of a resumed run."""
@@ -57,28 +57,32 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
         contrastive = self.engine.recipe.contrastive == "only"
         self.emit(Started(state.global_step, state.max_steps, args.num_train_epochs, contrastive))
 
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Seed the order of the texts, for samplers of transformers."""
+        torch.manual_seed(args.seed + self.engine.sampler.epoch_and_batch(state.global_step)[0])
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Report the step, and decide whether to save or stop."""
-        self.engine.meter.lap("optimizer")
+        self.engine.meter.end_step()
         self.emit(StepDone(state.global_step, float(state.epoch or 0), self.engine.meter.texts_per_second))
-        # At the end of an epoch, the Trainer evaluates and then saves.
-        can_save = args.save_strategy != "no" and not self.engine.at_epoch_end
         is_due = time.monotonic() - self.saved_at > SAVE_SECONDS and self.engine.group.is_main
         is_due, stop = self.engine.group.any(is_due, self.stop())
-        if is_due and can_save:
+        self.interrupted = stop and not control.should_training_stop
+        self.save_due = (is_due or stop) and args.save_strategy != "no" and not control.should_training_stop
+        if self.save_due and not self.engine.at_epoch_end:  # at the end, the Trainer evaluates first
             control.should_save = True
         if stop or control.should_evaluate or control.should_save or control.should_training_stop:
             self.engine.guard.finish()  # no checkpoint of a step whose loss is not finite
-        if stop and not control.should_training_stop:
-            self.interrupted = control.should_training_stop = True
-            control.should_save = can_save
+        if self.interrupted:
+            control.should_training_stop = True
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Skip the evaluation of an interrupted epoch."""
+        """Save a checkpoint that is due, and skip the evaluation of an interrupted epoch."""
         self.engine.guard.finish()
         # The Trainer treats an interruption as the end of the epoch, and would evaluate it.
         if self.interrupted and not self.engine.at_epoch_end:
             control.should_evaluate = control.should_save = control.should_log = False
+        control.should_save |= self.save_due
 
     def on_evaluate(
         self,
@@ -106,7 +110,7 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
                 validation_loss=values.pop("loss"),
                 metrics=values,
                 learning_rate=float(lr_scheduler.get_last_lr()[0]),
-                **engine.meter.metrics(),
+                texts_per_second=engine.meter.texts_per_second,
                 seconds=time.perf_counter() - self.start,
                 best=self.is_best,
             )
@@ -120,7 +124,7 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Report the checkpoint."""
         self.path, self.initial = self.engine.checkpoint(state.global_step), None
-        self.saved_at = time.monotonic()
+        self.saved_at, self.save_due = time.monotonic(), False
         self.engine.meter.skip()
         self.emit(Saved(state.global_step, self.path))
         self.engine.group.barrier()  # Ray must not stop the main process during the copy

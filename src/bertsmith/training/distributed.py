@@ -9,11 +9,10 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,8 @@ SENT_ALONE = 2**16
 """Minimum number of elements of a gradient in a separate message. Smaller ones are 0.1 % of those of BERT-Base."""
 SHARED_BYTES = 2**26
 """Maximum number of bytes of a file per message to the other processes."""
+GPU_BACKENDS = "cpu:gloo,cuda:nccl"
+"""NCCL sums gradients, Gloo the flags and messages of each step, so that no step waits for the GPU."""
 TIMEOUT = timedelta(days=7)
 """Processes wait while the main one scores. If one dies, torchrun ends all."""
 
@@ -65,15 +66,37 @@ class ProcessGroup:
             dist.all_reduce(tensor)
         return tensor
 
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Sum the gradients over all processes, in place. Missing gradients count as zero.
+
+        The processes send large gradients without a copy, which takes time and memory. Small ones share one message.
+        `DistributedDataParallel` can neither repeat a step nor sum different numbers of micro-batches.
+        """
+        if self.size == 1:
+            return
+        import torch
+        import torch.distributed as dist
+
+        trained = [p for p in parameters if p.requires_grad]
+        for p in trained:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        gradients = [p.grad for p in trained]
+        sums = [dist.all_reduce(g, async_op=True) for g in gradients if g.numel() >= SENT_ALONE]
+        if small := [g for g in gradients if g.numel() < SENT_ALONE]:
+            flat = self.all_reduce(torch.cat([g.flatten() for g in small]))
+            for gradient, summed in zip(small, flat.split([g.numel() for g in small]), strict=True):
+                gradient.copy_(summed.view_as(gradient))
+        for message in sums:
+            message.wait()
+
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """Return for each flag whether it is set in at least one process."""
         if self.size == 1:
             return flags
         import torch
-        import torch.distributed as dist
 
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        return tuple((self.all_reduce(torch.tensor(flags, dtype=torch.int32, device=device)) > 0).tolist())
+        # On the CPU: reading a sum on a GPU would wait for the step.
+        return tuple((self.all_reduce(torch.tensor(flags, dtype=torch.int32)) > 0).tolist())
 
     def broadcast(self, value: Any) -> Any:
         """Return the main process's value in all processes."""
@@ -119,85 +142,6 @@ _joined = SINGLE_PROCESS
 """The group of this process since its first training, which removes the variables of torchrun."""
 
 
-class GradientSum:
-    """The sum of the gradients over all processes, in place. Missing gradients count as zero.
-
-    Large gradients are sent from where they are: a copy takes time and memory. Small ones share one message.
-
-    Inside `overlap`, the backward pass sends a large gradient as soon as it is computed. All processes send in the same
-    order, that of the first backward pass of the main process. `finish` sends the rest. So processes may differ in what
-    they send during the backward pass: one without a text, or with replicas or CUDA graphs, sends all at the end.
-
-    A process that runs out of memory repeats its step, and the others wait for it. The gradients that it has sent are
-    complete, and do not depend on the micro-batches. So the repeated step sends only the others. The gradients of two
-    layers can then belong to different dropout masks. `DistributedDataParallel` can neither repeat a step nor sum
-    different numbers of micro-batches.
-
-    Args:
-        group: the processes. With a single one, nothing is done.
-        parameters: of the model.
-    """
-
-    def __init__(self, group: ProcessGroup, parameters: Iterable[torch.nn.Parameter]) -> None:
-        self.group = group
-        trained = [p for p in parameters if p.requires_grad and group.size > 1]
-        self.large = [p for p in trained if p.numel() >= SENT_ALONE]
-        self.small = [p for p in trained if p.numel() < SENT_ALONE]
-        self._order: list[int] = []  # positions in `large`
-        self._ready: dict[int, None] = {}  # positions, in the order of the backward pass
-        self._sent: list[tuple[torch.Tensor, Any]] = []
-
-    @contextmanager
-    def overlap(self) -> Iterator[None]:
-        """Send gradients during a backward pass. It must be the last one of the step."""
-        self._ready.clear()
-        hooks = [p.register_post_accumulate_grad_hook(partial(self._send_ready, i)) for i, p in enumerate(self.large)]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def finish(self) -> None:
-        """Send the remaining gradients, and wait until all are summed."""
-        import torch
-
-        if len(self._order) < len(self.large):  # the first step
-            first = self.group.broadcast(list(self._ready))
-            self._order = [*first, *(i for i in reversed(range(len(self.large))) if i not in first)]
-        while len(self._sent) < len(self.large):
-            self._send_next()
-        if self.small:
-            flat = self.group.all_reduce(torch.cat([_gradient(p).flatten() for p in self.small]))
-            for p, summed in zip(self.small, flat.split([p.numel() for p in self.small]), strict=True):
-                _gradient(p).copy_(summed.view_as(p))
-        for i, (gradient, message) in zip(self._order, self._sent, strict=True):
-            message.wait()
-            self.large[i].grad = gradient  # a repeated step has computed another one
-        self._sent.clear()
-
-    def _send_ready(self, position: int, parameter: torch.nn.Parameter) -> None:
-        """Note that this gradient is computed, and send all computed gradients that are next in the order."""
-        self._ready[position] = None
-        while len(self._sent) < len(self._order) and self._order[len(self._sent)] in self._ready:
-            self._send_next()
-
-    def _send_next(self) -> None:
-        import torch.distributed as dist
-
-        gradient = _gradient(self.large[self._order[len(self._sent)]])
-        self._sent.append((gradient, dist.all_reduce(gradient, async_op=True)))
-
-
-def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
-    """Return the gradient of a parameter; a missing one becomes zero."""
-    import torch
-
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
-    return parameter.grad
-
-
 def rank_and_world_size() -> tuple[int, int]:
     """Return rank and number of the processes that torchrun started; 0 and 1 without torchrun."""
     size = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
@@ -236,7 +180,7 @@ def init_process_group(device: str = "auto") -> ProcessGroup:
             )
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[local_rank]  # before CUDA is initialized
-    dist.init_process_group("nccl" if gpus else "gloo", rank=rank, world_size=size, timeout=TIMEOUT)
+    dist.init_process_group(GPU_BACKENDS if gpus else "gloo", rank=rank, world_size=size, timeout=TIMEOUT)
     atexit.register(dist.destroy_process_group)  # otherwise its threads crash at exit
     _joined = ProcessGroup(rank, size)
     return _joined

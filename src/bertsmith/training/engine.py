@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -15,10 +14,9 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
 from bertsmith.compute import threads
-from bertsmith.compute.machine import cores
 from bertsmith.compute.memory import MIN_TOKEN_BUDGET, retry_on_out_of_memory
-from bertsmith.compute.system import load_average, trim_memory
-from bertsmith.events import Compiling, MemoryExceeded, Slowed
+from bertsmith.compute.system import trim_memory
+from bertsmith.events import Compiling, MemoryExceeded
 from bertsmith.model import forward
 from bertsmith.model.batch import PackedBatch, TokenBatch, to_device
 from bertsmith.model.dropout import Dropout
@@ -28,14 +26,14 @@ from bertsmith.model.outputs import compute_logits, with_layer_dtype
 from bertsmith.training import cuda_graphs
 from bertsmith.training.contrastive import PartLoss, part_losses
 from bertsmith.training.data import EpochSampler, TokenDataset
-from bertsmith.training.distributed import SINGLE_PROCESS, GradientSum, ProcessGroup
+from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup
 from bertsmith.training.losses import StepLoss
 from bertsmith.training.nan_guard import NanGuard, NotFiniteError
 from bertsmith.training.optimizer import halve_learning_rate, set_param_groups
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.resumable import ResumableTrainer
 from bertsmith.training.steps import longest_text, plan_steps
-from bertsmith.training.timing import SlowdownDetector, StepMeter
+from bertsmith.training.timing import StepMeter
 
 if TYPE_CHECKING:
     from bertsmith.tasks.base import Task
@@ -48,10 +46,9 @@ class Engine(ResumableTrainer):
     """The training loop.
 
     Batches are split into micro-batches by a token budget, which is halved when memory runs out. Order and dropout
-    depend only on seed, epoch and step, so a run can be resumed from any step. With a training argument
-    train_sampling_strategy other than random, a run resumed within an epoch can draw another order. Batches are created
-    and split on the host. With CUDA, a fused AdamW, and bf16 or fp32, steps do not synchronize: losses stay on the
-    device, and errors follow in the next step.
+    depend only on seed, epoch and step, so a run can be resumed from any step. Batches are created and split on the
+    host. With CUDA, a fused AdamW, and bf16 or fp32, steps do not synchronize: losses stay on the device, and errors
+    follow in the next step.
 
     Args:
         halved: whether ``arguments`` have half the original learning rate, after a number that was not finite.
@@ -81,7 +78,7 @@ class Engine(ResumableTrainer):
         self.plan = plan = plan_steps(loaded, train, longest_text(train, validation), arguments, recipe, self.emit)
         self.token_budget, self.memory_limit = plan.token_budget, plan.memory_limit
         self.sampler = EpochSampler(len(train), arguments, lambda: self.state.global_step, plan.probabilities)
-        self.meter, self.guard, self._slowdown = StepMeter(), NanGuard(self), SlowdownDetector()
+        self.meter, self.guard = StepMeter(), NanGuard(self)
         self.loss_sum: torch.Tensor | float = 0.0
         self.evaluated_at, self.compiled = 0, False
         self.replicas: list[Any] = []
@@ -101,7 +98,6 @@ class Engine(ResumableTrainer):
         self.remove_callback(ProgressCallback)
         callback.engine = self
         self.table_gradients = TableGradients(loaded.model)
-        self.gradient_sum = GradientSum(group, loaded.model.parameters())
         self.graphs = cuda_graphs.CudaGraphs(loaded.model) if plan.use_cuda_graphs else None
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -145,8 +141,7 @@ class Engine(ResumableTrainer):
         )
         table = torch.zeros(len(batch), logits.shape[1])
         table[share] = torch.from_numpy(logits).float()
-        if self.group.size > 1:
-            table = self.group.all_reduce(to_device(table, self.args.device)).cpu()
+        table = self.group.all_reduce(table)
         if not bool(table.isfinite().all()):
             raise NotFiniteError(f"a logit of the validation texts at step {self.state.global_step:,}", [], [])
         targets, scores = batch.labels.numpy(), self.task.scores(table.numpy())
@@ -171,8 +166,6 @@ class Engine(ResumableTrainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Add the gradient of a batch to the gradients, and return its share of the loss of the step."""
-        self.meter.lap("data")
-        start = time.perf_counter()
         step, index = self._position
         self._position = (self.state.global_step, index + 1 if step == self.state.global_step else 0)
         if self.graphs is not None and not self._position[1]:
@@ -199,20 +192,14 @@ class Engine(ResumableTrainer):
             on_retry=reset_gradients,
         )
         if self.accelerator.sync_gradients:
-            self.gradient_sum.finish()  # before other sums, because the backward pass has begun this one
+            self.group.sum_gradients(model.parameters())
         self.table_gradients.keep()
         loss = self.group.all_reduce(loss)
         self.guard.add(self._position, batch, loss)
         self.loss_sum = self.loss_sum + loss
-        seconds = time.perf_counter() - start
+        self.meter.texts += len(batch)
         if self.memory_limit is not None:
             self.memory_limit = trim_memory(self.memory_limit)
-        tokens = len(batch.input_ids) * (2 if self.step_loss.consistency else 1)
-        self.meter.add_batch(len(batch), tokens, workers=self.plan.workers, processes=self.group.size)
-        # The duration of a step on a GPU is unknown.
-        slowdown = self._slowdown.update(seconds, tokens) if self.args.device.type == "cpu" else None
-        if slowdown is not None:
-            self.emit(Slowed(self.state.global_step, slowdown, load_average(), cores()))
         return loss
 
     def _add_gradients(self, model: Any, batch: TokenBatch, n_texts: Any, budget: int) -> torch.Tensor:
@@ -248,21 +235,14 @@ class Engine(ResumableTrainer):
         batch, labels, dropout = self._inputs(part, index)
 
         def step(batch: PackedBatch | TokenBatch, labels: torch.Tensor) -> torch.Tensor:
-            start = time.perf_counter()
             outputs = self._outputs(model, batch, dropout)
             loss = loss_of(outputs) if loss_of else self.step_loss(outputs, labels, n_texts)
-            self.meter.forward_seconds.append(time.perf_counter() - start)
             self.accelerator.backward(loss)
             return loss.detach()
 
-        self.meter.micro_batch_tokens.append(len(batch.input_ids) if self.plan.packed else len(part) * part.longest)
         if self.graphs is not None and isinstance(batch, PackedBatch) and n_parts == 1:
             return self.graphs.run(batch, labels, step, self.args.device, self._max_seqlen, key=n_texts)
-        # Replicas get gradients of their own; recomputed layers can add to a gradient several times.
-        direct = (self.plan.workers == 1 or n_parts == 1) and not self.args.gradient_checkpointing
-        last = self.accelerator.sync_gradients and index == n_parts - 1
-        with self.gradient_sum.overlap() if direct and last else nullcontext():
-            return step(batch, labels)
+        return step(batch, labels)
 
     def _inputs(self, part: TokenBatch, index: int) -> tuple[PackedBatch | TokenBatch, torch.Tensor, Dropout]:
         """Return a micro-batch, whose tokens are still on the host, its targets on the device, and its dropout."""
@@ -315,6 +295,7 @@ class Engine(ResumableTrainer):
         """Return the state of the engine for a checkpoint."""
         return {
             "token_budget": self.token_budget,
+            "device": self.args.device.type,
             "slower": self.halved,
             "loss_sum": float(self.loss_sum),
             "evaluated_at": self.evaluated_at,
@@ -322,7 +303,9 @@ class Engine(ResumableTrainer):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restore the state that `checkpoint_state` returned."""
-        self.token_budget = min(self.token_budget, state["token_budget"])
+        device = self.args.device.type
+        if state.get("device", device) == device:  # the budget of a CPU would slow down a GPU
+            self.token_budget = min(self.token_budget, state["token_budget"])
         self.loss_sum, self.evaluated_at = state["loss_sum"], state["evaluated_at"]
         if self.halved and not state["slower"]:  # the checkpoint has the original learning rate
             halve_learning_rate(self.optimizer, self.lr_scheduler)

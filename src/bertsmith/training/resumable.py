@@ -24,7 +24,6 @@ TRAINER_STATE = "trainer_state.json"
 OVERRIDDEN = {
     "_save_checkpoint": ("model", "trial"),
     "_load_optimizer_and_scheduler": ("checkpoint",),
-    "_load_rng_state": ("checkpoint",),
     "_get_grad_norm": ("model", "grad_norm"),
 }
 """Parameters of the private methods. The last method is overridden to check the norm before the optimizer step."""
@@ -41,7 +40,6 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
     group: ProcessGroup
     guard: NanGuard
     control: TrainerControl
-    _random: dict[str, Any]
 
     def __init__(self, **arguments: Any) -> None:
         with warnings.catch_warnings():
@@ -51,7 +49,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
 
     @abstractmethod
     def checkpoint_state(self) -> dict[str, Any]:
-        """Return the state besides weights, optimizer, scheduler and random numbers."""
+        """Return the state besides weights, optimizer and scheduler."""
 
     @abstractmethod
     def restore(self, state: dict[str, Any]) -> None:
@@ -91,7 +89,6 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.lr_scheduler.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
-            "random": checkpoints.random_state(),
             **self.checkpoint_state(),
         }
         checkpoints.save(
@@ -111,12 +108,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
             self.lr_scheduler.load_state_dict(state["schedule"])
             if self.accelerator.scaler and state["scaler"]:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
-            self._random = state["random"]
             self.restore(state)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            checkpoints.restore_random_state(self._random)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)

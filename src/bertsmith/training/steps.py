@@ -70,6 +70,8 @@ def plan_steps(
         if arguments.bf16 and cpu_capabilities().get("amx_bf16"):
             budget *= batching.AMX_BUDGET_FACTOR
         free, workers, default = free_memory(), threads.num_workers() if packed else 1, budget
+        if arguments.save_strategy == "no":  # the weights of the best epoch stay in memory
+            free -= 4 * loaded.model.num_parameters()
         sizes: dict[str, Any] = {"training": True, "workers": workers}
         budget = plan_token_budget(loaded.model, longest, free=free, default=default, **sizes)
         if budget < default:

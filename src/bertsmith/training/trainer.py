@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from bertsmith.model.load import Loaded, quiet_transformers, saved_settings
 from bertsmith.training import nan_guard
 from bertsmith.training.arguments import arguments_error
 from bertsmith.training.callback import EventCallback
-from bertsmith.training.checkpoints import load_state
+from bertsmith.training.checkpoints import is_slower
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup
 from bertsmith.training.engine import Engine, OnScores
@@ -95,9 +96,9 @@ def fit(
         callback.initial = {name: w.detach().cpu().clone() for name, w in loaded.model.state_dict().items()}
     start, halved = time.perf_counter(), False
     while True:
-        if resume is not None:
-            resume = group.share_folder(resume)
-            halved = halved or bool(load_state(resume)["slower"])
+        local = None if resume is None else group.share_folder(resume)
+        if local is not None:
+            halved = halved or is_slower(local)
         # An earlier training of this process, or a stage or attempt of this one, may have had another precision.
         AcceleratorState._reset_state()
         settings = nan_guard.safer_arguments(arguments) if halved else arguments
@@ -118,13 +119,13 @@ def fit(
                 if callback.selects:
                     patience = recipe.patience * _evaluations_per_epoch(settings, len(train))
                     engine.add_callback(EarlyStoppingCallback(patience))
-                engine.train(resume_from_checkpoint=str(resume) if resume else None)
+                engine.train(resume_from_checkpoint=str(local) if local else None)
             break
         except NotFiniteError as error:
             if halved:
                 raise nan_guard.final_error(error, engine, describe_texts) from error
-            halved, resume = True, callback.path or resume
-            retry = nan_guard.retry_event(error, engine, describe_texts, resume)
+            halved, checkpoint = True, callback.path or resume
+            retry = nan_guard.retry_event(error, engine, describe_texts, checkpoint)
         except (ValueError, TypeError, RuntimeError, ImportError, MemoryError) as error:
             if is_out_of_memory(error):
                 other = " or free memory" if loaded.device.type == "cpu" else " free memory, or pass --device cpu"
@@ -137,12 +138,15 @@ def fit(
             raise arguments_error(user_arguments, error) from error
         finally:  # accelerate makes each call of the model compute in the precision of the training
             extract_model_from_parallel(loaded.model, keep_fp32_wrapper=False)
+            if local is not None and local != resume:
+                shutil.rmtree(local, ignore_errors=True)
         emit(retry)
+        resume = checkpoint
         if resume is None and callback.initial is not None:
             loaded.model.load_state_dict(callback.initial)
     state = engine.state
     if callback.interrupted:
-        saved = "; a checkpoint is saved" if arguments.save_strategy != "no" else ""
+        saved = "; a checkpoint is saved" if callback.path == engine.checkpoint(state.global_step) else ""
         raise Interrupted(f"stopped after step {state.global_step:,} of {state.max_steps:,}{saved}")
     finished = Finished(
         step=state.global_step,

@@ -22,7 +22,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartb
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
-from bertsmith.errors import ConfigError, OutputError
+from bertsmith.errors import ConfigError, Interrupted, OutputError
 from bertsmith.tuning.space import Space, suggest
 
 if TYPE_CHECKING:
@@ -61,9 +61,10 @@ class Store:
         pruner: BasePruner,
         seed: int,
         on_unavailable: Callable[[str], None] = lambda reason: None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.folder, self.url, self.seed, self.on_unavailable = folder, url, seed, on_unavailable
+        self.folder, self.url, self.seed, self.on_unavailable, self.stop = folder, url, seed, on_unavailable, stop
         self.worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.lock = FileLock(folder / ".claim.lock")
         self.alive_lock = FileLock(self._alive_file(self.worker))  # the system releases it when the process dies
@@ -94,6 +95,7 @@ class Store:
 
         Raises:
             OutputError: after `RETRY_SECONDS`.
+            Interrupted: if ``stop`` returned true meanwhile.
             TakenOverError: if the function changes a trial that another worker ended.
         """
         start, pause = time.monotonic(), 0.5
@@ -110,6 +112,8 @@ class Store:
                         where=where,
                         remedy="Make the storage available and run the same command again; finished trials are saved.",
                     ) from error
+                if self.stop():
+                    raise Interrupted("stopped; finished trials are saved") from error
                 self.on_unavailable(f"{where}: {reason}")
             time.sleep(pause)
             pause = min(2 * pause, 15.0)
@@ -117,8 +121,7 @@ class Store:
     @property
     def n_other_studies(self) -> int:
         """Number of other studies in the same storage."""
-        names: list[str] = self.retry(lambda: optuna.get_all_study_names(self.storage))
-        return len(names) - 1
+        return len(self.retry(lambda: optuna.get_all_study_names(self.storage))) - 1
 
     # -- trials ------------------------------------------------------------------------------------------------------
 

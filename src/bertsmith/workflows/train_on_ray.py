@@ -31,7 +31,7 @@ from bertsmith.folders.new_run import RunFolder
 from bertsmith.folders.remote import RemoteRun
 from bertsmith.folders.run import Run
 from bertsmith.inference.ray_data import cluster
-from bertsmith.training.distributed import TIMEOUT, rank_and_world_size
+from bertsmith.training.distributed import GPU_BACKENDS, TIMEOUT, rank_and_world_size
 from bertsmith.workflows.run_at_url import copied_from_url, copied_to_url
 
 RESTARTS = 3
@@ -180,7 +180,7 @@ def _trainer(job: _Job, workers: int) -> Any:
     return TorchTrainer(
         _work,
         train_loop_config={"job": job},
-        torch_config=TorchConfig("nccl" if use_gpu else "gloo", timeout_s=int(TIMEOUT.total_seconds())),
+        torch_config=TorchConfig(GPU_BACKENDS if use_gpu else "gloo", timeout_s=int(TIMEOUT.total_seconds())),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
         # Ray would also retry after errors of the user.
         run_config=RunConfig(name="train", storage_path=str(job.scratch), failure_config=FailureConfig(max_failures=0)),
@@ -240,7 +240,7 @@ def _listening(job: _Job, observe: RunListener, stop: Callable[[], bool]) -> Ite
             yield
         finally:
             ended.set()
-        listener.result()
+            listener.result()
 
 
 def _listen(job: _Job, observe: RunListener, stop: Callable[[], bool], ended: threading.Event) -> None:
@@ -260,6 +260,9 @@ def _listen(job: _Job, observe: RunListener, stop: Callable[[], bool], ended: th
                 return
         except RayError:  # the cluster has ended
             return
+        except Exception:  # of the listener
+            job.stops.put(True)
+            raise
 
 
 def _raise_cause(error: Any) -> None:

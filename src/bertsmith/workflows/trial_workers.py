@@ -6,6 +6,7 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,6 @@ from bertsmith.compute.machine import cores, use_cores
 from bertsmith.config import Config
 from bertsmith.errors import ConfigError, Interrupted, UserError
 from bertsmith.events import StorageUnavailable, StudyListener, TrialEnded, TrialScored, TrialStarted
-from bertsmith.folders import atomic
-from bertsmith.folders.study import Study
 from bertsmith.tuning.config import LATENCY, OBJECTIVES, StudyConfig
 from bertsmith.tuning.space import Space, with_values
 from bertsmith.tuning.store import ERROR, Store, TakenOverError, ignore_optuna_warnings, is_done
@@ -32,6 +31,8 @@ STEPS_PER_EPOCH = 12
 """Steps of the pruner in an epoch: trials are evaluated after halves or thirds of an epoch."""
 MAX_FAILURES = 3
 """Failed trials, without a successful one, after which the search ends with the error."""
+STOP_SECONDS = 30.0
+"""Time for workers to end after they are asked to, before they are killed."""
 POLL_SECONDS = 0.5
 """Time between two checks of the trials of other workers."""
 
@@ -73,7 +74,7 @@ class Search:
         return with_evaluation_steps(config, self.data, config.batch_size or self.batch_size)
 
 
-def open_store(search: Search, observe: StudyListener) -> Store:
+def open_store(search: Search, observe: StudyListener, stop: Callable[[], bool]) -> Store:
     """Open the study in its storage."""
     study_config = search.study_config
     pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
@@ -90,6 +91,7 @@ def open_store(search: Search, observe: StudyListener) -> Store:
         pruner=pruner,
         seed=search.config.seed,
         on_unavailable=lambda reason: observe(StorageUnavailable(reason)),
+        stop=stop,
     )
 
 
@@ -156,13 +158,8 @@ def _run_claimed(
             return "cut short", (), "the time limit was reached; the same command runs the trial again"
         raise
     values = (result.score, float(result.latency or 0))[: len(objectives)]
-    with store.lock:
-        best = max(map(primary_score, store.trials))
-        if result.loaded is not None and result.score > best:
-            with atomic.replaced_folder(Study(search.folder).best_trial) as folder:
-                result.loaded.save(folder)
-        store.set_attributes(trial, seconds=time.perf_counter() - start, curve=result.curve)
-        store.tell(trial, TrialState.COMPLETE, values)
+    store.set_attributes(trial, seconds=time.perf_counter() - start, curve=result.curve)
+    store.tell(trial, TrialState.COMPLETE, values)
     return "complete", values, ""
 
 
@@ -204,8 +201,14 @@ def run_workers(store: Store, search: Search, observe: StudyListener, stop: Call
     finally:
         for worker in workers:
             worker.terminate()
-        for worker in workers:
-            worker.join()
+        try:
+            deadline = time.monotonic() + STOP_SECONDS
+            for worker in workers:
+                worker.join(max(0.0, deadline - time.monotonic()))
+        finally:  # also after another Ctrl-C
+            for worker in workers:
+                worker.kill()
+                worker.join()
     exit_codes = [worker.exitcode for worker in workers if worker.exitcode]
     if len(exit_codes) == len(workers):
         errors = [t.user_attrs[ERROR] for t in store.trials if ERROR in t.user_attrs]
@@ -247,19 +250,21 @@ def run_worker(search: Search) -> None:
     """Run trials in a worker process, with a share of the cores, until enough are done or the parent has ended."""
     import torch
 
-    stopped = []
+    stopped: list[bool] = []
     parent = multiprocessing.parent_process()
+
+    def stop() -> bool:
+        return bool(stopped) or has_ended(parent)
+
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.append(True))
     use_cores(search.config.threads)
     use_cores(max(1, cores() // search.study_config.jobs))
     torch.set_num_threads(cores())
-    store = open_store(search, lambda event: None)
     try:
-        run_trials(store, search, lambda event: None, lambda: bool(stopped) or has_ended(parent))
+        with closing(open_store(search, lambda event: None, stop)) as store:
+            run_trials(store, search, lambda event: None, stop)
     except Interrupted:
         pass
     except UserError:
         raise SystemExit(1) from None
-    finally:
-        store.close()

@@ -17,7 +17,7 @@ from bertsmith.config import Config
 from bertsmith.data.table import Labels, Table
 from bertsmith.data.template import texts_of
 from bertsmith.errors import ConfigError
-from bertsmith.events import Evaluated, Event
+from bertsmith.events import Evaluated, Event, RolledBack
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model import checkpoint
 from bertsmith.model.load import Loaded
@@ -188,6 +188,8 @@ def _fit(
             if event.best:
                 best_scores = last_scores
             on_score(event.epoch, event.metrics[task.primary])
+        elif isinstance(event, RolledBack):  # to the start, because trials save no checkpoint
+            curve.clear()
 
     fine_tune(
         loaded,

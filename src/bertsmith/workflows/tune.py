@@ -81,7 +81,7 @@ def run_tuning(
         cv = study_config.cv
         data = TrialData(train, validation, assign_folds(cleaned, texts, rows, cv, config, config.seed) if cv else None)
         search, defaults = _start_search(data, config, study_config, changes, output, texts.fingerprint, overwrite)
-        store = open_store(search, observe)
+        store = open_store(search, observe, stop)
         try:
             store.suggest_first({n: dim.nearest(defaults[n]) for n, dim in search.space.items() if n in defaults})
             scores = [primary_score(t) for t in store.trials if t.state == TrialState.COMPLETE]
