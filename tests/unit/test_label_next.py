@@ -199,7 +199,7 @@ def test_rounds_of_a_project(pool, tmp_path, tiny, cli):
     project = Project(tmp_path / "project", {"labels": ["animals", "colours", "fruits"]})
     out, rows = tmp_path / "next.csv", []
     for i in range(3):
-        code, _, err = cli("next", project.path, pool, "-n", "20", "-o", out, "--overwrite", "--model", tiny)
+        code, _, err = cli("next", project.path, pool, "-n", "20", "-o", out, "--overwrite", "--model", tiny, "--seed", i)
         assert code == 0, err
         chosen = pd.read_csv(out)
         assert list(chosen.columns) == ["hidden", "Text", "row", "reason", "random", "inclusion_probability"]
@@ -215,6 +215,10 @@ def test_rounds_of_a_project(pool, tmp_path, tiny, cli):
         for text in project.texts[20 * i :]:
             project.decide(Decision(text.id, "ann", "labelled", (text.columns["hidden"],)))
     assert rows == project.rows
+    # The project keeps the seed of its first choice: with another one, the random texts would be biased.
+    priority = priorities(120, 0)
+    priority[5] = 2**64 - 1  # an empty text
+    assert {text.row - 1 for text in project.texts if text.random} == set(np.argsort(priority)[:12].tolist())
     assert len(set(rows)) == 60
     assert 6 not in rows
     assert not {9, 10} <= set(rows)
