@@ -25,9 +25,12 @@ from bertsmith.labelling.choose import (
 )
 from bertsmith.labelling.pool import PoolFile
 from bertsmith.labelling.store import Decision, Project, Queued
+from bertsmith.labelling.table import Snapshot
 from bertsmith.measuring.design import read_design
+from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_table
 from bertsmith.workflows import label_next
+from bertsmith.workflows.label_model import fit_head
 from bertsmith.workflows.label_next import Chosen
 from tests.conftest import ArrowTable
 
@@ -240,6 +243,21 @@ def test_rounds_of_a_project(pool, tmp_path, tiny, cli):
     code, _, err = cli("next", project.path, pool, "--model", tiny)
     assert code == 2
     assert "row 4" in err
+
+
+def test_labels_of_random_texts_do_not_influence_the_choice():
+    texts = [Queued(i, "text", "random" if i % 2 else "diverse", bool(i % 2), id=i) for i in range(1, 9)]
+    x, task = np.random.default_rng(0).normal(size=(8, 4)), get_task("single-label")
+
+    def fitted(labels):
+        decisions = [Decision(i, "ann", "labelled", (label,)) for i, label in enumerate(labels, start=1)]
+        return fit_head(Snapshot(["a", "b"], "single-label", texts, decisions, []), lambda rows: x[rows], task)
+
+    head, counts = fitted("aabbaabb")
+    other, same = fitted("babbbaab")
+    assert counts.tolist() == same.tolist() == [2, 2]
+    assert (head.logits(x) == other.logits(x)).all()
+    assert fitted("abababab"[::-1]) == fitted("bababaaa") == (None, None)
 
 
 def test_no_chosen_text_is_a_near_duplicate_of_a_random_one(tmp_path, tiny):

@@ -34,14 +34,13 @@ def estimate_project(project: Project, config: Config, more: int = MORE) -> Esti
     """
     snapshot = Snapshot.of(project)
     pool = PoolFile(project.path, *read_about(project.path))
-    labelled = [each for each in snapshot.labelled if each.labels is not None]
-    rows, targets = training_data(snapshot)
+    rows, targets, random = training_data(snapshot)
     seconds = [d.seconds for d in snapshot.decisions if 0 < d.seconds < PAUSE]
     agreement = snapshot.agreement.ceiling
     found = estimate_gain(
         pool.read(rows),
         targets,
-        np.array([each.text.random for each in labelled], dtype=bool),
+        random,
         get_task(snapshot.task),
         len(snapshot.labels),
         more,
