@@ -486,6 +486,26 @@ def test_rows_without_a_cluster_are_clusters_of_their_own():
     assert found.tolist() == pytest.approx(expected.tolist())
 
 
+def test_a_regression_considers_mistakes_that_the_sample_does_not_show():
+    late, drawn = np.repeat([0.0, 1.0], 2000), np.arange(4000) % 10 == 0
+    frame = pd.DataFrame({"late": late, "outcome hate": np.arange(4000) % 3 == 0})
+    plain = fit_regression(frame, "hate", ["late"])
+    found = fit_regression(frame.assign(inclusion_probability=np.where(drawn, 0.1, np.nan)), "hate", ["late"])
+    assert (plain.freedom, found.freedom) == (3999, 399)
+    # A mistake changes an outcome by 10, and the mean of its half by 10 / 2000. A tenth of the labels is known.
+    assert found.covariance[1, 1] - plain.covariance[1, 1] == pytest.approx(0.9 * (10 / 2000) ** 2)
+
+
+def test_clusters_have_the_standard_errors_of_the_jackknife():
+    frame = _outcomes(0, n=400, labelled=40).assign(a=np.arange(400) // 2 % 7)
+    found = fit_regression(frame, "hate", ["late"], clusters="a")
+    left = [fit_regression(frame[frame["a"] != a], "hate", ["late"]).coefficients for a in range(7)]
+    assert found.errors == pytest.approx(np.sqrt(6 / 7 * ((left - found.coefficients) ** 2).sum(axis=0)))
+    drawn = np.where(frame["a"] < 3, 0.1, np.nan)
+    few = fit_regression(frame.assign(inclusion_probability=drawn), "hate", ["late"], clusters="a")
+    assert (found.freedom, few.freedom) == (6, 2)
+
+
 @pytest.mark.parametrize(
     ("label", "on", "model", "error"),
     [
