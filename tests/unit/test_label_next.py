@@ -201,8 +201,9 @@ def pool(tmp_path):
 def test_rounds_of_a_project(pool, tmp_path, tiny, cli):
     project = Project(tmp_path / "project", {"labels": ["animals", "colours", "fruits"]})
     out, rows = tmp_path / "next.csv", []
+    settings = ("-n", "20", "-o", out, "--overwrite", "--model", tiny)
     for i in range(3):
-        code, _, err = cli("next", project.path, pool, "-n", "20", "-o", out, "--overwrite", "--model", tiny, "--seed", i)
+        code, _, err = cli("next", project.path, pool, *settings, "--seed", i)
         assert code == 0, err
         chosen = pd.read_csv(out)
         assert list(chosen.columns) == ["hidden", "Text", "row", "reason", "random", "inclusion_probability"]
@@ -230,7 +231,7 @@ def test_rounds_of_a_project(pool, tmp_path, tiny, cli):
     table = pd.read_csv(pool)
     more = table.assign(Text=table["Text"] + " again")
     pd.concat([table, more]).to_csv(pool, index=False)
-    code, _, err = cli("next", project.path, pool, "-n", "20", "-o", out, "--overwrite", "--model", tiny)
+    code, _, err = cli("next", project.path, pool, *settings)
     assert code == 0, err
     chosen = pd.read_csv(out)
     n_random = [sum(text.random and (text.row > 120) == new for text in project.texts) for new in (False, True)]
