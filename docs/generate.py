@@ -342,6 +342,7 @@ _PRINTED: dict[str, tuple[type, dict[str, str]]] = {
             "texts": "number of new texts",
             "test_texts": "number of test texts of the run",
             "sampled": "number of new texts in the random sample; all properties except the predicted labels use it",
+            "grouped": "whether the run has groups; chance then explains larger distances than the thresholds",
             "differences": "one entry for each property; see below",
             "differs": "whether any property differs by more than chance explains",
         },

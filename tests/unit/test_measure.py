@@ -258,6 +258,18 @@ def test_the_adjusted_count_finds_the_shares_under_label_shift():
     assert np.mean(naive) > 0.05
 
 
+def test_groups_that_differ_widen_the_interval_of_the_adjusted_count():
+    targets = np.tile(np.repeat([0, 1], 10), 20)
+    predicted = np.where(np.arange(400) < 100, 1, targets)  # all mistakes are in a quarter of the groups
+    single, few = (
+        adjusted_count(targets, predicted, np.array([500, 500]), groups=np.arange(400) // size) for size in (1, 20)
+    )
+    plain = adjusted_count(targets, predicted, np.array([500, 500]))
+    width = plain.high - plain.low
+    assert abs((single.high - single.low) / width - 1).max() < 0.2
+    assert ((few.high - few.low) / width).min() > 1.5
+
+
 def test_the_adjusted_count_inverts_the_confusion_matrix():
     targets = np.repeat([0, 1], [60, 40])
     predicted = np.concatenate([np.repeat([0, 1], [50, 10]), np.repeat([0, 1], [8, 32])])

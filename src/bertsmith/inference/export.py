@@ -95,8 +95,9 @@ def export(
         tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
         held_out = held_out_predictions(opened)
         probabilities = held_out.scores[0].astype(np.float32)
-        lengths = np.array([]) if held_out.lengths is None else held_out.lengths
-        np.savez(folder / HELD_OUT, targets=held_out.targets, probabilities=probabilities, lengths=lengths)
+        others = {"lengths": held_out.lengths, "groups": held_out.groups}
+        arrays = {name: np.array([]) if values is None else values for name, values in others.items()}
+        np.savez(folder / HELD_OUT, targets=held_out.targets, probabilities=probabilities, **arrays)
         about = ExportInfo(
             format,
             precision,

@@ -15,6 +15,7 @@ import numpy as np
 from scipy import stats
 from scipy.optimize import nnls
 
+from bertsmith.evaluation.intervals import draw_resamples
 from bertsmith.measuring.estimate import LEVEL
 
 ALPHA = 0.05
@@ -44,7 +45,13 @@ class AdjustedCount:
 
 
 def adjusted_count(
-    targets: np.ndarray, predicted: np.ndarray, counts: np.ndarray, outcomes: np.ndarray | None = None, *, seed: int = 0
+    targets: np.ndarray,
+    predicted: np.ndarray,
+    counts: np.ndarray,
+    outcomes: np.ndarray | None = None,
+    *,
+    groups: np.ndarray | None = None,
+    seed: int = 0,
 ) -> AdjustedCount:
     """Estimate the shares of the classes in a corpus from the predicted labels, or means of other outcomes.
 
@@ -52,7 +59,9 @@ def adjusted_count(
         targets, predicted: class indices of the held-out texts, shape (n,); every class occurs.
         counts: texts of the corpus by predicted class, shape (classes,).
         outcomes: of the texts of each class, from 0 to 1, shape (classes, columns); ``None`` for the shares.
-        seed: of the draws from the posterior of the error rates, whose percentiles are the interval.
+        groups: group of each held-out text, such as its author, shape (n,); ``None`` for independent texts.
+        seed: of the draws from the posterior of the error rates, whose percentiles are the interval. With groups, the
+            rates come from a bootstrap over groups.
     """
     k, n_corpus = len(counts), counts.sum()
     table = np.zeros((k, k))
@@ -63,7 +72,12 @@ def adjusted_count(
     outcomes = np.eye(k) if outcomes is None else outcomes
     rng = np.random.default_rng(seed)
     # Observed rates of 0 and 1 are uncertain: a Dirichlet prior that is worth one text per class.
-    drawn = rng.gamma(table + 1 / k, size=(DRAWS, k, k))
+    if groups is None:
+        drawn = rng.gamma(table + 1 / k, size=(DRAWS, k, k))
+    else:
+        resamples = (row for some in draw_resamples(len(targets), groups, rng, DRAWS) for row in some)
+        cells = predicted * k + targets
+        drawn = np.stack([np.bincount(cells, row, k * k).reshape(k, k) for row in resamples]) + 1 / k
     drawn /= drawn.sum(axis=1, keepdims=True)
     some = rng.multinomial(int(n_corpus), shares, DRAWS) / n_corpus
     solutions = (np.linalg.pinv(drawn) @ some[:, :, None])[:, :, 0]

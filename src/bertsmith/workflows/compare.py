@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from bertsmith.data.template import stored_groups
 from bertsmith.errors import ConfigError, RunFolderError
 from bertsmith.evaluation.evaluate import compare_classifiers
 from bertsmith.folders.run import Run
 from bertsmith.tasks.registry import get_task
-from bertsmith.workflows.score import stored_groups
 
 
 def compare_runs(opened: Sequence[Run]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import numpy as np
 from bertsmith.config import Config
 from bertsmith.data.language import guess_language
 from bertsmith.data.table import ORDINAL, SINGLE_LABEL
-from bertsmith.data.template import Text, flat, is_empty, texts_of
+from bertsmith.data.template import Text, flat, is_empty, stored_groups, texts_of
 from bertsmith.errors import ConfigError, DataError
 from bertsmith.events import PredictionListener, RowsPredicted
 from bertsmith.folders.run import open_run
@@ -44,6 +44,8 @@ class Drift:
         test_texts: number of test texts.
         sampled: number of new texts in the random sample, for all properties but the labels.
         differences: one per property.
+        grouped: whether the run has groups, such as authors. Texts of the same group are alike, so chance explains
+            larger distances than the thresholds.
     """
 
     corpus: str
@@ -51,6 +53,7 @@ class Drift:
     test_texts: int
     sampled: int
     differences: tuple[Difference, ...]
+    grouped: bool = False
 
     @property
     def differs(self) -> bool:
@@ -121,6 +124,5 @@ def compare_texts(
         compare_counts("predicted labels", np.bincount(predicted, minlength=k), counts, level),
         compare_positions(before, now, level),
     ]
-    return Drift(
-        stream.name, int(counts.sum()), len(frame), len(sample.texts), tuple(d for d in found if d is not None)
-    )
+    grouped, differences = stored_groups(frame) is not None, tuple(d for d in found if d is not None)
+    return Drift(stream.name, int(counts.sum()), len(frame), len(sample.texts), differences, grouped)
