@@ -17,7 +17,7 @@ from bertsmith.config import Config
 from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, DataError, OutputError
 from bertsmith.folders.run import open_run
-from bertsmith.measuring.design import read_design, was_drawn
+from bertsmith.measuring.design import read_design
 from bertsmith.measuring.drift import compare_counts, compare_positions, compare_scalars
 from bertsmith.measuring.estimate import (
     Sample,
@@ -354,11 +354,10 @@ def test_only_texts_with_a_known_chance_are_used():
     design = read_design(
         {"Random": ["true", "false", "false"], "Inclusion Probability": [0.1, None, "0.5"]}, [1, 2, 3], "s"
     )
-    assert design.usable.tolist() == [True, False, True]
-    assert design.inclusion[2] == 0.5
+    assert design.usable.tolist() == [True, False, False]
+    assert design.inclusion[0] == 0.1
     german = {"random": ["WAHR", "FALSCH", "WAHR"], "inclusion_probability": ["0,0733", None, "1"]}
     assert read_design(german, [1, 2, 3], "s").inclusion[[0, 2]].tolist() == [0.0733, 1]
-    assert was_drawn(german, 3).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize(
