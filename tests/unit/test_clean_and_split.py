@@ -267,6 +267,17 @@ def test_groups_in_several_given_splits_are_reported():
     assert "group-leak" not in kinds
 
 
+@pytest.mark.parametrize(
+    ("drawn", "validation", "found"), [([40], False, True), ([40], True, False), ([0, 40], False, False), ([], False, False)]
+)
+def test_validation_texts_that_were_not_drawn_at_random_are_reported(drawn, validation, found):
+    parts = ["train"] * 30 + ["validation" if validation else "train"] * 10 + ["test"] * 20
+    frame = tiny_table(60).assign(part=parts, random=[i in drawn for i in range(60)])
+    findings = {f.kind: f for f in inspect(read_table(frame, DataConfig(split_column="part"))).findings}
+    assert ("not-random" in findings) == found
+    assert not found or findings["not-random"].count == 40
+
+
 def test_near_duplicates_with_other_labels_or_splits_are_reported():
     table = _near()
     frame = table.frame.copy()

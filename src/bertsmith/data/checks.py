@@ -12,6 +12,7 @@ import numpy as np
 
 from bertsmith.config import Config
 from bertsmith.data.clean import AVERAGED, CONFLICT, DUPLICATE, EMPTY, IN_TEST, IN_VALIDATION, NO_LABEL, Cleaned
+from bertsmith.data.columns import canonical
 from bertsmith.data.findings import Finding, join_names
 from bertsmith.data.label_checks import label_findings
 from bertsmith.data.language import guess_language
@@ -201,6 +202,24 @@ def check_groups(inspected: Inspected) -> Iterator[Finding]:
         )
 
 
+def check_design(inspected: Inspected) -> Iterator[Finding]:
+    """Report that the validation split comes from texts that a labelling project chose, and the test split does not."""
+    table = inspected.cleaned.table
+    given = table.frame["split"].fillna("train").to_numpy()
+    name = next((name for name in table.extra.columns if canonical(str(name)) == "random"), None)
+    if name is None or (given == "validation").any():
+        return
+    drawn = (table.extra[name].astype(str).str.casefold() == "true").to_numpy()
+    if drawn[given == "test"].any() and not drawn[given == "train"].any():
+        yield inspected.texts_where(
+            "not-random",
+            "warning",
+            given == "train",
+            "to train on that were not drawn at random",
+            "used, also for validation: thresholds, confidence and decision rule may not suit the pool of the texts",
+        )
+
+
 def check_texts(inspected: Inspected) -> Iterator[Finding]:
     """Report damaged characters and HTML."""
     from ftfy.badness import is_bad
@@ -316,6 +335,7 @@ CHECKS: tuple[Callable[[Inspected], Iterator[Finding]], ...] = (
     check_cleaning,
     check_near_duplicates,
     check_groups,
+    check_design,
     check_texts,
     check_languages,
     check_tokens,
