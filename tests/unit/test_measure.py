@@ -351,6 +351,7 @@ def test_a_convenience_sample_is_refused_with_the_reason():
 def test_only_texts_with_a_known_chance_are_used():
     design = read_design({"random": [True, "false", "yes"]}, [1, 2, 3], "s")
     assert design.usable.tolist() == [True, False, True]
+    assert not read_design({"random": ["no", "no"]}, [1, 2], "s").usable.any()
     design = read_design(
         {"Random": ["true", "false", "false"], "Inclusion Probability": [0.1, None, "0.5"]}, [1, 2, 3], "s"
     )
@@ -364,7 +365,6 @@ def test_only_texts_with_a_known_chance_are_used():
     "columns",
     [
         {"random": ["true", "perhaps"]},
-        {"random": ["no", "no"]},
         {"inclusion_probability": [0.5, 1.5]},
         {"inclusion_probability": [0, 0.5]},
         {"inclusion_probability": ["often", 0.5]},

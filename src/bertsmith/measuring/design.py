@@ -47,7 +47,7 @@ def read_design(
         declared_random: all rows are a simple random sample of the corpus, according to the user.
 
     Raises:
-        DataError: if the sampling design is unknown, a cell is not valid, or no row is usable.
+        DataError: if the sampling design is unknown, or a cell is not valid.
     """
     found = {canonical(name): (name, values) for name, values in columns.items()}
     random = found.get(canonical(RANDOM))
@@ -79,12 +79,6 @@ def read_design(
                 where=place,
                 remedy="Write the probability of every row that was drawn at random, or remove the column.",
             )
-    if not usable.any():
-        raise DataError(
-            "no row of the sample was chosen at random and has a known inclusion probability",
-            where=where,
-            remedy="Label random texts of the corpus.",
-        )
     return Design(usable, probabilities)
 
 
