@@ -268,7 +268,8 @@ def test_groups_in_several_given_splits_are_reported():
 
 
 @pytest.mark.parametrize(
-    ("drawn", "validation", "found"), [([40], False, True), ([40], True, False), ([0, 40], False, False), ([], False, False)]
+    ("drawn", "validation", "found"),
+    [([40], False, True), ([40], True, False), ([0, 40], False, False), ([], False, False)],
 )
 def test_validation_texts_that_were_not_drawn_at_random_are_reported(drawn, validation, found):
     parts = ["train"] * 30 + ["validation" if validation else "train"] * 10 + ["test"] * 20

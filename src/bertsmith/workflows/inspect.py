@@ -9,6 +9,7 @@ from bertsmith.data.clean import clean
 from bertsmith.data.corrections import COLUMNS
 from bertsmith.data.inspect import inspect
 from bertsmith.data.read import read_table
+from bertsmith.data.split import undivided
 from bertsmith.data.table import Table
 from bertsmith.data.template import flat_texts, texts_of
 from bertsmith.errors import ConfigError, listing
@@ -81,7 +82,8 @@ def suspected_label_errors(
     from bertsmith.evaluation.baseline import tfidf_features
     from bertsmith.workflows.label_model import embed_texts, load_encoder
 
-    usable = clean(table).table
+    cleaned = clean(table)
+    usable = cleaned.table
 
     def featurize() -> Any:
         model = _embedding_model(usable, config)
@@ -90,7 +92,8 @@ def suspected_label_errors(
             return tfidf_features().fit_transform(flat_texts(usable.frame))
         return embed_texts(load_encoder(model, config), texts_of(usable.frame))
 
-    found = get_task(table.task).label_errors(featurize, usable.targets, table.labels, seed=config.seed)
+    units, task = undivided(cleaned, config), get_task(table.task)
+    found = task.label_errors(featurize, usable.targets, table.labels, seed=config.seed, units=units)
     rows = usable.frame.iloc[found["position"].to_numpy()].reset_index(drop=True)
     rows = rows.assign(corrected="", **found.drop(columns="position"))
     return rows[[name for name in COLUMNS if name in rows.columns]]
