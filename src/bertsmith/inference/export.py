@@ -95,9 +95,10 @@ def export(
         tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
         held_out = held_out_predictions(opened)
         probabilities = held_out.scores[0].astype(np.float32)
-        others = {"lengths": held_out.lengths, "groups": held_out.groups}
-        arrays = {name: np.array([]) if values is None else values for name, values in others.items()}
-        np.savez(folder / HELD_OUT, targets=held_out.targets, probabilities=probabilities, **arrays)
+        lengths, groups = (np.array([]) if v is None else v for v in (held_out.lengths, held_out.groups))
+        np.savez(
+            folder / HELD_OUT, targets=held_out.targets, probabilities=probabilities, lengths=lengths, groups=groups
+        )
         about = ExportInfo(
             format,
             precision,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bertsmith.evaluation.intervals import draw_resamples
 from bertsmith.measuring.drift import compare_counts
+from bertsmith.measuring.estimate import resample
 
 GRID = 100
 """Bins of confidence in which texts are counted."""
@@ -131,8 +131,8 @@ def _by_confidence(
     if groups is None:
         drawn = rng.beta(hits + mean + 1e-3, texts - hits + 1 - mean + 1e-3, (DRAWS, len(by_bin)))
     else:
-        chunks = draw_resamples(len(right), groups, rng, DRAWS)
-        drawn = np.concatenate([(some * right @ inside + mean) / (some @ inside + 1) for some in chunks])
+        resamples = resample(groups, len(right), rng, DRAWS)
+        drawn = np.stack([(times * right @ inside + mean) / (times @ inside + 1) for times in resamples])
     result: np.ndarray = drawn @ by_bin
     return result
 
@@ -161,9 +161,8 @@ def _by_class(
     draws = DRAWS if k <= MANY_CLASSES else DRAWS // 4
     overall, tables = float((decided == targets).mean()), np.empty((draws, n_cells, k))
     cells = np.stack([decided, k + bins]) * k + targets
-    times = (row for some in draw_resamples(len(targets), groups, rng, draws) for row in some)
-    for i, row in enumerate(times):
-        tables[i] = np.bincount(cells.ravel(), np.tile(row, 2), n_cells * k).reshape(n_cells, k)
+    for i, times in enumerate(resample(groups, len(targets), rng, draws)):
+        tables[i] = np.bincount(cells.ravel(), np.tile(times, 2), n_cells * k).reshape(n_cells, k)
     texts = tables[:, :k].sum(axis=1)
     recall = np.where(texts > 0, np.diagonal(tables, axis1=1, axis2=2) / np.maximum(texts, 1), overall)
     mixture = tables / np.maximum(texts, 1)[:, None]

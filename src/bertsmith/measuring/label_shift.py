@@ -15,8 +15,7 @@ import numpy as np
 from scipy import stats
 from scipy.optimize import nnls
 
-from bertsmith.evaluation.intervals import draw_resamples
-from bertsmith.measuring.estimate import LEVEL
+from bertsmith.measuring.estimate import LEVEL, resample
 
 ALPHA = 0.05
 """Significance level of the test of label shift."""
@@ -72,12 +71,12 @@ def adjusted_count(
     outcomes = np.eye(k) if outcomes is None else outcomes
     rng = np.random.default_rng(seed)
     # Observed rates of 0 and 1 are uncertain: a Dirichlet prior that is worth one text per class.
+    drawn: np.ndarray
     if groups is None:
         drawn = rng.gamma(table + 1 / k, size=(DRAWS, k, k))
     else:
-        resamples = (row for some in draw_resamples(len(targets), groups, rng, DRAWS) for row in some)
-        cells = predicted * k + targets
-        drawn = np.stack([np.bincount(cells, row, k * k).reshape(k, k) for row in resamples]) + 1 / k
+        cells, resamples = predicted * k + targets, resample(groups, len(targets), rng, DRAWS)
+        drawn = np.array([np.bincount(cells, times, k * k).reshape(k, k) for times in resamples]) + 1 / k
     drawn /= drawn.sum(axis=1, keepdims=True)
     some = rng.multinomial(int(n_corpus), shares, DRAWS) / n_corpus
     solutions = (np.linalg.pinv(drawn) @ some[:, :, None])[:, :, 0]

@@ -170,12 +170,12 @@ def measure_under_label_shift(
     found = count(whole)
     if p_value < ALPHA or found.contradicts:
         how = f"A test rejects the hypothesis that only the class shares differ (p-value {_p_value(p_value)})"
+        how += "" if held_out.groups is None else f"; {GROUPED}"
         if found.contradicts:
             how = "No mix of the classes would give these predicted labels"
         raise DataError(
             "without labelled texts, the predictions cannot be corrected: the corpus and the run's test texts "
             f"differ in more than their class shares. {how}",
-            +("" if held_out.groups is None else f". But {GROUPED}"),
             where=corpus,
             remedy="Label about 200 random texts of the corpus, and pass them with --labelled.",
         )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bertsmith.config import Config
-from bertsmith.data.clean import NO_LABEL, Cleaned, clean
+from bertsmith.data.clean import NO_LABEL, clean
 from bertsmith.data.columns import canonical
 from bertsmith.data.table import Table
 from bertsmith.data.template import Texts, flat, texts_of
