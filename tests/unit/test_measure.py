@@ -656,6 +656,7 @@ def test_without_labels_the_shares_are_counted_with_a_note(finished, corpus, mon
         bs.measure(finished, corpus / "corpus.csv")
     monkeypatch.setattr("bertsmith.workflows.label_shift.FEWEST", 3)
     monkeypatch.setattr("bertsmith.workflows.label_shift.FEWEST_IN_GROUP", 170)  # the months have 166 or 167 texts
+    monkeypatch.setattr("bertsmith.workflows.label_shift.stored_groups", lambda frame: np.arange(len(frame)) // 2)
     tested = []
 
     def accept(targets, features, texts, n_classes):
@@ -667,7 +668,7 @@ def test_without_labels_the_shares_are_counted_with_a_note(finished, corpus, mon
     assert {(share.estimator, share.labelled) for share in found.shares} == {("adjusted count", 0)}
     assert sum(share.share for share in found.whole) == pytest.approx(1)
     assert all(share.interval[0] < share.interval[1] for share in found.shares)
-    assert len(found.notes) == 2  # the assumption, and groups without a test of their own
+    assert len(found.notes) == 3  # the assumption, groups of test texts, and months without a test of their own
     assert found.shares[0].labelled_share is None
     assert tested == [(True, True, 500, 3)] * 2  # axes and clusters
     monkeypatch.setattr("bertsmith.workflows.label_shift.label_shift_test", lambda *arguments: 0.01)
