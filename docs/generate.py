@@ -243,7 +243,7 @@ one of these names, it becomes `pool NAME`.
 | `export.json` | labels, columns, inputs, maximum length, temperature, decision rule, result of the check, checksums |
 | `model.onnx` and `model.onnx.data`, or `model.xml` and `model.bin` | the model |
 | `tokenizer.json` | the tokenizer |
-| `validation.npz` | labels, probabilities, lengths and groups of validation texts, for thresholds and expected accuracy |
+| `validation.npz` | labels, probabilities, lengths, groups of validation texts, for thresholds and expected accuracy |
 | `README.md` | the commands that install and run the export |
 
 ## Predictions of new texts
