@@ -242,7 +242,7 @@ one of these names, it becomes `pool NAME`.
 | `export.json` | labels, columns, inputs, maximum length, temperature, decision rule, result of the check, checksums |
 | `model.onnx` and `model.onnx.data`, or `model.xml` and `model.bin` | the model |
 | `tokenizer.json` | the tokenizer |
-| `validation.npz` | labels, probabilities and lengths of the validation texts, for thresholds and expected accuracy |
+| `validation.npz` | labels, probabilities, lengths, groups of validation texts, for thresholds and expected accuracy |
 | `README.md` | the commands that install and run the export |
 
 ## Predictions of new texts
@@ -344,6 +344,7 @@ _PRINTED: dict[str, tuple[type, dict[str, str]]] = {
             "texts": "number of new texts",
             "test_texts": "number of test texts of the run",
             "sampled": "number of new texts in the random sample; all properties except the predicted labels use it",
+            "grouped": "whether the run has groups; chance then explains larger distances than the thresholds",
             "differences": "one entry for each property; see below",
             "differs": "whether any property differs by more than chance explains",
         },

@@ -143,7 +143,7 @@ def votes(kind, seed, n=600, coders=5):
     shares = np.stack([(given == c).mean(axis=1) for c in range(3)], axis=1)
     highest = np.sort(shares, axis=1)
     shares = shares[highest[:, 2] > highest[:, 1]]
-    return x[highest[:, 2] > highest[:, 1]], shares.argmax(axis=1), shares
+    return x[highest[:, 2] > highest[:, 1]], shares.argmax(axis=1), shares, np.arange(len(shares))
 
 
 @pytest.mark.parametrize("kind", ["ambiguous", "mistakes"])
@@ -154,7 +154,7 @@ def test_soft_labels_are_used_for_ambiguous_texts_only(kind):
     for one in found:
         assert one.gain == pytest.approx(one.log_loss[0] - one.log_loss[1])
         assert one.used == (one.gain > one.gain_error and one.macro_f1[1] - one.macro_f1[0] >= -one.macro_f1_error)
-    assert compare_labels(np.eye(4), np.array([0, 0, 0, 1]), np.eye(2)[[0, 0, 0, 1]], task, 0) is None
+    assert compare_labels(np.eye(4), np.array([0, 0, 0, 1]), np.eye(2)[[0, 0, 0, 1]], np.arange(4), task, 0) is None
 
 
 @pytest.mark.parametrize("used", [True, False])

@@ -58,6 +58,20 @@ def test_the_interval_contains_the_accuracy_if_classes_vanish_that_are_never_pre
     assert np.mean(inside) >= 0.9
 
 
+def test_groups_that_differ_widen_the_interval():
+    rng = np.random.default_rng(6)
+    targets, confidence, decided = held_out = _world(rng, 500, (0.6, 0.3, 0.1))
+    new = _world(rng, 800, (0.6, 0.3, 0.1))
+    bins, predicted = np.bincount([grid_of(c) for c in new[1]], minlength=GRID), np.bincount(new[2], minlength=3)
+    order = np.argsort(decided == targets, kind="stable")  # the mistakes are in the first groups
+    held_out = targets[order], confidence[order], decided[order]
+    alone = expect_accuracy(bins, predicted, *held_out)
+    found = [expect_accuracy(bins, predicted, *held_out, groups=np.arange(500) // size) for size in (1, 25)]
+    widths = [each.high - each.low for each in (alone, *found)]
+    assert 0.8 * widths[0] < widths[1] < 1.25 * widths[0]
+    assert widths[2] > 2 * widths[0]
+
+
 def test_a_lower_confidence_lowers_the_expected_accuracy():
     rng = np.random.default_rng(1)
     held_out = _world(rng, 1000, (0.6, 0.3, 0.1))

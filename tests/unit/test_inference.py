@@ -24,6 +24,7 @@ from bertsmith.inference.ensemble import Ensemble
 from bertsmith.inference.predict import predict_chunks, predict_rows
 from bertsmith.inference.table_writers import open_writer, output_format, to_arrow
 from bertsmith.testing import WORDS, tiny_table
+from bertsmith.workflows.evaluate import _design_notes
 from bertsmith.workflows.predict import Predictions
 from tests.conftest import train
 
@@ -231,6 +232,22 @@ def test_a_run_is_scored_on_another_table(own_run, tmp_path):
         bs.evaluate(own_run, table.assign(**{"Label Text": "dragons"}).drop(columns="Label"))
     with pytest.raises(DataError, match="10 = 'colours'"):
         bs.evaluate(own_run, table.assign(Label=table["Label"].replace({10: 20, 20: 10})))
+
+
+@pytest.mark.parametrize(
+    ("columns", "notes"),
+    [
+        ({}, 0),
+        ({"random": [True, False, True]}, 1),
+        ({"random": [False] * 3}, 1),
+        ({"random": [True] * 3, "inclusion_probability": [0.1, 0.1, 0.2]}, 1),
+        ({"random": [True] * 3, "inclusion_probability": [0.1] * 3}, 0),
+        ({"random": [0.3, 0.4, 0.7]}, 0),
+    ],
+)
+def test_metrics_of_rows_that_are_no_simple_random_sample_have_a_note(columns, notes):
+    table = bs.read_table(pd.DataFrame({"Text": ["a", "b", "c"], "Label Text": ["x", "y", "x"], **columns}))
+    assert len(_design_notes(table)) == notes
 
 
 def test_a_missing_model_is_not_searched_on_the_hub(own_run, tmp_path):

@@ -5,11 +5,14 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import bertsmith as bs
 from bertsmith.config import Config
 from bertsmith.errors import DataError
 from bertsmith.evaluation.baseline import tfidf_features
+from bertsmith.evaluation.decision import stratified_folds
 from bertsmith.evaluation.label_errors import FOLDS, find_label_errors, find_set_errors
 from bertsmith.testing import tiny_table
 from bertsmith.workflows.inspect import _embedding_model, suspected_label_errors
@@ -168,6 +171,28 @@ def test_a_file_without_the_columns_of_corrections_is_refused(flipped, tmp_path)
     flipped.to_csv(tmp_path / "t.csv", index=False)
     with pytest.raises(DataError, match="'row', 'text', 'corrected'"):
         bs.read_table(tmp_path / "t.csv", corrections=tmp_path / "t.csv")
+
+
+def test_a_copy_with_the_same_wrong_label_does_not_hide_it():
+    rng = np.random.default_rng(0)
+    truth, units = np.arange(200) % 2, np.arange(200)
+    truth[100:], units[100:] = truth[:100], units[:100]
+    wrong = np.where(units < 10, 1 - truth, truth)
+    x = 0.3 * np.eye(2)[truth] @ rng.normal(size=(2, 60)) + rng.normal(size=(200, 60))[units]
+    found = [find_label_errors(lambda: x, wrong, 2, seed=0, units=some)["position"] for some in (None, units)]
+    hidden, shown = (np.isin(np.flatnonzero(units < 10), some).mean() for some in found)
+    assert hidden + 0.3 < shown
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 30)), min_size=1, max_size=60), st.integers(0, 9))
+def test_folds_do_not_divide_near_duplicates(texts, seed):
+    targets, units = np.array(texts).T
+    folds = stratified_folds(targets, seed, FOLDS, units)
+    assert all(len(set(folds[units == unit])) == 1 for unit in units)
+    first = np.unique(units, return_index=True)[1]
+    for c in np.unique(targets):  # a class with enough first texts is in the training part of every fold
+        n = (targets[first] == c).sum()
+        assert len(set(folds[targets == c])) >= min(n, FOLDS)
 
 
 def test_rare_classes_are_excluded_and_too_few_texts_are_an_error():

@@ -26,9 +26,12 @@ from bertsmith.labelling.choose import (
 )
 from bertsmith.labelling.pool import PoolFile
 from bertsmith.labelling.store import Decision, Project, Queued
+from bertsmith.labelling.table import Snapshot
 from bertsmith.measuring.design import read_design
+from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_table
 from bertsmith.workflows import label_next
+from bertsmith.workflows.label_model import fit_head
 from bertsmith.workflows.label_next import Chosen
 from tests.conftest import ArrowTable
 
@@ -199,8 +202,9 @@ def pool(tmp_path):
 def test_rounds_of_a_project(pool, tmp_path, tiny, cli):
     project = Project(tmp_path / "project", {"labels": ["animals", "colours", "fruits"]})
     out, rows = tmp_path / "next.csv", []
+    settings = ("-n", "20", "-o", out, "--overwrite", "--model", tiny)
     for i in range(3):
-        code, _, err = cli("next", project.path, pool, "-n", "20", "-o", out, "--overwrite", "--model", tiny)
+        code, _, err = cli("next", project.path, pool, *settings, "--seed", i)
         assert code == 0, err
         chosen = pd.read_csv(out)
         assert list(chosen.columns) == ["hidden", "Text", "row", "reason", "random", "inclusion_probability"]
@@ -216,6 +220,10 @@ def test_rounds_of_a_project(pool, tmp_path, tiny, cli):
         for text in project.texts[20 * i :]:
             project.decide(Decision(text.id, "ann", "labelled", (text.columns["hidden"],)))
     assert rows == project.rows
+    # The project keeps the seed of its first choice: with another one, the random texts would be biased.
+    priority = priorities(120, 0)
+    priority[5] = 2**64 - 1  # an empty text
+    assert {text.row - 1 for text in project.texts if text.random} == set(np.argsort(priority)[:12].tolist())
     assert len(set(rows)) == 60
     assert 6 not in rows
     assert not {9, 10} <= set(rows)
@@ -224,7 +232,7 @@ def test_rounds_of_a_project(pool, tmp_path, tiny, cli):
     table = pd.read_csv(pool)
     more = table.assign(Text=table["Text"] + " again")
     pd.concat([table, more]).to_csv(pool, index=False)
-    code, _, err = cli("next", project.path, pool, "-n", "20", "-o", out, "--overwrite", "--model", tiny)
+    code, _, err = cli("next", project.path, pool, *settings)
     assert code == 0, err
     chosen = pd.read_csv(out)
     n_random = [sum(text.random and (text.row > 120) == new for text in project.texts) for new in (False, True)]
@@ -237,6 +245,21 @@ def test_rounds_of_a_project(pool, tmp_path, tiny, cli):
     code, _, err = cli("next", project.path, pool, "--model", tiny)
     assert code == 2
     assert "row 4" in err
+
+
+def test_labels_of_random_texts_do_not_influence_the_choice():
+    texts = [Queued(i, "text", "random" if i % 2 else "diverse", bool(i % 2), id=i) for i in range(1, 9)]
+    x, task = np.random.default_rng(0).normal(size=(8, 4)), get_task("single-label")
+
+    def fitted(labels):
+        decisions = [Decision(i, "ann", "labelled", (label,)) for i, label in enumerate(labels, start=1)]
+        return fit_head(Snapshot(["a", "b"], "single-label", texts, decisions, []), lambda rows: x[rows], task)
+
+    head, counts = fitted("aabbaabb")
+    other, same = fitted("babbbaab")
+    assert counts.tolist() == same.tolist() == [2, 2]
+    assert (head.logits(x) == other.logits(x)).all()
+    assert fitted("abababab"[::-1]) == fitted("bababaaa") == (None, None)
 
 
 def test_no_chosen_text_is_a_near_duplicate_of_a_random_one(tmp_path, tiny):

@@ -30,7 +30,7 @@ from bertsmith.labelling.pool import EmptyPoolError, PoolFile
 from bertsmith.labelling.store import FILE, SETTLER, Decision, Project, Queued
 from bertsmith.labelling.table import Snapshot, export
 from bertsmith.load_config import resolve
-from bertsmith.measuring.design import read_design, was_drawn
+from bertsmith.measuring.design import read_design
 from bertsmith.workflows.label_next import Chosen, choose_texts
 from bertsmith.workflows.label_rounds import Rounds
 
@@ -413,7 +413,7 @@ def test_random_texts_without_a_label_stay_in_the_table(project):
     table = pd.read_csv(project.path / "labels.csv")
     assert table["decided_by"].tolist() == ["unsure", "unsure", "one coder"]
     assert table["Label Text"].fillna("").tolist() == ["", "", "good"]
-    assert was_drawn(table.to_dict("list"), 3).tolist() == [True, True, False]
+    assert read_design(table.to_dict("list"), [1, 2, 3], "table").usable.tolist() == [True, True, False]
     assert Snapshot.of(project).overview()["without_label"] == 2
     project.decide(Decision(1, SETTLER, "labelled", ("bad",)))
     export(project)

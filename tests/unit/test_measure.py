@@ -17,7 +17,7 @@ from bertsmith.config import Config
 from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, DataError, OutputError
 from bertsmith.folders.run import open_run
-from bertsmith.measuring.design import read_design, was_drawn
+from bertsmith.measuring.design import read_design
 from bertsmith.measuring.drift import compare_counts, compare_positions, compare_scalars
 from bertsmith.measuring.estimate import (
     Sample,
@@ -271,6 +271,18 @@ def test_the_adjusted_count_finds_the_shares_under_label_shift():
     assert np.mean(naive) > 0.05
 
 
+def test_groups_that_differ_widen_the_interval_of_the_adjusted_count():
+    targets = np.tile(np.repeat([0, 1], 10), 20)
+    predicted = np.where(np.arange(400) < 100, 1, targets)  # all mistakes are in a quarter of the groups
+    single, few = (
+        adjusted_count(targets, predicted, np.array([500, 500]), groups=np.arange(400) // size) for size in (1, 20)
+    )
+    plain = adjusted_count(targets, predicted, np.array([500, 500]))
+    width = plain.high - plain.low
+    assert abs((single.high - single.low) / width - 1).max() < 0.2
+    assert ((few.high - few.low) / width).min() > 1.5
+
+
 def test_the_adjusted_count_inverts_the_confusion_matrix():
     targets = np.repeat([0, 1], [60, 40])
     predicted = np.concatenate([np.repeat([0, 1], [50, 10]), np.repeat([0, 1], [8, 32])])
@@ -352,21 +364,20 @@ def test_a_convenience_sample_is_refused_with_the_reason():
 def test_only_texts_with_a_known_chance_are_used():
     design = read_design({"random": [True, "false", "yes"]}, [1, 2, 3], "s")
     assert design.usable.tolist() == [True, False, True]
+    assert not read_design({"random": ["no", "no"]}, [1, 2], "s").usable.any()
     design = read_design(
         {"Random": ["true", "false", "false"], "Inclusion Probability": [0.1, None, "0.5"]}, [1, 2, 3], "s"
     )
-    assert design.usable.tolist() == [True, False, True]
-    assert design.inclusion[2] == 0.5
+    assert design.usable.tolist() == [True, False, False]
+    assert design.inclusion[0] == 0.1
     german = {"random": ["WAHR", "FALSCH", "WAHR"], "inclusion_probability": ["0,0733", None, "1"]}
     assert read_design(german, [1, 2, 3], "s").inclusion[[0, 2]].tolist() == [0.0733, 1]
-    assert was_drawn(german, 3).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize(
     "columns",
     [
         {"random": ["true", "perhaps"]},
-        {"random": ["no", "no"]},
         {"inclusion_probability": [0.5, 1.5]},
         {"inclusion_probability": [0, 0.5]},
         {"inclusion_probability": ["often", 0.5]},
@@ -497,6 +508,26 @@ def test_rows_without_a_cluster_are_clusters_of_their_own():
     own = author.fillna(pd.Series([f"row {i}" for i in range(300)]))
     found, expected = (fit_regression(frame.assign(a=a), "hate", ["late"], clusters="a").errors for a in (author, own))
     assert found.tolist() == pytest.approx(expected.tolist())
+
+
+def test_a_regression_considers_mistakes_that_the_sample_does_not_show():
+    late, drawn = np.repeat([0.0, 1.0], 2000), np.arange(4000) % 10 == 0
+    frame = pd.DataFrame({"late": late, "outcome hate": np.arange(4000) % 3 == 0})
+    plain = fit_regression(frame, "hate", ["late"])
+    found = fit_regression(frame.assign(inclusion_probability=np.where(drawn, 0.1, np.nan)), "hate", ["late"])
+    assert (plain.freedom, found.freedom) == (3999, 399)
+    # A mistake changes an outcome by 10, and the mean of its half by 10 / 2000. A tenth of the labels is known.
+    assert found.covariance[1, 1] - plain.covariance[1, 1] == pytest.approx(0.9 * (10 / 2000) ** 2)
+
+
+def test_clusters_have_the_standard_errors_of_the_jackknife():
+    frame = _outcomes(0, n=400, labelled=40).assign(a=np.arange(400) // 2 % 7)
+    found = fit_regression(frame, "hate", ["late"], clusters="a")
+    left = [fit_regression(frame[frame["a"] != a], "hate", ["late"]).coefficients for a in range(7)]
+    assert found.errors == pytest.approx(np.sqrt(6 / 7 * ((left - found.coefficients) ** 2).sum(axis=0)))
+    drawn = np.where(frame["a"] < 3, 0.1, np.nan)
+    few = fit_regression(frame.assign(inclusion_probability=drawn), "hate", ["late"], clusters="a")
+    assert (found.freedom, few.freedom) == (6, 2)
 
 
 @pytest.mark.parametrize(
@@ -638,6 +669,7 @@ def test_without_labels_the_shares_are_counted_with_a_note(finished, corpus, mon
         bs.measure(finished, corpus / "corpus.csv")
     monkeypatch.setattr("bertsmith.workflows.label_shift.FEWEST", 3)
     monkeypatch.setattr("bertsmith.workflows.label_shift.FEWEST_IN_GROUP", 170)  # the months have 166 or 167 texts
+    monkeypatch.setattr("bertsmith.workflows.label_shift.stored_groups", lambda frame: np.arange(len(frame)) // 2)
     tested = []
 
     def accept(targets, features, texts, n_classes):
@@ -649,7 +681,7 @@ def test_without_labels_the_shares_are_counted_with_a_note(finished, corpus, mon
     assert {(share.estimator, share.labelled) for share in found.shares} == {("adjusted count", 0)}
     assert sum(share.share for share in found.whole) == pytest.approx(1)
     assert all(share.interval[0] < share.interval[1] for share in found.shares)
-    assert len(found.notes) == 2  # the assumption, and groups without a test of their own
+    assert len(found.notes) == 3  # the assumption, groups of test texts, and months without a test of their own
     assert found.shares[0].labelled_share is None
     assert tested == [(True, True, 500, 3)] * 2  # axes and clusters
     monkeypatch.setattr("bertsmith.workflows.label_shift.label_shift_test", lambda *arguments: 0.01)

@@ -12,6 +12,7 @@ import pytest
 
 import bertsmith as bs
 from bertsmith.folders.run import open_run
+from bertsmith.inference.abstain import held_out_predictions
 from bertsmith.report.figures import Line, heatmap, histogram, line_chart
 from bertsmith.report.report import curves, environment, write_report
 from bertsmith.tasks.registry import get_task
@@ -115,6 +116,18 @@ def test_the_class_table_is_by_split_except_for_older_runs(finished, tmp_path):
     write_json(run.layout.run, info)
     page = write_report(Run(run.path)).read_text()
     assert '<th class="n">train</th><th class="n">test</th><th class="n">share of train</th>' in page
+
+
+def test_texts_of_groups_get_no_range_of_chance(own_run):
+    run, cell = open_run(own_run), '<td class="n">–</td>'
+    before = write_report(run).read_text().count(cell)
+    frame = run.predictions
+    frame.assign(group=np.arange(len(frame)) // 5).to_parquet(run.layout.predictions / "test.parquet")
+    run = open_run(own_run)
+    possible = sum(entry["threshold"] > 0 for entry in run.metrics["abstention"]["conformal"])
+    assert write_report(run).read_text().count(cell) - before == possible > 0
+    assert held_out_predictions(run, test=True).groups.max() == (len(frame) - 1) // 5
+    assert held_out_predictions(run).groups is None
 
 
 def test_many_classes_are_drawn_as_a_heatmap(finished, tmp_path):

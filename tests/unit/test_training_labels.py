@@ -29,10 +29,10 @@ def texts(seed, wrong, n=400, classes=3, size=128, distance=0.5):
 @pytest.mark.parametrize("seed", range(3))
 def test_texts_with_wrong_labels_are_left_out(seed):
     x, truth, given = texts(seed, wrong=0.25)
-    compared = compare_without_suspects(x, given, 3, TASK, 0)
+    compared = compare_without_suspects(x, given, np.arange(len(x)), 3, TASK, 0)
     assert compared.used
     assert compared.accuracy[1] - compared.accuracy[0] > compared.gain_error
-    suspects = find_suspects(x, given, 3, 0)["position"]
+    suspects = find_suspects(x, given, np.arange(len(x)), 3, 0)["position"]
     assert compared.suspects == len(suspects)
     assert (truth == given)[suspects].mean() < 0.2
     assert (truth == given)[np.delete(np.arange(len(x)), suspects)].mean() > 0.95
@@ -42,13 +42,16 @@ def test_texts_with_wrong_labels_are_left_out(seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_right_labels_stay_even_if_they_are_hard(seed, distance):
     x, _, given = texts(seed, wrong=0, distance=distance)
-    compared = compare_without_suspects(x, given, 3, TASK, 0)
+    compared = compare_without_suspects(x, given, np.arange(len(x)), 3, TASK, 0)
     assert not compared.used
     assert (compared.suspects > 0) == (distance == 0.1)
 
 
 def test_small_classes_are_not_compared():
-    assert compare_without_suspects(np.eye(20), np.array([0] * 15 + [1] * 5), 2, TASK, 0) is None
+    few = np.array([0] * 15 + [1] * 5)
+    assert compare_without_suspects(np.eye(20), few, np.arange(20), 2, TASK, 0) is None
+    copies = np.tile(np.arange(20), 3)
+    assert compare_without_suspects(np.tile(np.eye(20), (3, 1)), np.tile(few, 3), copies, 2, TASK, 0) is None
 
 
 @pytest.mark.parametrize("effort", ["normal", "quick"])

@@ -124,7 +124,8 @@ def regress(
         on: a column of an explanatory variable, or several. A column of words becomes one indicator for each value
             except the first.
         model: ``"linear"`` or ``"logistic"``.
-        clusters: a column of groups, such as authors, whose texts depend on each other.
+        clusters: a column of groups, such as authors, whose texts depend on each other. If you labelled a sample of
+            groups, pass their column.
 
     Raises:
         UserError: if a column is missing, or the regression has no solution.

@@ -69,6 +69,10 @@ def drift(
             f"note: with {counted(found.test_texts, 'test text')} and {counted(found.texts, 'new text')}, small "
             "changes stay unnoticed"
         )
+    if found.grouped:
+        stderr_console().print(
+            "note: the thresholds take texts of the same group for independent, so too many properties differ"
+        )
     if found.differs:
         stderr_console().print(
             "[yellow]note:[/] the metrics of the run may not hold for these texts: label some of them, and run "

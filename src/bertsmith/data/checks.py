@@ -4,74 +4,29 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bertsmith.config import Config
-from bertsmith.data.clean import AVERAGED, CONFLICT, DUPLICATE, EMPTY, IN_TEST, IN_VALIDATION, NO_LABEL, UNITED, Cleaned
-from bertsmith.data.findings import Finding, join_names
+from bertsmith.data.clean import AVERAGED, CONFLICT, DUPLICATE, EMPTY, IN_TEST, IN_VALIDATION, NO_LABEL, UNITED
+from bertsmith.data.columns import canonical
+from bertsmith.data.findings import MAX_EXAMPLES, Finding, Inspected, join_names
 from bertsmith.data.label_checks import differing_labels, far_numbers, label_findings
 from bertsmith.data.language import guess_language
 from bertsmith.data.split import split_cleaned
-from bertsmith.data.table import REGRESSION, Table
+from bertsmith.data.table import REGRESSION
 from bertsmith.data.template import flat_texts
 from bertsmith.errors import DataError, counted, quoted
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
-    from bertsmith.model.tokens import Tokens
-
-MAX_EXAMPLES = 5
-"""Maximum number of example rows of a finding."""
 MAX_UNKNOWN_TEXTS = 100
 """Maximum number of texts searched for examples of unknown words."""
 _HTML = re.compile(
     r"</?(?:p|br|div|span|a|b|i|em|strong|li|ul|td|tr|table|h\d|img|font)\b[^<>]*>|&(?:[a-z]{2,6}|#\d+);", re.I
 )
-
-
-@dataclass(frozen=True)
-class Inspected:
-    """What checks look at.
-
-    Attributes:
-        table: the table as read.
-        cleaned: the cleaned table.
-        texts: the usable texts, the segments of pairs joined.
-        lengths: their lengths in tokens, shape (usable rows,).
-        max_length: maximum number of tokens that training keeps of a text.
-        tokens: the tokens of the usable texts, if a tokenizer is available.
-        symbol_names: for each symbol that the tokenizer reads as its name, the name.
-        config: the settings for the split, if they are known.
-    """
-
-    table: Table
-    cleaned: Cleaned
-    texts: list[str]
-    lengths: np.ndarray
-    max_length: int
-    tokens: Tokens | None
-    symbol_names: Mapping[str, str]
-    config: Config | None
-
-    def rows(self, kind: str, severity: str, rows: pd.DataFrame, message: str, action: str) -> Finding:
-        """Return a finding about some rows of the table. The message follows their number: ``"3 rows" + message``."""
-        return Finding(
-            kind, severity, len(rows), f"{counted(len(rows), 'row')} {message}", action, self.name_rows(rows)
-        )
-
-    def texts_where(self, kind: str, severity: str, mask: np.ndarray, message: str, action: str) -> Finding:
-        """Return a finding about the usable rows of a boolean mask, shape (usable rows,), as `rows` does."""
-        return self.rows(kind, severity, self.cleaned.table.frame[mask], message, action)
-
-    def name_rows(self, rows: pd.DataFrame) -> tuple[int | str, ...]:
-        """Return the row numbers of the first rows, with the file name for another file than the table itself."""
-        head = zip(rows["source"].iloc[:MAX_EXAMPLES], rows["row"].iloc[:MAX_EXAMPLES], strict=True)
-        return tuple(int(row) if source == self.table.name else f"{source} {row}" for source, row in head)
 
 
 def check_split(inspected: Inspected) -> Iterator[Finding]:
@@ -225,6 +180,24 @@ def check_groups(inspected: Inspected) -> Iterator[Finding]:
         )
 
 
+def check_design(inspected: Inspected) -> Iterator[Finding]:
+    """Report that the validation split comes from texts that a labelling project chose, and the test split does not."""
+    table = inspected.cleaned.table
+    given = table.frame["split"].fillna("train").to_numpy()
+    name = next((name for name in table.extra.columns if canonical(str(name)) == "random"), None)
+    if name is None or (given == "validation").any():
+        return
+    drawn = (table.extra[name].astype(str).str.casefold() == "true").to_numpy()
+    if drawn[given == "test"].any() and not drawn[given == "train"].any():
+        yield inspected.texts_where(
+            "not-random",
+            "warning",
+            given == "train",
+            "to train on that were not drawn at random",
+            "used, also for validation: thresholds, confidence and decision rule may not suit the pool of the texts",
+        )
+
+
 def check_texts(inspected: Inspected) -> Iterator[Finding]:
     """Report damaged characters and HTML."""
     from ftfy.badness import is_bad
@@ -340,6 +313,7 @@ CHECKS: tuple[Callable[[Inspected], Iterator[Finding]], ...] = (
     check_cleaning,
     check_near_duplicates,
     check_groups,
+    check_design,
     check_texts,
     check_languages,
     check_tokens,

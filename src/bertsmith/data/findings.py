@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +11,21 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
-from bertsmith.data.table import MULTI_LABEL, SINGLE_LABEL, SPLITS
+from bertsmith.data.table import MULTI_LABEL, SINGLE_LABEL, SPLITS, Table
 from bertsmith.errors import counted, number_form, rendered_by
 
 if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
     from rich.console import ConsoleOptions, RenderResult
 
+    from bertsmith.config import Config
+    from bertsmith.data.clean import Cleaned
+    from bertsmith.model.tokens import Tokens
+
 SEVERITIES = ("error", "warning", "info")
+MAX_EXAMPLES = 5
+"""Maximum number of example rows of a finding."""
 
 
 @dataclass(frozen=True)
@@ -254,3 +262,43 @@ def finding_lines(finding: Finding) -> RenderableType:
         text.append(", …)" if finding.count > len(finding.rows) else ")", style="dim")
     text.append(f"\n        → {finding.action}", style="dim")
     return text
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What checks look at.
+
+    Attributes:
+        table: the table as read.
+        cleaned: the cleaned table.
+        texts: the usable texts, the segments of pairs joined.
+        lengths: their lengths in tokens, shape (usable rows,).
+        max_length: maximum number of tokens that training keeps of a text.
+        tokens: the tokens of the usable texts, if a tokenizer is available.
+        symbol_names: for each symbol that the tokenizer reads as its name, the name.
+        config: the settings for the split, if they are known.
+    """
+
+    table: Table
+    cleaned: Cleaned
+    texts: list[str]
+    lengths: np.ndarray
+    max_length: int
+    tokens: Tokens | None
+    symbol_names: Mapping[str, str]
+    config: Config | None
+
+    def rows(self, kind: str, severity: str, rows: pd.DataFrame, message: str, action: str) -> Finding:
+        """Return a finding about some rows of the table. The message follows their number: ``"3 rows" + message``."""
+        return Finding(
+            kind, severity, len(rows), f"{counted(len(rows), 'row')} {message}", action, self.name_rows(rows)
+        )
+
+    def texts_where(self, kind: str, severity: str, mask: np.ndarray, message: str, action: str) -> Finding:
+        """Return a finding about the usable rows of a boolean mask, shape (usable rows,), as `rows` does."""
+        return self.rows(kind, severity, self.cleaned.table.frame[mask], message, action)
+
+    def name_rows(self, rows: pd.DataFrame) -> tuple[int | str, ...]:
+        """Return the row numbers of the first rows, with the file name for another file than the table itself."""
+        head = zip(rows["source"].iloc[:MAX_EXAMPLES], rows["row"].iloc[:MAX_EXAMPLES], strict=True)
+        return tuple(int(row) if source == self.table.name else f"{source} {row}" for source, row in head)

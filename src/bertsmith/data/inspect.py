@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bertsmith.config import Config
-from bertsmith.data.checks import CHECKS, Inspected
+from bertsmith.data.checks import CHECKS
 from bertsmith.data.clean import Cleaned, clean
-from bertsmith.data.findings import SEVERITIES, ClassCount, Findings, Lengths
+from bertsmith.data.findings import SEVERITIES, ClassCount, Findings, Inspected, Lengths
 from bertsmith.data.table import REGRESSION, SPLITS, Table
 from bertsmith.data.template import flat_texts
 

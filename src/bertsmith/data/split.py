@@ -121,6 +121,11 @@ def split_cleaned(
         raise DataError(f"{error.what}; dropped: {dropped}", where=error.where, remedy=error.remedy) from error
 
 
+def undivided(cleaned: Cleaned, config: DataConfig) -> np.ndarray:
+    """Return the groups of near-duplicates that must stay together by the settings, shape (rows,)."""
+    return cleaned.near_duplicates if config.near_duplicates == "together" else np.arange(len(cleaned.table))
+
+
 def assign_folds(cleaned: Cleaned, data: Table, rows: np.ndarray, k: int, config: DataConfig, seed: int) -> np.ndarray:
     """Assign rows to the folds of a cross-validation, stratified by class, and with each group in one fold.
 
@@ -140,7 +145,7 @@ def assign_folds(cleaned: Cleaned, data: Table, rows: np.ndarray, k: int, config
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    groups = cleaned.near_duplicates[rows] if config.near_duplicates == "together" else np.arange(len(rows))
+    groups = undivided(cleaned, config)[rows]
     group_column = data.frame["group"]
     if group_column.notna().any():
         groups = _merge_groups(pd.factorize(group_column.iloc[rows])[0], np.unique(groups, return_inverse=True)[1])

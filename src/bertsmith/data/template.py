@@ -12,6 +12,7 @@ from bertsmith.data.texts import normalise, to_texts
 from bertsmith.errors import ConfigError, DataError, listing, quoted
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 Text = str | tuple[str, str]
@@ -269,6 +270,13 @@ def texts_of(frame: pd.DataFrame) -> Texts:
     if "pair" not in frame.columns:
         return Texts(frame["text"].tolist())
     return Texts(zip(frame["text"].tolist(), frame["pair"].tolist(), strict=True))
+
+
+def stored_groups(frame: pd.DataFrame) -> np.ndarray | None:
+    """Return the group index of every text in saved predictions, shape (n,); ``None`` without groups."""
+    import pandas as pd
+
+    return pd.factorize(frame["group"])[0] if "group" in frame.columns else None
 
 
 def flat_texts(frame: pd.DataFrame) -> list[str]:

@@ -152,14 +152,18 @@ def _macro_f1(targets: np.ndarray, predicted: np.ndarray, support: np.ndarray) -
     return float((2 * hit[either > 0] / either[either > 0]).mean())
 
 
-def stratified_folds(targets: np.ndarray, seed: int, k: int) -> np.ndarray:
+def stratified_folds(targets: np.ndarray, seed: int, k: int, units: np.ndarray | None = None) -> np.ndarray:
     """Assign every text to a fold, 0 to k − 1, at random with the classes spread evenly; shape (n,).
 
     Args:
         targets: class indices, shape (n,).
         seed: of the shuffle.
         k: number of folds.
+        units: index of the near-duplicates that a text belongs to, shape (n,). Their fold is that of their first text.
     """
+    if units is not None:
+        first, of_unit = np.unique(units, return_index=True, return_inverse=True)[1:]
+        return stratified_folds(targets[first], seed, k)[of_unit]
     order = np.random.default_rng(seed).permutation(len(targets))
     order = order[np.argsort(targets[order], kind="stable")]
     fold = np.empty(len(targets), dtype=np.int64)

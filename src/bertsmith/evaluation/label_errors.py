@@ -18,10 +18,12 @@ EMBEDDING_C = 1.0
 """Inverse strength of the L2 penalty on embeddings; see benchmarks/LOG.md."""
 
 
-def find_label_errors(featurize: Callable[[], Any], targets: np.ndarray, n_classes: int, *, seed: int) -> pd.DataFrame:
+def find_label_errors(
+    featurize: Callable[[], Any], targets: np.ndarray, n_classes: int, *, seed: int, units: np.ndarray | None = None
+) -> pd.DataFrame:
     """Find labels that may be wrong (confident learning, Northcutt et al. 2021, arXiv:1911.00068).
 
-    Classes with fewer than `FOLDS` texts are left out.
+    Classes with fewer than `FOLDS` texts are left out; near-duplicates count once.
 
     Args:
         featurize: returns the features of n texts, TF-IDF (sparse) or embeddings of unit length, shape (n, features).
@@ -29,6 +31,7 @@ def find_label_errors(featurize: Callable[[], Any], targets: np.ndarray, n_class
         targets: class indices, shape (n,).
         n_classes: number of classes.
         seed: of the folds.
+        units: near-duplicates, as for `stratified_folds`. A copy with the same wrong label would make it plausible.
 
     Returns:
         One row per suspected label, least plausible first: ``position`` of the text, ``suggested`` (class index),
@@ -39,7 +42,8 @@ def find_label_errors(featurize: Callable[[], Any], targets: np.ndarray, n_class
     """
     from cleanlab.filter import find_label_issues
 
-    enough = np.flatnonzero(np.bincount(targets, minlength=n_classes) >= FOLDS)
+    units = np.arange(len(targets)) if units is None else units
+    enough = np.flatnonzero(np.bincount(_first(targets, units), minlength=n_classes) >= FOLDS)
     used = np.flatnonzero(np.isin(targets, enough))
     if len(enough) < 2:
         raise DataError(
@@ -47,7 +51,7 @@ def find_label_errors(featurize: Callable[[], Any], targets: np.ndarray, n_class
             remedy="Add labelled texts.",
         )
     y = np.searchsorted(enough, targets[used])
-    probabilities = _cross_validated(featurize()[used], y, len(enough), seed)
+    probabilities = _cross_validated(featurize()[used], y, len(enough), seed, units[used])
     ranked = find_label_issues(y, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
     best = probabilities[ranked].argmax(axis=1)
     return pd.DataFrame(
@@ -60,13 +64,15 @@ def find_label_errors(featurize: Callable[[], Any], targets: np.ndarray, n_class
     )
 
 
-def find_set_errors(featurize: Callable[[], Any], targets: np.ndarray, *, seed: int) -> pd.DataFrame:
+def find_set_errors(
+    featurize: Callable[[], Any], targets: np.ndarray, *, seed: int, units: np.ndarray | None = None
+) -> pd.DataFrame:
     """Find label sets that may be wrong, by confident learning for each label.
 
     Labels that fewer than `FOLDS` texts have, or lack, are left as they are.
 
     Args:
-        featurize: as for `find_label_errors`.
+        featurize, units: as for `find_label_errors`.
         targets: whether each text has each label, bool, shape (n, labels).
         seed: of the folds.
 
@@ -79,20 +85,23 @@ def find_set_errors(featurize: Callable[[], Any], targets: np.ndarray, *, seed: 
     """
     from cleanlab.multilabel_classification.filter import find_label_issues
 
-    counts = targets.sum(axis=0)
-    used = np.flatnonzero(np.minimum(counts, len(targets) - counts) >= FOLDS)
+    units = np.arange(len(targets)) if units is None else units
+    first = _first(targets, units)
+    counts = first.sum(axis=0)
+    used = np.flatnonzero(np.minimum(counts, len(first) - counts) >= FOLDS)
     if not len(used):
         raise DataError(
             f"finding label errors needs a label with at least {FOLDS} texts, and {FOLDS} texts without this label",
             remedy="Add labelled texts.",
         )
     if len(used) == 1:  # cleanlab needs at least two labels
-        found = find_label_errors(featurize, targets[:, used[0]].astype(np.int64), 2, seed=seed)
+        found = find_label_errors(featurize, targets[:, used[0]].astype(np.int64), 2, seed=seed, units=units)
         sets = targets[found["position"]]
         sets[:, used[0]] = found["suggested"]
         return found.assign(suggested=list(sets))
     features, given = featurize(), targets[:, used]
-    likely = np.stack([_cross_validated(features, truth.astype(np.int64), 2, seed)[:, 1] for truth in given.T], axis=1)
+    classes = given.T.astype(np.int64)
+    likely = np.stack([_cross_validated(features, truth, 2, seed, units)[:, 1] for truth in classes], axis=1)
     ranked = find_label_issues(
         [np.flatnonzero(row).tolist() for row in given], likely, return_indices_ranked_by="self_confidence", n_jobs=1
     )
@@ -112,7 +121,13 @@ def find_set_errors(featurize: Callable[[], Any], targets: np.ndarray, *, seed: 
     )
 
 
-def _cross_validated(x: Any, y: np.ndarray, n_classes: int, seed: int) -> np.ndarray:
+def _first(targets: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """Return the targets of the first text of each unit, whose folds are stratified."""
+    first: np.ndarray = targets[np.unique(units, return_index=True)[1]]
+    return first
+
+
+def _cross_validated(x: Any, y: np.ndarray, n_classes: int, seed: int, units: np.ndarray) -> np.ndarray:
     """Return probabilities of each text from a model that was not trained on it, shape (n, classes)."""
     from scipy.sparse import issparse
     from sklearn.linear_model import LogisticRegression, SGDClassifier
@@ -122,7 +137,7 @@ def _cross_validated(x: Any, y: np.ndarray, n_classes: int, seed: int) -> np.nda
     else:
         model = LogisticRegression(C=EMBEDDING_C, max_iter=1000)
     probabilities = np.zeros((len(y), n_classes))
-    fold = stratified_folds(y, seed, FOLDS)
+    fold = stratified_folds(y, seed, FOLDS, units)
     for f in range(FOLDS):
         inside, outside = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
         probabilities[outside] = model.fit(x[inside], y[inside]).predict_proba(x[outside])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bertsmith.data.template import flat_texts
+from bertsmith.data.template import flat_texts, stored_groups
 from bertsmith.errors import ConfigError, counted
 from bertsmith.evaluation.abstention import confidence_threshold, conformal_threshold, min_texts
 from bertsmith.evaluation.rule import Rule
@@ -43,11 +43,13 @@ class HeldOutPredictions:
         targets: shape (n,) or (n, labels), see `bertsmith.tasks.base.Task`.
         scores: of each model, each of shape (n, outputs).
         lengths: characters of the texts, shape (n,); ``None`` in exports of older versions.
+        groups: group of each text, such as its author, shape (n,); ``None`` for independent texts.
     """
 
     targets: np.ndarray
     scores: list[np.ndarray]
     lengths: np.ndarray | None = None
+    groups: np.ndarray | None = None
 
 
 def held_out_predictions(run: Run, *, ensemble: bool = False, test: bool = False) -> HeldOutPredictions:
@@ -68,6 +70,7 @@ def held_out_predictions(run: Run, *, ensemble: bool = False, test: bool = False
         task.stored_targets(frames[0], run.labels),
         [task.stored_scores(frame) for frame in frames],
         np.array([len(text) for text in flat_texts(frames[0])]),
+        stored_groups(frames[0]),
     )
 
 

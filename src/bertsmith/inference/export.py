@@ -95,8 +95,10 @@ def export(
         tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
         held_out = held_out_predictions(opened)
         probabilities = held_out.scores[0].astype(np.float32)
-        lengths = np.array([]) if held_out.lengths is None else held_out.lengths
-        np.savez(folder / HELD_OUT, targets=held_out.targets, probabilities=probabilities, lengths=lengths)
+        lengths, groups = (np.array([]) if v is None else v for v in (held_out.lengths, held_out.groups))
+        np.savez(
+            folder / HELD_OUT, targets=held_out.targets, probabilities=probabilities, lengths=lengths, groups=groups
+        )
         about = ExportInfo(
             format,
             precision,

@@ -210,7 +210,8 @@ class Exported(ModelPredictor):
         try:
             with np.load(self.folder / HELD_OUT, allow_pickle=False) as arrays:
                 scores = arrays["probabilities"].astype(np.float64)
-                return HeldOutPredictions(arrays["targets"], [scores], arrays.get("lengths"))
+                others = {name: arrays[name] for name in ("lengths", "groups") if len(arrays.get(name, ()))}
+                return HeldOutPredictions(arrays["targets"], [scores], **others)
         except (OSError, ValueError, KeyError) as error:
             raise _damaged(self.folder / HELD_OUT, str(error)) from error
 

@@ -15,7 +15,7 @@ from bertsmith.errors import DataError, quoted
 
 RANDOM, INCLUSION = "random", "inclusion_probability"
 """The columns that record how a text was chosen."""
-NOT_RANDOM = "not chosen at random, and without an inclusion probability"
+NOT_RANDOM = "not chosen at random, or without an inclusion probability"
 _YES = ("true", "1", "1.0", "1,0", "yes", "wahr", "vrai", "verdadero", "verdadeiro", "vero", "waar")
 _NO = ("false", "0", "0.0", "0,0", "no", "falsch", "faux", "falso", "onwaar")
 """Also as Excel writes them in German, French, Spanish, Portuguese, Italian and Dutch."""
@@ -41,13 +41,13 @@ def read_design(
 
     Args:
         columns: the unused columns of the sample, among them perhaps ``random`` (true or false) and
-            ``inclusion_probability`` (above 0, at most 1).
+            ``inclusion_probability`` (above 0, at most 1). A row with false is not usable, also with a probability.
         rows: the number of each row, for messages.
         where: the name of the sample, for messages.
         declared_random: all rows are a simple random sample of the corpus, according to the user.
 
     Raises:
-        DataError: if the sampling design is unknown, a cell is not valid, or no row is usable.
+        DataError: if the sampling design is unknown, or a cell is not valid.
     """
     found = {canonical(name): (name, values) for name, values in columns.items()}
     random = found.get(canonical(RANDOM))
@@ -64,40 +64,22 @@ def read_design(
         )
     drawn = np.ones(len(rows), dtype=bool)
     if random is not None:
-        drawn = np.array(
-            [_truth(c, row, f"{where}, column {quoted(random[0])}") for c, row in zip(random[1], rows, strict=True)]
-        )
+        place = f"{where}, column {quoted(random[0])}"
+        drawn = np.array([_truth(c, row, place) for c, row in zip(random[1], rows, strict=True)], dtype=bool)
     if inclusion is None:
         usable, probabilities = drawn, None
     else:
         place = f"{where}, column {quoted(inclusion[0])}"
         probabilities = np.array([_probability(c, row, place) for c, row in zip(inclusion[1], rows, strict=True)])
-        usable = ~np.isnan(probabilities)
-        if random is not None and (drawn & ~usable).any():
+        usable = drawn & ~np.isnan(probabilities)
+        if random is not None and not usable[drawn].all():
             row = rows[int(np.flatnonzero(drawn & ~usable)[0])]
             raise DataError(
                 f"row {row:,} was drawn at random, but has no inclusion probability, while other rows have one",
                 where=place,
                 remedy="Write the probability of every row that was drawn at random, or remove the column.",
             )
-    if not usable.any():
-        raise DataError(
-            "no row of the sample was chosen at random or has an inclusion probability",
-            where=where,
-            remedy="Label random texts of the corpus.",
-        )
     return Design(usable, probabilities)
-
-
-def was_drawn(columns: Mapping[str, Sequence[Any]], n_rows: int) -> np.ndarray:
-    """Return whether each row was drawn with a known probability, shape (rows,), where cells may not be valid."""
-    drawn = np.ones(n_rows, dtype=bool)
-    for name, cells in columns.items():
-        if canonical(name) == canonical(RANDOM):
-            drawn &= np.array([not is_missing(c) and str(c).strip().casefold() in _YES for c in cells], dtype=bool)
-        if canonical(name) == canonical(INCLUSION):
-            drawn &= np.array([not is_missing(c) and bool(str(c).strip()) for c in cells], dtype=bool)
-    return drawn
 
 
 def _truth(cell: Any, row: int, where: str) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bertsmith.measuring.drift import compare_counts
+from bertsmith.measuring.estimate import resample
 
 GRID = 100
 """Bins of confidence in which texts are counted."""
@@ -58,6 +59,7 @@ def expect_accuracy(
     confidence: np.ndarray,
     decided: np.ndarray,
     lengths: tuple[np.ndarray, np.ndarray] | None = None,
+    groups: np.ndarray | None = None,
 ) -> ExpectedAccuracy | None:
     """Return the expected accuracy on new texts; ``None`` if the texts are too few.
 
@@ -77,6 +79,7 @@ def expect_accuracy(
         decided: their predicted class indices, shape (n,).
         lengths: number of new texts and of held-out texts by length, in the bins of `length_bin`, each of shape
             (`LENGTHS`,); ``None`` if unknown.
+        groups: group of each held-out text, such as its author, shape (n,). Whole groups are then drawn.
     """
     n_new = int(confidences.sum())
     if n_new < FEWEST or len(targets) < FEWEST:
@@ -86,8 +89,8 @@ def expect_accuracy(
     edges = np.unique(np.quantile(grid, np.linspace(0, 1, BINS + 1)[1:-1]))
     bins, of_grid = (np.searchsorted(edges, values, side="right") for values in (grid, np.arange(GRID)))
     by_bin = np.bincount(of_grid, weights=confidences / n_new, minlength=len(edges) + 1)
-    by_confidence = _by_confidence(by_bin, bins, decided == targets, rng)
-    *by_class, contradicts = _by_class(predicted / n_new, by_bin, targets, decided, bins, rng)
+    by_confidence = _by_confidence(by_bin, bins, decided == targets, groups, rng)
+    *by_class, contradicts = _by_class(predicted / n_new, by_bin, targets, decided, bins, groups, rng)
     bounds = []
     for accuracies in (by_confidence, *by_class):
         observed = rng.binomial(n_new, np.clip(accuracies, 0, 1)) / n_new
@@ -118,13 +121,18 @@ def _are_unlike(new: np.ndarray, held_out: np.ndarray) -> bool:
     return found.differs and found.distance > UNLIKE
 
 
-def _by_confidence(by_bin: np.ndarray, bins: np.ndarray, right: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _by_confidence(
+    by_bin: np.ndarray, bins: np.ndarray, right: np.ndarray, groups: np.ndarray | None, rng: np.random.Generator
+) -> np.ndarray:
     """Return draws of the accuracy under covariate shift, shape (draws,), from shares by bin of confidence."""
-    texts = np.bincount(bins, minlength=len(by_bin))
-    hits = np.bincount(bins, weights=right, minlength=len(by_bin))
-    mean = float(right.mean())
+    inside, mean = np.eye(len(by_bin))[bins], float(right.mean())
+    texts, hits = inside.sum(axis=0), right @ inside
     # A weak prior at the accuracy of all held-out texts, worth one text.
-    drawn = rng.beta(hits + mean + 1e-3, texts - hits + 1 - mean + 1e-3, (DRAWS, len(by_bin)))
+    if groups is None:
+        drawn = rng.beta(hits + mean + 1e-3, texts - hits + 1 - mean + 1e-3, (DRAWS, len(by_bin)))
+    else:
+        resamples = resample(groups, len(right), rng, DRAWS)
+        drawn = np.stack([(times * right @ inside + mean) / (times @ inside + 1) for times in resamples])
     result: np.ndarray = drawn @ by_bin
     return result
 
@@ -135,6 +143,7 @@ def _by_class(
     targets: np.ndarray,
     decided: np.ndarray,
     bins: np.ndarray,
+    groups: np.ndarray | None,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     """Return draws of the accuracy under label shift, from predicted classes, and from these and confidence.
@@ -144,16 +153,16 @@ def _by_class(
 
     Args:
         predicted, by_bin: shares of the new texts by predicted class and by bin of confidence.
-        targets, decided, bins: class, predicted class and bin of confidence of the held-out texts, shape (n,).
+        targets, decided, bins, groups: class, predicted class, bin of confidence and group of the held-out texts, shape
+            (n,).
         rng: of the draws.
     """
     k, n_cells = len(predicted), len(predicted) + len(by_bin)
     draws = DRAWS if k <= MANY_CLASSES else DRAWS // 4
     overall, tables = float((decided == targets).mean()), np.empty((draws, n_cells, k))
     cells = np.stack([decided, k + bins]) * k + targets
-    for i in range(draws):
-        rows = rng.integers(0, len(targets), len(targets))
-        tables[i] = np.bincount(cells[:, rows].ravel(), minlength=n_cells * k).reshape(n_cells, k)
+    for i, times in enumerate(resample(groups, len(targets), rng, draws)):
+        tables[i] = np.bincount(cells.ravel(), np.tile(times, 2), n_cells * k).reshape(n_cells, k)
     texts = tables[:, :k].sum(axis=1)
     recall = np.where(texts > 0, np.diagonal(tables, axis1=1, axis2=2) / np.maximum(texts, 1), overall)
     mixture = tables / np.maximum(texts, 1)[:, None]

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import stats
 from scipy.optimize import nnls
 
-from bertsmith.measuring.estimate import LEVEL
+from bertsmith.measuring.estimate import LEVEL, resample
 
 ALPHA = 0.05
 """Significance level of the test of label shift."""
@@ -44,7 +44,13 @@ class AdjustedCount:
 
 
 def adjusted_count(
-    targets: np.ndarray, predicted: np.ndarray, counts: np.ndarray, outcomes: np.ndarray | None = None, *, seed: int = 0
+    targets: np.ndarray,
+    predicted: np.ndarray,
+    counts: np.ndarray,
+    outcomes: np.ndarray | None = None,
+    *,
+    groups: np.ndarray | None = None,
+    seed: int = 0,
 ) -> AdjustedCount:
     """Estimate the shares of the classes in a corpus from the predicted labels, or means of other outcomes.
 
@@ -52,7 +58,9 @@ def adjusted_count(
         targets, predicted: class indices of the held-out texts, shape (n,); every class occurs.
         counts: texts of the corpus by predicted class, shape (classes,).
         outcomes: of the texts of each class, from 0 to 1, shape (classes, columns); ``None`` for the shares.
-        seed: of the draws from the posterior of the error rates, whose percentiles are the interval.
+        groups: group of each held-out text, such as its author, shape (n,); ``None`` for independent texts.
+        seed: of the draws from the posterior of the error rates, whose percentiles are the interval. With groups, the
+            rates come from a bootstrap over groups.
     """
     k, n_corpus = len(counts), counts.sum()
     table = np.zeros((k, k))
@@ -63,7 +71,12 @@ def adjusted_count(
     outcomes = np.eye(k) if outcomes is None else outcomes
     rng = np.random.default_rng(seed)
     # Observed rates of 0 and 1 are uncertain: a Dirichlet prior that is worth one text per class.
-    drawn = rng.gamma(table + 1 / k, size=(DRAWS, k, k))
+    drawn: np.ndarray
+    if groups is None:
+        drawn = rng.gamma(table + 1 / k, size=(DRAWS, k, k))
+    else:
+        cells, resamples = predicted * k + targets, resample(groups, len(targets), rng, DRAWS)
+        drawn = np.array([np.bincount(cells, times, k * k).reshape(k, k) for times in resamples]) + 1 / k
     drawn /= drawn.sum(axis=1, keepdims=True)
     some = rng.multinomial(int(n_corpus), shares, DRAWS) / n_corpus
     solutions = (np.linalg.pinv(drawn) @ some[:, :, None])[:, :, 0]

@@ -324,7 +324,7 @@ class Task(ABC):
         return int(scores[0].argmax())
 
     def label_errors(
-        self, featurize: Callable[[], Any], targets: np.ndarray, labels: Labels, *, seed: int
+        self, featurize: Callable[[], Any], targets: np.ndarray, labels: Labels, *, seed: int, units: np.ndarray
     ) -> pd.DataFrame:
         """Return labels that may be wrong; see `bertsmith.evaluation.label_errors`.
 

@@ -272,12 +272,12 @@ class MultiLabel(Task):
         return {**found, "confidence": self.confidence(scores).tolist()}
 
     def label_errors(
-        self, featurize: Callable[[], Any], targets: np.ndarray, labels: Labels, *, seed: int
+        self, featurize: Callable[[], Any], targets: np.ndarray, labels: Labels, *, seed: int, units: np.ndarray
     ) -> pd.DataFrame:
         """Find wrong label sets by confident learning for each label."""
         from bertsmith.evaluation.label_errors import find_set_errors
 
-        found = find_set_errors(featurize, targets, seed=seed)
+        found = find_set_errors(featurize, targets, seed=seed, units=units)
         written = [
             [join_labels(row, labels) for row in rows] for rows in (targets[found["position"]], found["suggested"])
         ]

@@ -204,12 +204,12 @@ class SingleLabel(Task):
         return int(self.predicted(scores)[0])
 
     def label_errors(
-        self, featurize: Callable[[], Any], targets: np.ndarray, labels: Labels, *, seed: int
+        self, featurize: Callable[[], Any], targets: np.ndarray, labels: Labels, *, seed: int, units: np.ndarray
     ) -> pd.DataFrame:
         """Find wrong classes by confident learning."""
         from bertsmith.evaluation.label_errors import find_label_errors
 
-        found = find_label_errors(featurize, targets, len(labels), seed=seed)
+        found = find_label_errors(featurize, targets, len(labels), seed=seed, units=units)
         names = np.array(labels.texts, dtype=object)
         return found.assign(given=names[targets[found["position"]]], suggested=names[found["suggested"]])
 

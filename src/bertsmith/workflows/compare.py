@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bertsmith.data.table import ORDINAL
+from bertsmith.data.template import stored_groups
 from bertsmith.errors import ConfigError, RunFolderError
 from bertsmith.evaluation.evaluate import compare_classifiers
 from bertsmith.folders.run import Run
 from bertsmith.tasks.registry import get_task
-from bertsmith.workflows.score import stored_groups
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,9 +53,10 @@ def compare_runs(opened: Sequence[Run]) -> list[dict[str, Any]]:
     targets = task.stored_targets(first, labels)
     # With its own seed, a run gets the same intervals as in its report.
     seeds = [run.info.get("best_seed", run.info["config"]["seed"]) for run in opened]
+    groups = next((found for found in map(stored_groups, frames) if found is not None), None)
     return [
         {"texts": len(targets), **entry}
-        for entry in compare_classifiers(task, targets, tables, seeds=seeds, groups=stored_groups(first))
+        for entry in compare_classifiers(task, targets, tables, seeds=seeds, groups=groups)
     ]
 
 

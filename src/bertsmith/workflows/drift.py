@@ -12,7 +12,7 @@ import numpy as np
 
 from bertsmith.config import Config
 from bertsmith.data.language import guess_language
-from bertsmith.data.template import Text, flat, is_empty, texts_of
+from bertsmith.data.template import Text, flat, is_empty, stored_groups, texts_of
 from bertsmith.errors import DataError
 from bertsmith.events import PredictionListener, RowsPredicted
 from bertsmith.folders.run import open_run
@@ -51,6 +51,8 @@ class Drift:
         test_texts: number of test texts.
         sampled: number of new texts in the random sample, for all properties but the labels.
         differences: one per property.
+        grouped: whether the run has groups, such as authors. Texts of the same group are alike, so chance explains
+            larger distances than the thresholds.
     """
 
     corpus: str
@@ -58,6 +60,7 @@ class Drift:
     test_texts: int
     sampled: int
     differences: tuple[Difference, ...]
+    grouped: bool = False
 
     @property
     def differs(self) -> bool:
@@ -129,4 +132,5 @@ def compare_texts(
         reference = task.indicators(task.predicted(task.stored_scores(frame)), k).sum(axis=0)
         both = None if task.one_class else (len(frame), n_texts)
         found.insert(-1, compare_counts(LABELS, reference, counts, level, texts=both))
-    return Drift(stream.name, n_texts, len(frame), len(sample.texts), tuple(d for d in found if d is not None))
+    grouped, differences = stored_groups(frame) is not None, tuple(d for d in found if d is not None)
+    return Drift(stream.name, n_texts, len(frame), len(sample.texts), differences, grouped)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bertsmith.config import Config
 from bertsmith.data.clean import clean
 from bertsmith.data.table import Table
@@ -18,6 +20,7 @@ from bertsmith.evaluation.evaluate import evaluate
 from bertsmith.folders import atomic
 from bertsmith.folders import run as runs
 from bertsmith.inference.classifier import Classifier
+from bertsmith.measuring.design import INCLUSION, RANDOM, read_design
 from bertsmith.workflows.labelled_table import read_labelled
 from bertsmith.workflows.score import hash_texts, predictions_frame, write_predictions
 
@@ -91,6 +94,27 @@ def _notes(table: Table) -> list[str]:
     return notes
 
 
+def _design_notes(table: Table) -> list[str]:
+    """Return how the columns of a sampling design limit the metrics, in which every row counts the same."""
+    columns = {str(name): table.extra[name].tolist() for name in table.extra.columns}
+    try:
+        design = read_design(columns, table.frame["row"].tolist(), table.name, declared_random=True)
+    except DataError:  # other columns of these names
+        return []
+    if n := int((~design.usable).sum()):
+        return [
+            f"{counted(n, 'row')} {number_form(n, 'was', 'were')} not drawn at random (columns {RANDOM} and "
+            f"{INCLUSION}), so the metrics do not apply to the texts that these rows come from: evaluate on the random "
+            "rows alone"
+        ]
+    if design.inclusion is not None and not np.allclose(design.inclusion, design.inclusion[0]):
+        return [
+            f"the rows had different probabilities (column {INCLUSION}), but all of them count the same: the metrics "
+            "do not apply to the texts that they were drawn from"
+        ]
+    return []
+
+
 def run_evaluation(
     path: Path, source: Any, config: Config, *, name: str | None = None, overwrite: bool = False
 ) -> Evaluation:
@@ -139,7 +163,7 @@ def run_evaluation(
         groups=cleaned.table.groups,
     )
     metrics |= {"left_out": cleaned.counts, "seen_in_training": seen}
-    metrics["notes"] = _notes(cleaned.table) if classifier.task.has_labels else []
+    metrics["notes"] = [*(_notes(cleaned.table) if classifier.task.has_labels else []), *_design_notes(cleaned.table)]
     content = {"table": table.name, **description, "long": classifier.long, **metrics}
     with atomic.disk_errors(folder):
         run.layout.evaluations.mkdir(exist_ok=True)

@@ -9,6 +9,7 @@ from bertsmith.data.clean import clean
 from bertsmith.data.corrections import COLUMNS
 from bertsmith.data.inspect import inspect
 from bertsmith.data.read import read_table
+from bertsmith.data.split import undivided
 from bertsmith.data.table import Table
 from bertsmith.data.template import flat_texts, texts_of
 from bertsmith.errors import ConfigError, UserError, listing
@@ -81,7 +82,8 @@ def suspected_label_errors(
     from bertsmith.evaluation.baseline import tfidf_features
     from bertsmith.workflows.label_model import embed_texts, load_encoder
 
-    usable = clean(table).table
+    cleaned = clean(table)
+    usable = cleaned.table
 
     def featurize() -> Any:
         model = _embedding_model(usable, config)
@@ -90,8 +92,9 @@ def suspected_label_errors(
             return tfidf_features().fit_transform(flat_texts(usable.frame))
         return embed_texts(load_encoder(model, config), texts_of(usable.frame))
 
+    units, task = undivided(cleaned, config), get_task(table.task)
     try:
-        found = get_task(table.task).label_errors(featurize, usable.targets, table.labels, seed=config.seed)
+        found = task.label_errors(featurize, usable.targets, table.labels, seed=config.seed, units=units)
     except UserError as error:
         error.where = error.where or table.name
         raise

@@ -36,9 +36,8 @@ def estimate_project(project: Project, config: Config, more: int = MORE) -> Esti
     """
     snapshot = Snapshot.of(project)
     pool = PoolFile(project.path, *read_about(project.path))
-    labelled = [each for each in snapshot.labelled if each.labels is not None]
-    rows, targets = training_data(snapshot)
-    more = min(more, max(int((pool.hashes != EMPTY).sum()) - len(labelled), 0))
+    rows, targets, random = training_data(snapshot)
+    more = min(more, max(int((pool.hashes != EMPTY).sum()) - len(rows), 0))
     seconds = [d.seconds for d in snapshot.decisions if 0 < d.seconds < PAUSE]
     sample = snapshot.random_part
     agreement, is_settled = sample.agreement.ceiling, all(each.labels is not None for each in sample.labelled)
@@ -49,7 +48,7 @@ def estimate_project(project: Project, config: Config, more: int = MORE) -> Esti
     found = estimate_gain(
         pool.read(rows),
         targets,
-        np.array([each.text.random for each in labelled], dtype=bool),
+        random,
         get_task(snapshot.task),
         len(snapshot.labels),
         more,

@@ -79,7 +79,9 @@ def head_features(embeddings: np.ndarray) -> np.ndarray:
 def fit_head(
     snapshot: Snapshot, read: Callable[[np.ndarray], np.ndarray], task: Task
 ) -> tuple[LinearModel | None, np.ndarray | None]:
-    """Fit a regression to the labels of a project.
+    """Fit a regression to the labels of a project, to choose texts to train on.
+
+    The random texts are test texts. Their labels must not influence this choice.
 
     Args:
         snapshot: the labels.
@@ -87,9 +89,10 @@ def fit_head(
         task: the kind of label of the project.
 
     Returns:
-        The regression, and the number of labelled texts of each class; ``None`` while fewer than two classes occur.
+        The regression, and the number of its texts of each class; ``None`` while fewer than two classes occur.
     """
-    rows, targets = training_data(snapshot)
+    rows, targets, random = training_data(snapshot)
+    rows, targets = rows[~random], targets[~random]
     counts = targets.sum(axis=0) if targets.ndim == 2 else np.bincount(targets, minlength=len(snapshot.labels))
     if (counts > 0).sum() < 2:
         return None, None
@@ -132,14 +135,16 @@ def regression_scores(
     return task.apply(fit_rule(targets, held_out), scores)
 
 
-def training_data(snapshot: Snapshot) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of the labelled texts, from 0, and their targets as the task of the project has them."""
+def training_data(snapshot: Snapshot) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the rows of the labelled texts, from 0, their targets for the task, and whether they are random texts."""
     labelled = [each for each in snapshot.labelled if each.labels is not None]
     rows = np.array([each.text.row - 1 for each in labelled], dtype=np.int64)
+    random = np.array([each.text.random for each in labelled], dtype=bool)
     index = {label: i for i, label in enumerate(snapshot.labels)}
     if snapshot.task != MULTI_LABEL:
-        return rows, np.array([index[label] for each in labelled for label in each.labels or ()], dtype=np.int64)
+        targets = np.array([index[label] for each in labelled for label in each.labels or ()], dtype=np.int64)
+        return rows, targets, random
     targets = np.zeros((len(labelled), len(index)), dtype=bool)
     for i, each in enumerate(labelled):
         targets[i, [index[label] for label in each.labels or ()]] = True
-    return rows, targets
+    return rows, targets, random

@@ -130,7 +130,8 @@ def choose_for_project(
     Args:
         project: the project.
         source: the pool, as for `bertsmith.predict`.
-        config: how to read the pool, the checkpoint of the embeddings, device and seed.
+        config: how to read the pool, the checkpoint of the embeddings, device and seed. A project keeps the checkpoint
+            and the seed of its first choice.
         n: number of texts.
         random_share: share of the texts to draw at random.
         suggestions: column of the pool with proposed labels.
@@ -158,6 +159,9 @@ def choose_for_project(
                 where=stream.name,
                 remedy="Pass the same pool, with new rows only at its end.",
             )
+        # With another seed, the reserve would contain texts that the model has chosen: no random sample of the pool.
+        seed = project.setting("seed", config.seed)
+        project.set_setting("seed", seed)
         task = get_task(project.task)
         queued = project.rows
         # Older versions did not save the sizes: the embeddings show the size before this choice.
@@ -177,12 +181,12 @@ def choose_for_project(
             usable,
             n,
             random_share,
-            candidates=Candidates(0, project.task, counts, config.seed),
+            candidates=Candidates(0, project.task, counts, seed),
             scored=scored,
             embed=lambda rows, texts: pool.read(rows),
             known=pool.read(np.array(queued, dtype=np.int64) - 1),
             known_texts=[text.text for text in project.texts],
-            order_seed=config.seed + len(queued),
+            order_seed=seed + len(queued),
             suggestions=suggestions,
         )
         project.set_setting("pool_sizes", sizes)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bertsmith.data.template import Texts, flat, texts_of
+from bertsmith.data.template import Texts, flat, stored_groups, texts_of
 from bertsmith.errors import DataError, counted, listing, quoted
 from bertsmith.folders.run import Run
 from bertsmith.measuring.estimate import Estimates, Totals, sum_totals
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 USELESS_WIDTH = 0.5
 """Width of an interval that says next to nothing about a share."""
+GROUPED = "this test takes texts of the same group for independent, so it finds differences too often"
 FEWEST_IN_GROUP = 50
 """Minimum of sampled texts in a group, for a separate test of the group."""
 
@@ -47,6 +48,7 @@ class HeldOut:
         targets, predicted: true and predicted class indices, shape (n,).
         probabilities: of the classes, shape (n, classes).
         texts: the texts.
+        groups: the group of each text, such as its author, shape (n,); ``None`` for independent texts.
     """
 
     run: Run
@@ -54,6 +56,7 @@ class HeldOut:
     predicted: np.ndarray
     probabilities: np.ndarray
     texts: Texts
+    groups: np.ndarray | None = None
 
     @classmethod
     def of(cls, run: Run) -> HeldOut:
@@ -85,7 +88,7 @@ class HeldOut:
     def _read(cls, run: Run, frame: pd.DataFrame) -> HeldOut:
         task = get_task(run.task)
         targets, scores = task.stored_targets(frame, run.labels), task.stored_scores(frame)
-        return cls(run, targets, task.predicted(scores), scores, texts_of(frame))
+        return cls(run, targets, task.predicted(scores), scores, texts_of(frame), stored_groups(frame))
 
     def sample(self) -> HeldOut:
         """Return up to `SIZE` random texts, among them `FEWEST` of each class."""
@@ -161,11 +164,13 @@ def measure_under_label_shift(
     assert p_value is not None
 
     def count(totals: Totals) -> AdjustedCount:
-        return adjusted_count(held_out.targets, held_out.predicted, totals.counts[:k], asked.outcomes)
+        counts, outcomes, groups = totals.counts[:k], asked.outcomes, held_out.groups
+        return adjusted_count(held_out.targets, held_out.predicted, counts, outcomes, groups=groups)
 
     found = count(whole)
     if p_value < ALPHA or found.contradicts:
         how = f"A test rejects the hypothesis that only the class shares differ (p-value {_p_value(p_value)})"
+        how += "" if held_out.groups is None else f"; {GROUPED}"
         if found.contradicts:
             how = "No mix of the classes would give these predicted labels"
         raise DataError(
@@ -178,6 +183,8 @@ def measure_under_label_shift(
         "without labelled texts, the shares assume that, within each class, the corpus resembles the run's test texts. "
         f"A test does not reject this assumption (p-value {p_value:.2g}, significance level {ALPHA})"
     ]
+    if held_out.groups is not None:
+        notes.append(GROUPED)
     if (found.high - found.low).max() > USELESS_WIDTH:
         notes.append(
             "at least one 95 % interval covers more than half of the possible values: label about 200 random texts of "

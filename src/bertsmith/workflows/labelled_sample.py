@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from bertsmith.config import Config
-from bertsmith.data.clean import NO_LABEL, Cleaned, clean
+from bertsmith.data.clean import NO_LABEL, clean
 from bertsmith.data.columns import canonical
 from bertsmith.data.table import REGRESSION, Table
 from bertsmith.data.template import Texts, flat, texts_of
 from bertsmith.data.texts import is_missing, to_text
 from bertsmith.errors import DataError, counted, listing, number_form, quoted
 from bertsmith.folders.run import Run
-from bertsmith.measuring.design import NOT_RANDOM, read_design, was_drawn
+from bertsmith.measuring.design import NOT_RANDOM, Design, read_design
 from bertsmith.measuring.estimate import Sample, order_trend
 from bertsmith.measuring.quantities import Quantities
 from bertsmith.tasks.registry import get_task
@@ -159,8 +159,15 @@ def read_sample(
     extra = {str(name): table.extra[name].tolist() for name in table.extra.columns}
     _check_labels(texts, table.targets, rows, table.name)
     outcomes = get_task(run.task).indicators(table.targets, len(run.labels))
-    blank_notes = _check_blanks(whole, cleaned, outcomes)
-    design = read_design(extra, rows, table.name, declared_random=random_sample)
+    # Rows without a label count too: they may belong to the random sample.
+    blank = cleaned.dropped["row"][cleaned.dropped["reason"] == NO_LABEL]
+    drawn = whole.take(whole.frame["row"].isin([*rows, *blank]).to_numpy())
+    labelled = ~drawn.frame["row"].isin(blank).to_numpy()
+    columns = {str(name): drawn.extra[name].tolist() for name in drawn.extra.columns}
+    design = read_design(columns, drawn.frame["row"].tolist(), table.name, declared_random=random_sample)
+    gaps = drawn.frame["row"].to_numpy()[design.usable & ~labelled]
+    design = Design(design.usable[labelled], None if design.inclusion is None else design.inclusion[labelled])
+    blank_notes = _check_blanks(table, design.usable, gaps, outcomes)
     hashes, trained = hash_texts(texts), run.training_hashes
     seen = hashes.isin(trained).to_numpy()
     usable = np.flatnonzero(design.usable & ~seen)
@@ -208,13 +215,14 @@ def read_sample(
     )
 
 
-def _check_blanks(table: Table, cleaned: Cleaned, outcomes: np.ndarray) -> list[str]:
+def _check_blanks(table: Table, is_drawn: np.ndarray, blank: np.ndarray, outcomes: np.ndarray) -> list[str]:
     """Check that few drawn texts have no label: without its difficult texts, a sample is not random.
 
     Args:
-        table: the sample as read.
-        cleaned: the n rows of the sample that have a label.
-        outcomes: 0 or 1 for each of their labels, shape (n, labels).
+        table: the n rows of the sample that have a label.
+        is_drawn: whether each of them was drawn, shape (n,). The others say nothing about the sample.
+        blank: numbers of the drawn rows without a label.
+        outcomes: 0 or 1 for each label of the n rows, shape (n, labels).
 
     Returns:
         Notes on rows without a label. Those after the last labelled row are the rest of an unfinished sample.
@@ -223,12 +231,7 @@ def _check_blanks(table: Table, cleaned: Cleaned, outcomes: np.ndarray) -> list[
         DataError: if more than `UNLABELLED` of the drawn texts before the last label have none, or the rows are sorted
             and the last ones have none.
     """
-    extra = {str(name): table.extra[name].tolist() for name in table.extra.columns}
-    blank = table.frame["row"].isin(cleaned.dropped["row"][cleaned.dropped["reason"] == NO_LABEL]).to_numpy()
-    labelled, drawn_rows = cleaned.table.frame["row"], table.frame["row"][was_drawn(extra, len(table))]
-    rows = drawn_rows[np.isin(drawn_rows, table.frame["row"][blank])].to_numpy()
-    gaps = rows[rows < labelled.max()]
-    is_drawn = labelled.isin(drawn_rows).to_numpy()  # the other rows say nothing about the sample
+    gaps = blank[blank < table.frame["row"].max()]
     drawn = len(gaps) + int(is_drawn.sum())
     notes = []
     if len(gaps) > UNLABELLED * drawn:
@@ -246,7 +249,7 @@ def _check_blanks(table: Table, cleaned: Cleaned, outcomes: np.ndarray) -> list[
             f"{number_form(len(gaps), 'this text is', 'these texts are')} unlike the others, "
             + ("the mean can be off" if table.task == REGRESSION else off)
         )
-    if rest := len(rows) - len(gaps):
+    if rest := len(blank) - len(gaps):
         if is_drawn.sum() > 1 and order_trend(outcomes[is_drawn]) > SORTED:
             raise DataError(
                 f"the last {number_form(rest, 'drawn row has', f'{rest:,} drawn rows have')} no label, and the labels "

@@ -264,6 +264,8 @@ def _corrected(
                 remedy="Pass the corpus from which the sample was drawn.",
             )
         outcomes.finish(sample, estimates.tuning, matched)
+        if sample.clusters is not None:
+            notes.append("you labelled a sample of groups: pass the column of the groups to bs.regress as clusters")
     few = []
     groups = np.array([group or "" for group in labelled.groups], dtype=object)
     for group in tally.groups:

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
-from bertsmith.data.template import texts_of
+from bertsmith.data.template import stored_groups, texts_of
 from bertsmith.folders.atomic import replaced_file
 from bertsmith.folders.run import Run, open_run
 from bertsmith.report.methods import write_methods
-from bertsmith.workflows.score import hash_texts, stored_groups
+from bertsmith.workflows.score import hash_texts
 
 MANIFEST = "SHA256SUMS"
 README = """A run of bertsmith, packed for replication.

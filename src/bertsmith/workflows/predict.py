@@ -191,7 +191,7 @@ def _expected_accuracy(
     from bertsmith.measuring.expected_accuracy import GRID, LENGTHS, expect_accuracy, length_bin
 
     scores, lengths = np.mean(known.scores, axis=0), None
-    if known.lengths is not None and len(known.lengths):
+    if known.lengths is not None:
         before = np.bincount([length_bin(int(n)) for n in known.lengths], minlength=LENGTHS)
         lengths = np.array([counts[f"{LENGTH}{i}"] for i in range(LENGTHS)]), before
     return expect_accuracy(
@@ -201,6 +201,7 @@ def _expected_accuracy(
         task.confidence(scores),
         task.predicted(scores),
         lengths,
+        known.groups,
     )
 
 

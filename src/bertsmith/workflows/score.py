@@ -305,11 +305,6 @@ def hash_texts(texts: Iterable[Text]) -> pd.Series:
     return pd.Series([xxhash.xxh3_64_hexdigest(flat(text).encode()) for text in texts], dtype="str")
 
 
-def stored_groups(predictions: pd.DataFrame) -> np.ndarray | None:
-    """Return the group index of every text in saved predictions, shape (n,); ``None`` without groups."""
-    return pd.factorize(predictions["group"])[0] if "group" in predictions.columns else None
-
-
 def write_predictions(folder: Path, name: str, frame: pd.DataFrame) -> None:
     """Write predictions as ``NAME.parquet`` and ``NAME.csv``.
 

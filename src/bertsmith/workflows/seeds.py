@@ -12,6 +12,7 @@ import numpy as np
 from bertsmith.compute.machine import versions
 from bertsmith.config import Config
 from bertsmith.data.table import Table
+from bertsmith.data.template import stored_groups
 from bertsmith.errors import ConfigError
 from bertsmith.evaluation.evaluate import evaluate
 from bertsmith.events import RunFinished, RunListener, SeedStarted
@@ -26,7 +27,6 @@ from bertsmith.training.distributed import rank_and_world_size
 from bertsmith.workflows.inspect import as_table
 from bertsmith.workflows.prepare import check_effort
 from bertsmith.workflows.run_record import record_failure
-from bertsmith.workflows.score import stored_groups
 from bertsmith.workflows.train import run_training, train_into
 
 

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from bertsmith.config import Config
 from bertsmith.data.table import Table
+from bertsmith.data.template import stored_groups
 from bertsmith.errors import ConfigError, RunFolderError
 from bertsmith.evaluation.baseline import verdict
 from bertsmith.evaluation.intervals import TAILS
@@ -26,7 +27,6 @@ from bertsmith.report.study import advice, write_study_report
 from bertsmith.tasks.registry import get_task
 from bertsmith.tuning.config import StudyConfig
 from bertsmith.tuning.store import ERROR, Store, is_done
-from bertsmith.workflows.score import stored_groups
 from bertsmith.workflows.seeds import run_seeds
 from bertsmith.workflows.trial_workers import STATES, Search, primary_score, rank_key
 

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from bertsmith.config import Config
+from bertsmith.data.split import undivided
 from bertsmith.data.table import SINGLE_LABEL, Table
 from bertsmith.evaluation.baseline import FOLDS, REGRESSION_C
 from bertsmith.evaluation.calibration import fit_temperature, scale
@@ -27,7 +28,7 @@ from bertsmith.evaluation.label_errors import find_label_errors
 from bertsmith.folders.run import Run
 from bertsmith.tasks.base import Task
 from bertsmith.workflows.baselines import FrozenEmbeddings
-from bertsmith.workflows.prepare import MAX_EMBEDDED_TEXTS
+from bertsmith.workflows.prepare import MAX_EMBEDDED_TEXTS, Splits
 
 SMALLEST = 1e-4
 """Lowest probability in the comparison. Otherwise, a class without training texts in a fold would decide alone."""
@@ -49,39 +50,38 @@ class TrainingLabels(NamedTuple):
     kept: np.ndarray | None = None
 
 
-def choose_training_labels(
-    run: Run, train: Table, frozen: FrozenEmbeddings, config: Config, *, folds: int
-) -> TrainingLabels:
+def choose_training_labels(run: Run, splits: Splits, frozen: FrozenEmbeddings, config: Config) -> TrainingLabels:
     """Choose the labels to train on, and record the choice in ``run.json``.
 
-    A resumed run uses its first choice.
+    A resumed run uses its first choice. With cross-validation, no suspects are searched, because the labels of a
+    held-out fold would have an influence on the others.
 
     Args:
         run: the run.
-        train: the n training texts, each with one label.
+        splits: the texts; those of the train split have one label each.
         frozen: embeddings before fine-tuning.
         config: the settings.
-        folds: number of folds of a cross-validation. Then, no suspects are searched, because the labels of a held-out
-            fold would have an influence on the others.
     """
+    train = splits.scored_tables["train"]
     if train.task != SINGLE_LABEL:
         return TrainingLabels()
+    units = undivided(splits.cleaned, config)[splits.rows["train"]]
     if train.vote_shares is not None:
         if config.effort == "quick":
             return TrainingLabels()
-        return TrainingLabels(_choose_soft_labels(run, train, train.vote_shares, frozen, config.seed))
+        return TrainingLabels(_choose_soft_labels(run, train, train.vote_shares, units, frozen, config.seed))
     is_off = run.info["config"].get("label_noise", "off") == "off"  # also for a resumed run of an older version
-    if is_off or folds or not MIN_TEXTS <= len(train) <= MAX_EMBEDDED_TEXTS:
+    if is_off or splits.n_folds or not MIN_TEXTS <= len(train) <= MAX_EMBEDDED_TEXTS:
         return TrainingLabels()
     x, y, n_classes = frozen.features["train"], train.codes, len(train.labels)
     found = run.info.get("label_noise")
     if found is None:
-        compared = compare_without_suspects(x, y, n_classes, frozen.task, config.seed)
+        compared = compare_without_suspects(x, y, units, n_classes, frozen.task, config.seed)
         found = None if compared is None else asdict(compared)
         run.update(label_noise=found)
     if not (found and found["used"]):
         return TrainingLabels()
-    suspects = find_suspects(x, y, n_classes, config.seed)["position"]
+    suspects = find_suspects(x, y, units, n_classes, config.seed)["position"]
     return TrainingLabels(kept=~np.isin(np.arange(len(y)), suspects))
 
 
@@ -128,20 +128,24 @@ class LabelNoise:
 
 
 def _choose_soft_labels(
-    run: Run, train: Table, shares: np.ndarray, frozen: FrozenEmbeddings, seed: int
+    run: Run, train: Table, shares: np.ndarray, units: np.ndarray, frozen: FrozenEmbeddings, seed: int
 ) -> np.ndarray | None:
     """Choose between the votes of coders and their majority; ``None`` for the labels of the majority."""
     found = run.info.get("soft_labels")
     if found is None:
         rows = frozen.rows["train"]
-        compared = compare_labels(frozen.features["train"], train.codes[rows], shares[rows], frozen.task, seed)
+        compared = compare_labels(
+            frozen.features["train"], train.codes[rows], shares[rows], units[rows], frozen.task, seed
+        )
         disputed = int((shares.max(axis=1) < 1).sum())  # training texts with different labels by coder
         found = None if compared is None else {**asdict(compared), "disputed": disputed}
         run.update(soft_labels=found)
     return shares if found and found["used"] else None
 
 
-def compare_labels(x: np.ndarray, majority: np.ndarray, shares: np.ndarray, task: Task, seed: int) -> SoftLabels | None:
+def compare_labels(
+    x: np.ndarray, majority: np.ndarray, shares: np.ndarray, units: np.ndarray, task: Task, seed: int
+) -> SoftLabels | None:
     """Compare regressions on both kinds of labels, each with a fitted temperature as the final model has.
 
     Soft labels are used if they reduce the log loss by more than a standard error, and do not reduce macro-F1 by more
@@ -151,13 +155,14 @@ def compare_labels(x: np.ndarray, majority: np.ndarray, shares: np.ndarray, task
         x: embeddings of n texts, shape (n, hidden size).
         majority: class index of the majority, shape (n,).
         shares: share of the coders who gave each class, shape (n, classes).
+        units: near-duplicates, as for `stratified_folds`, shape (n,).
         task: one class per text.
         seed: of folds and resamples.
 
     Returns:
         The comparison; ``None`` if a fold has a single class.
     """
-    fold = stratified_folds(majority, seed, FOLDS)
+    fold = stratified_folds(majority, seed, FOLDS, units)
     if any(len(np.unique(majority[fold != f])) < 2 for f in range(FOLDS)):
         return None
     hard = np.eye(shares.shape[1])[majority]
@@ -190,7 +195,9 @@ def _held_out(x: np.ndarray, targets: np.ndarray, majority: np.ndarray, fold: np
     return scale(p, fit_temperature(majority, p))
 
 
-def compare_without_suspects(x: np.ndarray, y: np.ndarray, n_classes: int, task: Task, seed: int) -> LabelNoise | None:
+def compare_without_suspects(
+    x: np.ndarray, y: np.ndarray, units: np.ndarray, n_classes: int, task: Task, seed: int
+) -> LabelNoise | None:
     """Compare regressions on all labels and on the plausible ones.
 
     Training leaves the suspects out if accuracy grows by more than a standard error, and macro-F1 does not fall. A
@@ -200,6 +207,7 @@ def compare_without_suspects(x: np.ndarray, y: np.ndarray, n_classes: int, task:
     Args:
         x: embeddings of n texts, shape (n, hidden size).
         y: their given class indices, shape (n,).
+        units: near-duplicates, as for `stratified_folds`, shape (n,).
         n_classes: number of classes.
         task: one class per text.
         seed: of the folds.
@@ -212,13 +220,15 @@ def compare_without_suspects(x: np.ndarray, y: np.ndarray, n_classes: int, task:
 
     from bertsmith.evaluation.metrics import macro_f1
 
-    if (np.bincount(y) >= 2 * SEARCH_FOLDS).sum() < 2:  # so that enough of them are outside of each fold
+    first = np.unique(units, return_index=True)[1]
+    if (np.bincount(y[first]) >= 2 * SEARCH_FOLDS).sum() < 2:  # so that enough of them are outside of each fold
         return None
-    unit, fold = normalize(x), stratified_folds(y, seed, FOLDS)
+    unit, fold = normalize(x), stratified_folds(y, seed, FOLDS, units)
     predicted = np.zeros((2, 2, len(y)), dtype=np.int64)  # flexible or rigid, all or plausible labels
     for f in range(FOLDS):
         inside, outside = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
-        plausible = np.delete(inside, find_suspects(x[inside], y[inside], n_classes, seed)["position"])
+        suspects = find_suspects(x[inside], y[inside], units[inside], n_classes, seed)["position"]
+        plausible = np.delete(inside, suspects)
         for i, rows in enumerate((inside, plausible)):
             predicted[0, i, outside] = task.fit_head(x[rows], y[rows], n_classes).logits(x[outside]).argmax(axis=1)
             rigid = LogisticRegression(C=RIGID_C, max_iter=1000).fit(unit[rows], y[rows])
@@ -229,12 +239,12 @@ def compare_without_suspects(x: np.ndarray, y: np.ndarray, n_classes: int, task:
     f1 = macro_f1(y, predicted[0, 0]), macro_f1(y, predicted[0, 1])
     used = bool((gain > error).all() and f1[1] >= f1[0])
     accuracy = float(right[0, 0].mean()), float(right[0, 1].mean())
-    suspects = len(find_suspects(x, y, n_classes, seed))
-    return LabelNoise(used, suspects, accuracy, f1, float(error[0]), float(gain[1]), float(error[1]))
+    n_suspects = len(find_suspects(x, y, units, n_classes, seed))
+    return LabelNoise(used, n_suspects, accuracy, f1, float(error[0]), float(gain[1]), float(error[1]))
 
 
-def find_suspects(x: np.ndarray, y: np.ndarray, n_classes: int, seed: int) -> pd.DataFrame:
+def find_suspects(x: np.ndarray, y: np.ndarray, units: np.ndarray, n_classes: int, seed: int) -> pd.DataFrame:
     """Find labels that may be wrong; see `find_label_errors`, and `compare_without_suspects` for the arguments."""
     from sklearn.preprocessing import normalize
 
-    return find_label_errors(lambda: normalize(x), y, n_classes, seed=seed)
+    return find_label_errors(lambda: normalize(x), y, n_classes, seed=seed, units=units)

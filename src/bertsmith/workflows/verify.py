@@ -15,14 +15,14 @@ import torch
 from bertsmith import __version__
 from bertsmith.config import IN_MEMORY, Config
 from bertsmith.data.read import read_table
-from bertsmith.data.template import normalise_text, texts_of
+from bertsmith.data.template import normalise_text, stored_groups, texts_of
 from bertsmith.errors import ConfigError, RunFolderError, counted, quoted
 from bertsmith.evaluation.evaluate import evaluate
 from bertsmith.folders.atomic import checksum
 from bertsmith.folders.run import Run, damage_errors, open_run
 from bertsmith.inference.classifier import Classifier
 from bertsmith.tasks.registry import get_task
-from bertsmith.workflows.score import hash_texts, stored_groups
+from bertsmith.workflows.score import hash_texts
 
 TOLERANCE = 1e-3
 """Probabilities that differ by less are called the same: devices and library versions round differently."""
