@@ -100,6 +100,8 @@ def test_sets_of_labels_and_splits_stay_apart():
         ([[1, 1, 0], [1, 0, 0], [1, 0, 1]], False, [1, 0, 0]),
         ([[1, 1, 0], [1, 0, 0]], False, None),
         ([[0, 0], [0, 0]], False, [0, 0]),
+        ([[0, 0], [0, 0], [1, 0]], False, [0, 0]),
+        ([[1, 0, 0], [0, 1, 0], [0, 0, 1]], False, None),  # nobody gave an empty set
     ],
 )
 def test_the_majority_of_several_coders(votes, ordered, expected):

@@ -372,6 +372,7 @@ def test_only_texts_with_a_known_chance_are_used():
     assert design.inclusion[0] == 0.1
     german = {"random": ["WAHR", "FALSCH", "WAHR"], "inclusion_probability": ["0,0733", None, "1"]}
     assert read_design(german, [1, 2, 3], "s").inclusion[[0, 2]].tolist() == [0.0733, 1]
+    assert read_design({"random": ["yes", "", None]}, [1, 2, 3], "s", unlabelled={2, 3}).usable.tolist() == [1, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -489,6 +490,14 @@ def test_columns_of_large_numbers_have_coefficients(model):
     assert found.loc["(intercept)", "coefficient"] == pytest.approx(intercept)
     with pytest.raises(DataError):
         fit_regression(frame.assign(same=1.6e9), "hate", ["late", "same"], model=model)
+
+
+def test_the_unit_of_a_number_does_not_change_the_p_values():
+    frame = _outcomes(0, n=2000, labelled=200).rename(columns={"outcome hate": "outcome (number)"})
+    frame["inclusion_probability"] = [0.1, *[None] * 9] * 200
+    found = fit_regression(frame, "(number)", ["late"]).to_frame()
+    scaled = fit_regression(frame.assign(**{"outcome (number)": frame["outcome (number)"] / 100}), "(number)", ["late"])
+    assert scaled.to_frame()["p_value"].tolist() == pytest.approx(found["p_value"].tolist())
 
 
 def test_names_that_look_like_missing_values_are_names(tmp_path):

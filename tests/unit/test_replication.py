@@ -13,6 +13,7 @@ import torch
 from bertsmith.config import Config
 from bertsmith.data.clean import AVERAGED, UNITED
 from bertsmith.data.read import read_table
+from bertsmith.data.template import stored_groups
 from bertsmith.errors import ConfigError
 from bertsmith.folders.new_run import check_same_settings
 from bertsmith.folders.run import Run
@@ -24,7 +25,6 @@ from bertsmith.report.references import REFERENCES
 from bertsmith.testing import tiny_table
 from bertsmith.workflows.cross_validation import choose_folds
 from bertsmith.workflows.pack import pack_run
-from bertsmith.workflows.score import stored_groups
 from bertsmith.workflows.verify import _check_metrics, _check_texts, _retrain, verify_run
 
 
@@ -209,6 +209,15 @@ def test_the_methods_name_the_design_of_the_sample_and_what_was_left_out(finishe
         ("345", "measurement: trained"),
         ("6", "measurement: left_out.no label"),
     }
+
+
+def test_the_methods_describe_a_measured_mean(finished, cli, tmp_path):
+    mean = {"group": None, "mean": 3.25, "interval": [3.1, 3.4], "naive": 3.75, "estimator": "PPI++"}
+    measured = {"shares": [], "means": [{**mean, "labelled": 200, "texts": 5000}]}
+    (tmp_path / "m.json").write_text(json.dumps(measured))
+    assert cli("methods", finished, "--measurement", tmp_path / "m.json")[0] == 0
+    sources = [source for source in write_methods(Run(finished), measured).sources if "means.0" in source[1]]
+    assert {value for value, _ in sources} == {"200", "5,000", "3.25", "3.10", "3.40", "3.75"}
 
 
 def test_methods_refuses_the_measurement_of_another_run(finished, cli, tmp_path):

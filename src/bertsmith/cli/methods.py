@@ -36,7 +36,7 @@ def methods(
     if measurement is not None:
         try:
             measured = json.loads(measurement.read_text(encoding="utf-8"))
-            _ = measured["shares"][0]["estimator"], measured["shares"][0]["label_text"]
+            _ = (measured["shares"] or measured["means"])[0]["estimator"]
         except OSError as error:
             raise DataError(
                 f"the file cannot be read: {error.strerror}", where=str(measurement), remedy="Check the path."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,9 +17,6 @@ from bertsmith.data.split import split_cleaned
 from bertsmith.data.table import REGRESSION
 from bertsmith.data.template import flat_texts
 from bertsmith.errors import DataError, counted, quoted
-
-if TYPE_CHECKING:
-    pass
 
 MAX_UNKNOWN_TEXTS = 100
 """Maximum number of texts searched for examples of unknown words."""

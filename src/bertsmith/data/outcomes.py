@@ -226,7 +226,8 @@ class Numbers(Outcomes):
 def majority(votes: np.ndarray, *, ordered: bool) -> Any:
     """Return the target that counts if coders differ, or ``None`` for a tie.
 
-    A set has the labels that more than half of the coders gave. Of ordered classes, the median counts; if it lies
+    A set has the labels that more than half of the coders gave; without such a label, more than half of the coders must
+    have given none. Of ordered classes, the median counts; if it lies
     between two classes, the one that more coders gave. Otherwise, the class that most coders gave counts.
 
     Args:
@@ -238,7 +239,9 @@ def majority(votes: np.ndarray, *, ordered: bool) -> Any:
     n = len(votes)
     if votes.ndim == 2:
         given = votes.sum(axis=0)
-        return None if (2 * given == n).any() else 2 * given > n
+        found = 2 * given > n
+        is_tie = (2 * given == n).any() or (not found.any() and 2 * (votes.sum(axis=1) == 0).sum() <= n)
+        return None if is_tie else found
     classes, counts = np.unique(votes, return_counts=True)
     if ordered:
         counts = np.where(np.isin(classes, np.sort(votes)[[(n - 1) // 2, n // 2]]), counts, 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,12 @@ class Design:
 
 
 def read_design(
-    columns: Mapping[str, Sequence[Any]], rows: Sequence[int], where: str, *, declared_random: bool = False
+    columns: Mapping[str, Sequence[Any]],
+    rows: Sequence[int],
+    where: str,
+    *,
+    declared_random: bool = False,
+    unlabelled: Collection[int] = (),
 ) -> Design:
     """Read how the rows of a sample were chosen.
 
@@ -45,6 +50,7 @@ def read_design(
         rows: the number of each row, for messages.
         where: the name of the sample, for messages.
         declared_random: all rows are a simple random sample of the corpus, according to the user.
+        unlabelled: numbers of rows for which an empty cell of ``random`` means false.
 
     Raises:
         DataError: if the sampling design is unknown, or a cell is not valid.
@@ -65,7 +71,8 @@ def read_design(
     drawn = np.ones(len(rows), dtype=bool)
     if random is not None:
         place = f"{where}, column {quoted(random[0])}"
-        drawn = np.array([_truth(c, row, place) for c, row in zip(random[1], rows, strict=True)], dtype=bool)
+        cells = ("false" if row in unlabelled and _is_blank(c) else c for c, row in zip(random[1], rows, strict=True))
+        drawn = np.array([_truth(c, row, place) for c, row in zip(cells, rows, strict=True)], dtype=bool)
     if inclusion is None:
         usable, probabilities = drawn, None
     else:
@@ -82,8 +89,12 @@ def read_design(
     return Design(usable, probabilities)
 
 
+def _is_blank(cell: Any) -> bool:
+    return is_missing(cell) or not str(cell).strip()
+
+
 def _truth(cell: Any, row: int, where: str) -> bool:
-    text = "" if is_missing(cell) else str(cell).strip().casefold()
+    text = "" if _is_blank(cell) else str(cell).strip().casefold()
     if text not in (*_YES, *_NO):
         raise DataError(
             f"row {row:,} has {quoted(cell)}, which is neither true nor false",
@@ -94,7 +105,7 @@ def _truth(cell: Any, row: int, where: str) -> bool:
 
 
 def _probability(cell: Any, row: int, where: str) -> float:
-    if is_missing(cell) or not str(cell).strip():
+    if _is_blank(cell):
         return math.nan
     try:
         value = float(str(cell).replace(",", "."))  # at most 1, so a comma can only be a decimal comma

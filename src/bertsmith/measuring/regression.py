@@ -111,7 +111,9 @@ def fit_regression(
     weights = np.ones(len(frame))
     if INCLUSION in frame.columns:
         weights = 1 / frame[INCLUSION].fillna(np.inf).to_numpy(dtype=np.float64)  # 0 without a label
-    covariance = _covariance(x, y, coefficients, weights, groups, logistic=model == "logistic")
+    # A mistake about a class is one step. A mistake about a number has no such size.
+    steps = np.zeros(len(frame)) if label_text == NUMBER_NAME else weights
+    covariance = _covariance(x, y, coefficients, steps, groups, logistic=model == "logistic")
     freedom = max(len(np.unique(groups[weights > 0])) - 1, 1)
     original = np.diag([1, *1 / spread])
     original[0, 1:] = -center / spread
@@ -168,7 +170,7 @@ def _covariance(
 
     Args:
         x, y, b: inputs, outcomes and coefficients.
-        weights: inverse inclusion probability of labelled texts, 0 for others, shape (n,).
+        weights: inverse inclusion probability of texts whose label can show a mistake, 0 for others, shape (n,).
         groups: cluster of each text, from 0, shape (n,).
         logistic: whether the regression is logistic.
     """

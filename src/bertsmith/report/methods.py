@@ -14,6 +14,7 @@ from bertsmith.errors import lower_first, number_form
 from bertsmith.folders.run import Run
 from bertsmith.folders.study import Study
 from bertsmith.measuring.design import NOT_RANDOM
+from bertsmith.measuring.result import show_mean
 from bertsmith.report.references import REFERENCES
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import describe, get_task
@@ -122,7 +123,7 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
     excluded = f" We excluded {_listed(left_out)}." if left_out else ""
     for reason in _MERGED.keys() & info["data"]["left_out"].keys():
         rows = n("run.json", f"data.left_out.{reason}")
-        excluded += f" Each text has {_MERGED[reason]} of all its rows, so training used {rows} rows fewer."
+        excluded += f" Each text has {_MERGED[reason]} of all its rows ({rows} rows fewer)."
     if "by" in test:
         unseen = "The prediction for each of the {} texts comes from a model that was not trained on it."
         evaluated = f"evaluated the model by {n('metrics.json', 'splits.test.folds')}-fold cross-validation"
@@ -275,18 +276,20 @@ def _name(task: Task, metric: str) -> str:
 def _measured(measurement: Mapping[str, Any], n: Callable[..., str]) -> str:
     percent = "{:.1%}".format
     whole = [(i, s) for i, s in enumerate(measurement["shares"]) if s["group"] is None]
-    method, key = _BY_ESTIMATOR[whole[0][1]["estimator"]]
-    first = whole[0][0]
+    # A number has a mean instead of shares.
+    first, about = (f"shares.{whole[0][0]}", whole[0][1]) if whole else ("means.0", measurement["means"][0])
+    method, key = _BY_ESTIMATOR[about["estimator"]]
     sample = ""
-    if whole[0][1]["labelled"]:
+    if about["labelled"]:
         origin = "of the corpus" if measurement.get("in_corpus", True) else "from the population of the corpus"
         drawn = f"{n('measurement', 'clusters')} groups with " if measurement.get("clusters") else ""
-        drawn += f"{n('measurement', f'shares.{first}.labelled')} texts"
-        chances = " with unequal inclusion probabilities" if whole[0][1]["estimator"] == "DSL" else ""
+        drawn += f"{n('measurement', f'{first}.labelled')} texts"
+        chances = " with unequal inclusion probabilities" if about["estimator"] == "DSL" else ""
         left_out = [
             f"{n('measurement', f'left_out.{reason}')} {number_form(rows, 'row')} ({reason})"
             for reason, rows in measurement.get("left_out", {}).items()
-            if reason != NOT_RANDOM  # it is not part of the sample
+            # Rows that were not drawn, in the words of older versions too, are not part of the sample.
+            if reason not in _MERGED and not reason.startswith(NOT_RANDOM.partition(",")[0])
         ]
         sample = f" We labelled a random sample{chances} of {drawn} {origin}."
         sample += f" These do not include {', '.join(left_out)} of the sample." if left_out else ""
@@ -305,11 +308,15 @@ def _measured(measurement: Mapping[str, Any], n: Callable[..., str]) -> str:
     mean = ""
     if measurement.get("means"):
         value, low, high, naive = (
-            n("measurement", f"means.0.{key}", "{:.3g}".format) for key in ("mean", "interval.0", "interval.1", "naive")
+            n("measurement", f"means.0.{key}", show_mean) for key in ("mean", "interval.0", "interval.1", "naive")
         )
-        mean = f" The mean level is {value} ({low} to {high}; mean of the predicted levels {naive})."
+        of = ("mean level", "levels") if whole else ("mean with its 95 % interval", "numbers")
+        mean = f" The {of[0]} is {value} ({low} to {high}; mean of the predicted {of[1]} {naive})."
+    wanted, biased = (
+        ("share of each class", "A count of predicted labels") if whole else ("mean", "A mean of predictions")
+    )
+    listed = f" The shares with 95 % intervals are: {shares}." if whole else ""
     return (
-        f"We estimated the share of each class among {n('measurement', f'shares.{first}.texts')} texts of the corpus"
-        f"{others} by {method} [@{key}].{sample} A count of predicted labels would be biased. The shares with 95 % "
-        f"intervals are: {shares}.{mean}"
+        f"We estimated the {wanted} among {n('measurement', f'{first}.texts')} texts of the corpus{others} by {method} "
+        f"[@{key}].{sample} {biased} would be biased.{listed}{mean}"
     )

@@ -145,7 +145,7 @@ def baselines(
     if cross_validation is not None and not cross_validation.has_test:
         rounds = [(cross_validation.fold != f, cross_validation.fold == f) for f in range(cross_validation.n_folds)]
     kind = "test texts" if len(rounds) == 1 else "cross-validated texts"
-    bag_scores, regression_scores = np.empty((len(test), n_labels)), np.empty((len(rows), n_labels))
+    bag_scores, frozen_scores = np.empty((len(test), n_labels)), np.empty((len(rows), n_labels))
     for inside, outside in rounds:
         counted = np.flatnonzero(inside)
         counted = counted[sample_texts(train.codes[counted], MAX_COUNTED_TEXTS, task=task, seed=seed)]
@@ -158,7 +158,7 @@ def baselines(
         )
         bag_scores[outside] = bag.scores
         if len(rows):
-            regression_scores[outside[rows]] = frozen.baseline_scores(inside, outside[rows], seed)
+            frozen_scores[outside[rows]] = frozen.baseline_scores(inside, outside[rows], seed)
 
     def compare(classifier: str, baseline: np.ndarray, model: np.ndarray, table: Table, name: str) -> dict[str, Any]:
         value, low, high = task.difference(table.targets, model, baseline, seed=seed, groups=table.groups)
@@ -181,7 +181,7 @@ def baselines(
         result["frozen_embeddings"] = {
             **compare(
                 task.head_name,
-                regression_scores,
+                frozen_scores,
                 scores[rows],
                 test.take(rows),
                 f"frozen embeddings ({task.head_name})",

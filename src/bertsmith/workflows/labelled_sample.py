@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bertsmith.config import Config
-from bertsmith.data.clean import NO_LABEL, clean
+from bertsmith.data.clean import NO_LABEL, UNITED, clean
 from bertsmith.data.columns import canonical
 from bertsmith.data.table import REGRESSION, Table
 from bertsmith.data.template import Texts, flat, texts_of
@@ -164,7 +164,9 @@ def read_sample(
     drawn = whole.take(whole.frame["row"].isin([*rows, *blank]).to_numpy())
     labelled = ~drawn.frame["row"].isin(blank).to_numpy()
     columns = {str(name): drawn.extra[name].tolist() for name in drawn.extra.columns}
-    design = read_design(columns, drawn.frame["row"].tolist(), table.name, declared_random=random_sample)
+    design = read_design(
+        columns, drawn.frame["row"].tolist(), table.name, declared_random=random_sample, unlabelled={*blank}
+    )
     gaps = drawn.frame["row"].to_numpy()[design.usable & ~labelled]
     design = Design(design.usable[labelled], None if design.inclusion is None else design.inclusion[labelled])
     blank_notes = _check_blanks(table, design.usable, gaps, outcomes)
@@ -178,7 +180,9 @@ def read_sample(
     }
     left_out = {reason: n for reason, n in left_out.items() if n}
     notes = [
-        f"bertsmith left out {counted(n, 'row')} of the sample: {why}" for why, n in left_out.items() if why != NO_LABEL
+        f"bertsmith left out {counted(n, 'row')} of the sample: {why}"
+        for why, n in left_out.items()
+        if why not in (NO_LABEL, UNITED)
     ]
     if len(usable) < FEWEST_LABELLED:
         reasons = "; ".join(f"{counted(n, 'row')} left out: {reason}" for reason, n in left_out.items())

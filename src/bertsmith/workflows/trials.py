@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import gettempdir
 
 import numpy as np
+import pandas as pd
 import torch
 
 from bertsmith.compute.device import choose_precision
@@ -65,6 +66,13 @@ class TrialData:
     def task(self) -> Task:
         """The kind of label, fitted to the training texts."""
         return get_task(self.train.task).fitted(self.train.targets)
+
+    def groups(self, fold: int | None) -> np.ndarray | None:
+        """Return the group index of every validation text, or of every text of a fold; ``None`` without groups."""
+        if fold is None or self.folds is None:
+            return self.validation.groups
+        both = pd.concat([self.train.frame["group"], self.validation.frame["group"]])
+        return both.factorize()[0][self.folds == fold] if both.notna().all() else None
 
     def prepare(self, config: Config, fold: int | None = None) -> tuple[Loaded, TokenDataset, TokenDataset]:
         """Return a model with a new head, and the tokenized texts to train and to validate on.
@@ -214,8 +222,7 @@ def _fit(
     # The epoch metric of label sets already has the best thresholds, so the gain is added to the score without them.
     score = float(task.resampled(np.ones((1, len(targets))), targets, best_scores)[task.primary][0])
     if config.decision_rule == "auto":
-        groups = data.validation.groups if fold is None else None
-        rule, _ = task.fit_rule(targets, best_scores, seed=config.seed, groups=groups)
+        rule, _ = task.fit_rule(targets, best_scores, seed=config.seed, groups=data.groups(fold))
         score += rule.gain if rule.used else 0.0
     return TrialResult(
         score=score,
