@@ -185,6 +185,8 @@ def test_training_arguments_that_would_do_harm_or_nothing_are_refused():
     refused = {"neftune_noise_alpha": 5, "auto_find_batch_size": True, "eval_on_start": True, "fsdp": "full_shard"}
     refused |= {"deepspeed": "zero.json", "optim": "adalomo", "torch_empty_cache_steps": 5}
     assert argument_problems(refused).keys() == refused.keys()
+    for optimizer in ("galore_adamw_layerwise", "schedule_free_adamw"):
+        assert argument_problems({"optim": optimizer}).keys() == {"optim"}
     assert argument_problems({"neftune_noise_alpha": None, "auto_find_batch_size": False, "eval_on_start": False}) == {}
 
 

@@ -210,6 +210,7 @@ def test_runs_with_different_test_texts_are_not_compared(own_run, tmp_path):
         ("batch_size = []", "batch_size: .*empty"),
         ("batch_size = [8, 8]", "batch_size: .*unique"),
         ("batch_size = [8, 'many']", "batch_size: .*'many'"),
+        ("long = ['truncate', 'window']", "long: .*head-tail"),
         ("imbalance = ['none', 'some']", "imbalance: .*'some'"),
         ("weight_decay = 'much'", "weight_decay: .*'much'"),
         ("learning_rate = true", "learning_rate: .*true"),

@@ -29,6 +29,8 @@ WORTHWHILE = 0.01
 """The labels are enough if more of them gain less than this."""
 Predict = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
 """Returns the scores of texts, given by position, after training on others; ``None`` if training is impossible."""
+Adjust = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Returns adjusted scores of n texts, for their scores and their folds (−1 for unused texts), shape (n,)."""
 Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Returns the score on each resample for counts of the texts, shape (resamples, n), and predicted scores of n texts."""
 
@@ -129,7 +131,7 @@ class Estimate:
         return {**asdict(self), "sentence": self.sentence}
 
 
-def learning_curve(n: int, predict: Predict, score: Score, *, seed: int) -> Curve | None:
+def learning_curve(n: int, predict: Predict, score: Score, *, seed: int, adjust: Adjust | None = None) -> Curve | None:
     """Cross-validate on nested subsets of n labelled texts.
 
     Args:
@@ -137,6 +139,7 @@ def learning_curve(n: int, predict: Predict, score: Score, *, seed: int) -> Curv
         predict: trains and predicts.
         score: scores predictions.
         seed: of folds, subsets and resamples.
+        adjust: adjusts the predictions of each fold with those of the others, such as for a decision rule.
 
     Returns:
         The curve, or ``None`` if the texts are too few.
@@ -165,7 +168,7 @@ def learning_curve(n: int, predict: Predict, score: Score, *, seed: int) -> Curv
             scores = np.zeros((n, parts[0].shape[1]))
             for f, predicted in parts.items():
                 scores[fold == f] = predicted
-            found = score(drawn, scores)
+            found = score(drawn, scores if adjust is None else adjust(scores, fold))
             total[:, i] += found / REPEATS
             alone[repeat, i] = found[0]
     # The scores of a repeat come from several models, so they vary less than those of one model.

@@ -146,7 +146,8 @@ def fit_abstention(
         n = len(conformity)
         if math.ceil((n + 1) * coverage - 1e-9) > n:
             raise ConfigError(
-                f"--coverage {coverage:g} needs more than {counted(n, 'held-out text')} with a label",
+                f"--coverage {coverage:g} needs more than {counted(n, 'held-out text')}"
+                + (" with a label" if n < len(targets) else ""),
                 remedy=f"Pass at most {math.floor(1000 * n / (n + 1)) / 1000:g}, or train with more texts.",
             )
         in_set = conformal_threshold(conformity, coverage)

@@ -50,7 +50,7 @@ def read_design(
         rows: the number of each row, for messages.
         where: the name of the sample, for messages.
         declared_random: all rows are a simple random sample of the corpus, according to the user.
-        unlabelled: numbers of rows for which an empty cell of ``random`` means false.
+        unlabelled: numbers of rows without a label, whose cells may be empty; such a row is then not usable.
 
     Raises:
         DataError: if the sampling design is unknown, or a cell is not valid.
@@ -79,8 +79,9 @@ def read_design(
         place = f"{where}, column {quoted(inclusion[0])}"
         probabilities = np.array([_probability(c, row, place) for c, row in zip(inclusion[1], rows, strict=True)])
         usable = drawn & ~np.isnan(probabilities)
-        if random is not None and not usable[drawn].all():
-            row = rows[int(np.flatnonzero(drawn & ~usable)[0])]
+        without = drawn & ~usable & ~np.isin(rows, [*unlabelled])
+        if random is not None and without.any():
+            row = rows[int(np.flatnonzero(without)[0])]
             raise DataError(
                 f"row {row:,} was drawn at random, but has no inclusion probability, while other rows have one",
                 where=place,

@@ -10,7 +10,7 @@ estimator, with the same power tuning.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -267,21 +267,6 @@ def correlations(sample: Sample) -> np.ndarray:
     spread = np.sqrt((weights @ y**2) * (weights @ f**2))
     result: np.ndarray = np.clip(weights @ (y * f) / np.maximum(spread, 1e-12), 0, 1)
     return result
-
-
-def resample(groups: np.ndarray | None, n: int, rng: np.random.Generator, draws: int) -> Iterator[np.ndarray]:
-    """Yield how often each draw of a bootstrap contains each of n texts, shape (n,).
-
-    Args:
-        groups: group of each text, shape (n,). Whole groups are drawn, as many as exist; ``None`` draws texts.
-        n: number of texts.
-        rng: of the draws.
-        draws: number of draws.
-    """
-    of_text = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
-    units = int(of_text.max()) + 1
-    for _ in range(draws):
-        yield np.bincount(rng.integers(0, units, units), minlength=units)[of_text]
 
 
 def sum_totals(parts: Iterable[Totals]) -> Totals:

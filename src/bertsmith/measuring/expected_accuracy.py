@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from bertsmith.measuring.drift import compare_counts
-from bertsmith.measuring.estimate import resample
 
 GRID = 100
 """Bins of confidence in which texts are counted."""
@@ -192,3 +192,18 @@ def _class_shares(mixture: np.ndarray, shares: np.ndarray) -> np.ndarray:
         if abs(found - last).max() < CONVERGED:
             break
     return found
+
+
+def resample(groups: np.ndarray | None, n: int, rng: np.random.Generator, draws: int) -> Iterator[np.ndarray]:
+    """Yield how often each draw of a bootstrap contains each of n texts, shape (n,).
+
+    Args:
+        groups: group of each text, shape (n,). Whole groups are drawn, as many as exist; ``None`` draws texts.
+        n: number of texts.
+        rng: of the draws.
+        draws: number of draws.
+    """
+    of_text = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
+    units = int(of_text.max()) + 1
+    for _ in range(draws):
+        yield np.bincount(rng.integers(0, units, units), minlength=units)[of_text]

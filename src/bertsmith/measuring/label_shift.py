@@ -15,7 +15,8 @@ import numpy as np
 from scipy import stats
 from scipy.optimize import nnls
 
-from bertsmith.measuring.estimate import LEVEL, resample
+from bertsmith.measuring.estimate import LEVEL
+from bertsmith.measuring.expected_accuracy import resample
 
 ALPHA = 0.05
 """Significance level of the test of label shift."""

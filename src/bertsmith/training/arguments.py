@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,8 +48,10 @@ def argument_problems(settings: Mapping[str, Any]) -> dict[str, str]:
             problems[name] = "must be epoch or steps, because bertsmith chooses the best epoch on validation"
         elif name in _UNSUPPORTED and value:
             problems[name] = f"not supported: {_UNSUPPORTED[name]}"
-        elif name == "optim" and str(value) in ("lomo", "adalomo"):
+        elif name == "optim" and re.fullmatch(r"lomo|adalomo|.*_layerwise", str(value)):
             problems[name] = f"not supported: {value} updates the weights in each of several backward passes of a step"
+        elif name == "optim" and str(value).startswith("schedule_free"):
+            problems[name] = f"not supported: {value} has other weights for validation, which bertsmith does not load"
         elif name not in known:
             problems[name] = f"unknown training argument.{did_you_mean(name, known)}"
         else:

@@ -172,7 +172,6 @@ class Engine(ResumableTrainer):
             self._compile_if_worthwhile()
         self.table_gradients.restore()
         model.train()  # later replicas, too
-        self.optimizer.train()  # schedule-free optimizers have this mode
         earlier = [p.grad.clone() if self._position[1] and p.grad is not None else None for p in model.parameters()]
         batch = TokenBatch(**inputs)
         share = batch if self.group.size == 1 else batch.take(self.group.share(batch.lengths))

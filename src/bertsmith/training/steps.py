@@ -70,10 +70,10 @@ def plan_steps(
         if arguments.bf16 and cpu_capabilities().get("amx_bf16"):
             budget *= batching.AMX_BUDGET_FACTOR
         free, workers, default = free_memory(), threads.num_workers() if packed else 1, budget
-        if arguments.save_strategy == "no":  # the weights of the best epoch stay in memory
-            free -= 4 * loaded.model.num_parameters()
+        keeps_best = arguments.save_strategy == "no" and arguments.eval_strategy != "no"
+        kept = 4 * loaded.model.num_parameters() if keeps_best else 0  # the weights of the best epoch
         sizes: dict[str, Any] = {"training": True, "workers": workers}
-        budget = plan_token_budget(loaded.model, longest, free=free, default=default, **sizes)
+        budget = plan_token_budget(loaded.model, longest, free=free - kept, default=default, **sizes)
         if budget < default:
             emit(MemoryLimited(budget, free))
         limit = resident_memory() + step_memory(loaded.model, longest, budget, **sizes)

@@ -216,6 +216,10 @@ def _parse(name: str, value: Any, check_arguments: CheckArguments) -> Dimension 
             raise ValueError("the list of choices is empty")
         for entry in value:
             _check(name, entry, check_arguments)
+        if name == "long" and len(value) > 1 and {"auto", "window"} & {*map(str, value)}:
+            raise ValueError(
+                "trials read the beginnings with auto and with window: compare truncate and head-tail only"
+            )
         if len({str(entry) for entry in value}) < len(value):
             raise ValueError("each choice must be unique")
         return Choice(tuple(value)) if len(value) > 1 else value[0]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import sklearn  # noqa: F401 - metrics need it, so that its absence is reported before anything is read
+
 from bertsmith.data.table import ORDINAL
 from bertsmith.data.template import stored_groups
 from bertsmith.errors import ConfigError, RunFolderError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from scipy.stats import binomtest
@@ -92,13 +93,20 @@ def estimate_gain(
         counts = targets[inside].sum(axis=0) if targets.ndim == 2 else np.bincount(targets[inside])
         if (counts > 0).sum() < 2:
             return None
-        return _scores(task, features[inside], targets[inside], features[outside], n_labels, seed)
+        return regression_scores(task, features[inside], targets[inside], features[outside], n_labels, seed=seed)
+
+    def adjust(scores: np.ndarray, fold: np.ndarray) -> np.ndarray:
+        for f in range(fold.max() + 1):
+            others = (fold >= 0) & (fold != f)
+            scores[fold == f] = task.apply(_thresholds(task, targets[others], scores[others]), scores[fold == f])
+        return scores
 
     def score(drawn: np.ndarray, scores: np.ndarray) -> np.ndarray:
         return task.resampled(drawn, targets, scores)[task.primary]
 
     with threadpool_limits(1):  # many small fits: one thread is faster than several
-        curve = learning_curve(n, predict, score, seed=seed) if more else None
+        rule = adjust if targets.ndim == 2 else None
+        curve = learning_curve(n, predict, score, seed=seed, adjust=rule) if more else None
     if curve is not None:
         gain = curve.gain(n, more, seed=seed)
         estimate = replace(estimate, gain=gain.value, low=gain.low, high=gain.high, most=gain.most)
@@ -128,22 +136,18 @@ def score_on_random(
     counts = targets[chosen].sum(axis=0) if targets.ndim == 2 else np.bincount(targets[chosen], minlength=1)
     if len(drawn_at_random) < FEWEST_RANDOM or (counts > 0).sum() < 2:
         return None
-    scores = _scores(task, features[chosen], targets[chosen], features[drawn_at_random], n_labels, seed)
+    fit_rule = partial(_thresholds, task) if targets.ndim == 2 else None
+    scores = regression_scores(
+        task, features[chosen], targets[chosen], features[drawn_at_random], n_labels, seed=seed, fit_rule=fit_rule
+    )
     right = task.is_right(targets[drawn_at_random], scores)
     interval = binomtest(int(right.sum()), len(right)).proportion_ci(LEVEL, method="wilson")
     return float(right.mean()), float(interval.low), float(interval.high)
 
 
-def _scores(
-    task: Task, features: np.ndarray, targets: np.ndarray, others: np.ndarray, n_labels: int, seed: int
-) -> np.ndarray:
-    """Return the scores of a regression; for several labels per text with a threshold per label, as the model has.
+def _thresholds(task: Task, targets: np.ndarray, scores: np.ndarray) -> Rule:
+    """Return a threshold per label, as the model has with several labels per text.
 
     Without thresholds, few labels exceed 0.5 after training on few texts: the curve would stay near 0.
     """
-
-    def fit_thresholds(y: np.ndarray, held_out: np.ndarray) -> Rule:
-        return Rule(offsets=tuple(best_thresholds(y, task.logits(held_out)).tolist()))
-
-    rule = fit_thresholds if targets.ndim == 2 else None
-    return regression_scores(task, features, targets, others, n_labels, seed=seed, fit_rule=rule)
+    return Rule(offsets=tuple(best_thresholds(targets, task.logits(scores)).tolist()))

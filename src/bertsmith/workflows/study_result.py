@@ -112,8 +112,10 @@ def _train_final(
     info = run.info if run.layout.run.is_file() else {}
     known = known_settings(info["config"]) if info else {}
     # Older versions also compared the columns of the defaults.
-    if info.get("status") == "finished" and {**known, "no_ablation": config.no_ablation} == config.dump():
-        return run
+    if known and {**known, "no_ablation": config.no_ablation} == config.dump():
+        if info.get("status") == "finished":
+            return run
+        config = config.model_copy(update={"no_ablation": known["no_ablation"]})
     observe(FinalStarted(name))
     resume = known == config.dump() and run.is_resumable
     return run_seeds(
