@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 USELESS_WIDTH = 0.5
 """Width of an interval that says next to nothing about a share."""
-GROUPED = "this test takes texts of the same group for independent, so it finds differences too often"
+GROUPED = "this test assumes that texts of the same group are independent, so it finds differences too often"
 FEWEST_IN_GROUP = 50
 """Minimum of sampled texts in a group, for a separate test of the group."""
 
