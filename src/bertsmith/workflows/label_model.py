@@ -1,4 +1,4 @@
-"""The quick model that chooses the texts of a project: a regression on frozen embeddings."""
+"""Regressions on frozen embeddings: the quick model that chooses the texts of a project, and the baseline."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def project_model(folder: Path, config: Config) -> str:
     """Return the checkpoint that embeds the texts of the project in a folder.
 
     Raises:
-        RunFolderError: if another one is configured than the one that embedded texts before.
+        RunFolderError: if the settings name another checkpoint than the one that embedded the pool.
     """
     if not (folder / ABOUT).is_file():
         return embedding_model(config)

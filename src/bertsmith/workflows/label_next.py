@@ -159,7 +159,7 @@ def choose_for_project(
                 where=stream.name,
                 remedy="Pass the same pool, with new rows only at its end.",
             )
-        # With another seed, the reserve would contain texts that the model has chosen: no random sample of the pool.
+        # With another seed, the reserve would contain chosen texts, and would not be a random sample of the pool.
         seed = project.setting("seed", config.seed)
         project.set_setting("seed", seed)
         task = get_task(project.task)
