@@ -218,9 +218,9 @@ _STUDY = """## A study
 | `runs/` | the runs that the page trained, each with its table |
 
 `labels.csv` has a row for each labelled text. The label is empty for texts on which coders are tied, and for random
-texts that coders left without a label. With several labels per text, `labels.csv` leaves out both kinds of texts. The
-first columns of `labels.csv` are those of the next table. The columns of the pool follow. If a column of the pool has
-one of these names, it becomes `pool NAME`.
+texts that coders left without a label. With several labels per text, the list `[]` means none of the labels. The first
+columns of `labels.csv` are those of the next table. The columns of the pool follow. If a column of the pool has one of
+these names, it becomes `pool NAME`.
 
 | column | content |
 | --- | --- |
@@ -280,7 +280,7 @@ The file of `--for-regression` has one row for each text of the corpus:
 | columns of the corpus | all except the text; if another column has the same name, the name becomes `corpus NAME` |
 | `labelled` | 1 if the text is in the labelled sample, otherwise 0 |
 | `inclusion_probability` | for a labelled text, the probability that it is in the sample; otherwise empty |
-| `outcome LABEL TEXT` | corrected outcome of each class, for `regress`; also `(level)` or `(number)` |
+| `outcome LABEL TEXT` | corrected outcome of each class, for `regress`; for a mean, `outcome (level)` or `(number)` |
 
 ## A comparison of texts
 
@@ -355,8 +355,8 @@ _PRINTED: dict[str, tuple[type, dict[str, str]]] = {
             "name": "the property",
             "before": "its mean in the test texts; `null` for embeddings and predicted labels",
             "after": "its mean in the new texts; `null` in the same cases",
-            "distance": "distance between the two, in standard deviations; for predicted labels, the total variation, "
-            "or the largest difference of the share of a label if a text can have several",
+            "distance": "distance between the two, in standard deviations. For predicted labels, the total variation. "
+            "If a text can have several labels, the largest difference of the share of a label",
             "threshold": "value that the distance rarely exceeds by chance",
             "differs": "whether the distance exceeds the threshold",
         },

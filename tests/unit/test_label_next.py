@@ -31,7 +31,7 @@ from bertsmith.measuring.design import read_design
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_table
 from bertsmith.workflows import label_next
-from bertsmith.workflows.label_model import fit_head
+from bertsmith.workflows.label_model import fit_chooser
 from bertsmith.workflows.label_next import Chosen
 from tests.conftest import ArrowTable
 
@@ -253,7 +253,7 @@ def test_labels_of_random_texts_do_not_influence_the_choice():
 
     def fitted(labels):
         decisions = [Decision(i, "ann", "labelled", (label,)) for i, label in enumerate(labels, start=1)]
-        return fit_head(Snapshot(["a", "b"], "single-label", texts, decisions, []), lambda rows: x[rows], task)
+        return fit_chooser(Snapshot(["a", "b"], "single-label", texts, decisions, []), lambda rows: x[rows], task)
 
     head, counts = fitted("aabbaabb")
     other, same = fitted("babbbaab")

@@ -965,9 +965,9 @@ def test_a_sample_of_a_corpus_is_random_and_does_not_depend_on_chunks(monkeypatc
     one, other = samples
     assert one.texts == other.texts
     assert one.groups == other.groups
-    assert (one.probabilities == other.probabilities).all()
+    assert (one.scores == other.scores).all()
     positions = [int(text.split()[1]) for text in one.texts]
-    assert one.probabilities[:, 0].tolist() == [scores[i, 0] for i in positions]
+    assert one.scores[:, 0].tolist() == [scores[i, 0] for i in positions]
     assert len(set(positions)) == 300
     assert abs(np.mean(positions) - 1500) < 4 * 3000 / 12**0.5 / 300**0.5
 

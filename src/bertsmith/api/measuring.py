@@ -35,10 +35,10 @@ def measure(
 ) -> Measurement:
     """Measure the share of each class in a corpus, or the mean of a number, with 95 % intervals.
 
-    The estimates are corrected for the mistakes of the model. With a labelled sample, the estimator is PPI++ or, with
-    unequal inclusion probabilities, design-based supervised learning. Without a sample, the estimator is an adjusted
-    count under label shift. If a test rejects label shift, `measure` raises an error. Memory use does not grow with the
-    size of a corpus in CSV, JSON Lines or Parquet.
+    bertsmith corrects the estimates for the mistakes of the model. With a labelled sample, the estimator is PPI++ or,
+    with unequal inclusion probabilities, design-based supervised learning. Without a sample, the estimator is an
+    adjusted count under label shift. If a test rejects label shift, `measure` raises an error. Memory use does not grow
+    with the size of a corpus in CSV, JSON Lines or Parquet.
 
     Args:
         run: the run, or its folder.

@@ -71,7 +71,7 @@ def drift(
         )
     if found.grouped:
         stderr_console().print(
-            "note: the thresholds take texts of the same group for independent, so too many properties differ"
+            "note: the thresholds assume that texts of the same group are independent, so too many properties differ"
         )
     if found.differs:
         stderr_console().print(

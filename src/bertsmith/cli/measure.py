@@ -54,7 +54,7 @@ def measure(
 ) -> None:
     """Measure the share of each class in a corpus, or the mean of a number, with 95 % intervals.
 
-    The estimates are corrected for the mistakes of the model.
+    bertsmith corrects the estimates for the mistakes of the model.
 
     Example: bertsmith measure runs/reviews corpus.csv --labelled sample.csv --random-sample --by month
     """

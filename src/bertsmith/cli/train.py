@@ -117,7 +117,7 @@ def run_and_show(
                 from bertsmith.workflows.train_on_ray import train_on_ray
 
                 train = partial(train_on_ray, address=cluster[0], workers=cluster[1])
-            gc.freeze()  # each `Trainer.train` collects garbage, which takes 0.3 s with what the imports made
+            gc.freeze()  # otherwise, `Trainer.train` searches imported objects for garbage, which takes 0.3 s
             with Tracking(track, output, settings, progress) as observe:
                 run = train(source, settings, output, resume=resume, overwrite=overwrite, observe=observe, stop=stop)
         except (Interrupted, KeyboardInterrupt) as stopped:

@@ -58,12 +58,12 @@ class Cleaned:
 def clean(table: Table) -> Cleaned:
     """Normalise the texts, and drop the rows that cannot be trained on or scored.
 
-    Rows without a text or a label are dropped from every split. Given test and validation tables lose no other rows.
-    Texts of a given test table are dropped from train and validation, and texts of a given validation table from
-    train. In train, one of several rows with the same text and class remains, and texts with several
-    classes are dropped. If labels are numbers, the first of several rows with the same text remains, with their mean.
-    The mean minimizes the squared error, and each text counts once, as in the metrics. If rows can have several labels,
-    but none does, the first of several rows with the same text gets the labels of all, in given splits too.
+    Rows without a text or a label are dropped from every split. Given test and validation splits lose no other rows.
+    Texts of a given test split are dropped from train and validation, and texts of a given validation split from train.
+    In train, one of several rows with the same text and class remains, and texts with several classes are dropped. If
+    labels are numbers, the first of several rows with the same text remains, with their mean. The mean minimizes the
+    squared error, and each text counts once, as in the metrics. If rows can have several labels, but none does, a row
+    stands for one label of its text. The first row of a text then gets the labels of all, in given splits too.
     """
     frame, outcomes = table.frame, table.outcomes
     is_changed, is_empty = np.zeros((2, len(frame)), dtype=bool)

@@ -1,4 +1,4 @@
-"""The findings of `inspect`, and how they are printed and serialised."""
+"""What checks of a table look at, and their findings, printed and serialised."""
 
 from __future__ import annotations
 

@@ -226,9 +226,9 @@ class Numbers(Outcomes):
 def majority(votes: np.ndarray, *, ordered: bool) -> Any:
     """Return the target that counts if coders differ, or ``None`` for a tie.
 
-    A set has the labels that more than half of the coders gave; without such a label, more than half of the coders must
-    have given none. Of ordered classes, the median counts; if it lies
-    between two classes, the one that more coders gave. Otherwise, the class that most coders gave counts.
+    A set has the labels that more than half of the coders gave. Without such a label, more than half of the coders must
+    have given none. Of ordered classes, the median counts; if it lies between two classes, the one that more coders
+    gave. Otherwise, the class that most coders gave counts.
 
     Args:
         votes: the target of each coder, shape (coders,) or (coders, labels).

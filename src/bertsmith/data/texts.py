@@ -157,8 +157,8 @@ def guarded_cell(cell: Any) -> Any:
 def decimals(value: float | None) -> str:
     """Return a metric with three decimals, or a dash if it is undefined.
 
-    Metrics in the unit of the labels can have any size. Below 0.01, the text has three digits, and from 1,000, no
-    decimals. Below 1e-12, a value is a rounding error.
+    Metrics in the unit of the labels can have any size. Below 0.01, the text has three significant digits,
+    and from 1,000, no decimals. Below 1e-12, a value is a rounding error.
     """
     if value is None:
         return "–"

@@ -119,8 +119,8 @@ def evaluate_abstention(
     Args:
         test: the evaluation texts.
         held_out: the texts that set the thresholds.
-        evaluate_sets: returns two arrays for a threshold: whether the label set of each evaluation text with a label
-            contains its true labels, and the size of the set of each evaluation text.
+        evaluate_sets: returns two arrays for a threshold. The first says whether the label set of each evaluation text
+            with a label contains its true labels. The second has the size of the set of each evaluation text.
 
     Returns:
         JSON-ready. ``accuracy_coverage`` is the curve. ``thresholds`` has one entry per target accuracy.

@@ -42,7 +42,7 @@ class Classifier(ModelPredictor):
         loaded: the model with its tokenizer.
         rule: temperature and offsets, fitted on validation.
         decide: whether to use the offsets, which were tuned for the primary metric.
-        long: how it reads texts above the maximum length.
+        long: how the classifier reads texts above the maximum length.
         token_budget: tokens per micro-batch, if memory suffices.
         dtype: of the matrix products. It is bf16 if the device computes bf16 fast and the run's check found the same
             labels, or else fp32.

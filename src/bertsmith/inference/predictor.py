@@ -40,7 +40,7 @@ class Predictor(ABC):
         labels: the classes.
         task: the kind of label.
         template: the columns that the model reads.
-        long: how it reads texts above the maximum length: ``"truncate"``, ``"head-tail"`` or ``"window"``.
+        long: how the predictor reads texts above the maximum length: ``"truncate"``, ``"head-tail"`` or ``"window"``.
     """
 
     labels: Labels

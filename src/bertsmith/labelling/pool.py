@@ -44,7 +44,7 @@ def check_checkpoint(folder: Path, model: str, width: int | None = None) -> None
     """Check that a checkpoint embedded the pool of a project.
 
     Raises:
-        RunFolderError: if another one did, or its hidden size was another one.
+        RunFolderError: if another checkpoint embedded the pool, or the hidden size differs.
     """
     before, before_width = read_about(folder)
     if model != before or width not in (None, before_width):

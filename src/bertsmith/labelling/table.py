@@ -178,7 +178,7 @@ class Snapshot:
         The split is test for random texts and train for the others, because chosen texts do not represent the pool. If
         only random texts have a label, the split of all records is train, and `train` holds out some of them.
         Random texts that nobody labelled have an empty label: without these records, `measure` could not see that the
-        others are not a random sample. With several labels per text, labels are JSON lists: an empty list means none of
+        others are not a random sample. With several labels per text, labels are JSON lists. An empty list means none of
         the labels, and an empty cell means that the labels are missing.
         """
         numbers = {label: i for i, label in enumerate(self.labels, start=1)}

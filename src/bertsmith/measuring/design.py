@@ -46,7 +46,7 @@ def read_design(
 
     Args:
         columns: the unused columns of the sample, among them perhaps ``random`` (true or false) and
-            ``inclusion_probability`` (above 0, at most 1). A row with false is not usable, also with a probability.
+            ``inclusion_probability`` (above 0, at most 1). A row with false is not usable, even with a probability.
         rows: the number of each row, for messages.
         where: the name of the sample, for messages.
         declared_random: all rows are a simple random sample of the corpus, according to the user.

@@ -1,11 +1,11 @@
 """Correct the mean of predictions by a labelled sample, with a 95 % interval: arrays in, arrays out.
 
-Outcomes are columns of numbers from 0 to 1. A class or label is 0 or 1; an ordered label is scaled to this range. The
-numbers of a regression are scaled too, but may be outside. The method is the difference estimator of Särndal, Swensson
-and Wretman (1992, chapter 6). It adds the mean error in the labelled sample to the mean prediction of the corpus. With
-equal inclusion probabilities, this is PPI++ (Angelopoulos, Duchi and Zrnic 2023, arXiv:2311.01453). With known unequal
-probabilities, it is design-based supervised learning (Egami, Hinck, Stewart and Wei 2023, arXiv:2306.04746) as a Hájek
-estimator, with the same power tuning.
+Outcomes are columns of numbers from 0 to 1. A class or label is 0 or 1; bertsmith scales an ordered label to this
+range. It scales numbers too, but some can be outside of the range. The method is the difference estimator of Särndal,
+Swensson and Wretman (1992, chapter 6). It adds the mean error in the labelled sample to the mean prediction of the
+corpus. With equal inclusion probabilities, this is PPI++ (Angelopoulos, Duchi and Zrnic 2023, arXiv:2311.01453). With
+known unequal probabilities, it is design-based supervised learning (Egami, Hinck, Stewart and Wei 2023,
+arXiv:2306.04746) as a Hájek estimator, with the same power tuning.
 """
 
 from __future__ import annotations

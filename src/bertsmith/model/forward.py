@@ -4,7 +4,7 @@
 it at the same time. Texts are packed end to end, so operations on tokens see no padding. The head reads the first token
 of each text, so the last layer computes first tokens only.
 
-All other architectures run through Hugging Face's forward pass, on padded texts.
+All other architectures, and variants of word embeddings, run through Hugging Face's forward pass, on padded texts.
 """
 
 from __future__ import annotations

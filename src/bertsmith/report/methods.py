@@ -46,7 +46,7 @@ _IMBALANCE = {
 }
 """Sentences by the setting ``imbalance`` of the recipe."""
 _MERGED = {AVERAGED: "the mean of the numbers", UNITED: "the labels"}
-"""What a text got from the rows that were dropped for a reason."""
+"""What a text got from the rows that cleaning dropped for a reason."""
 
 
 @dataclass
@@ -284,15 +284,15 @@ def _measured(measurement: Mapping[str, Any], n: Callable[..., str]) -> str:
         origin = "of the corpus" if measurement.get("in_corpus", True) else "from the population of the corpus"
         drawn = f"{n('measurement', 'clusters')} groups with " if measurement.get("clusters") else ""
         drawn += f"{n('measurement', f'{first}.labelled')} texts"
-        chances = " with unequal inclusion probabilities" if about["estimator"] == "DSL" else ""
+        chances = ", with unequal inclusion probabilities" if about["estimator"] == "DSL" else ""
         left_out = [
             f"{n('measurement', f'left_out.{reason}')} {number_form(rows, 'row')} ({reason})"
             for reason, rows in measurement.get("left_out", {}).items()
             # Rows that were not drawn, in the words of older versions too, are not part of the sample.
             if reason not in _MERGED and not reason.startswith(NOT_RANDOM.partition(",")[0])
         ]
-        sample = f" We labelled a random sample{chances} of {drawn} {origin}."
-        sample += f" These do not include {', '.join(left_out)} of the sample." if left_out else ""
+        sample = f" We labelled a random sample of {drawn} {origin}{chances}."
+        sample += f" These texts do not include {', '.join(left_out)} of the sample." if left_out else ""
     shares = "; ".join(
         "{}: {} ({} to {}; naive count {})".format(
             s["label_text"],

@@ -231,7 +231,7 @@ class Task(ABC):
         model: np.ndarray | None = None,
         groups: np.ndarray | None = None,
     ) -> tuple[Decision, Rule]:
-        """Tune the decision rule and the calibration on held-out texts; return its measured gain and the rule to apply.
+        """Tune decision rule and calibration on held-out texts; return the decision and the rule to apply.
 
         Args:
             targets, scores: of the held-out texts.

@@ -216,7 +216,7 @@ class MultiLabel(Task):
     def conformity(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Return the lowest probability of the labels of each text that has any, shape (texts with labels,).
 
-        Every set contains the labels of a text without labels. If most texts had none, empty sets would do.
+        Every set contains the labels of a text without labels. If most texts had none, empty sets would suffice.
         """
         has_labels = targets.any(axis=1)
         result: np.ndarray = np.where(targets, scores, 1.0)[has_labels].min(axis=1)

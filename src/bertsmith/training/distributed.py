@@ -69,7 +69,7 @@ class ProcessGroup:
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Sum the gradients over all processes, in place. Missing gradients count as zero.
 
-        The processes send large gradients without a copy, which takes time and memory. Small ones share one message.
+        The processes send large gradients without a copy, which would take time and memory. Small ones share a message.
         `DistributedDataParallel` can neither repeat a step nor sum different numbers of micro-batches.
         """
         if self.size == 1:

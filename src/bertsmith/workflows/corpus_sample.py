@@ -30,26 +30,24 @@ class CorpusSample:
     Attributes:
         texts: n texts.
         groups: their groups.
-        probabilities: of their labels, shape (n, labels).
+        scores: probabilities of their labels, or predicted numbers, shape (n, outputs).
     """
 
     def __init__(self, seed: int = 0) -> None:
         self._rng, self._keys = np.random.default_rng(seed), np.empty(0)
         self.texts: list[Text] = []
         self.groups: list[str] = []
-        self.probabilities = np.empty((0, 0))
+        self.scores = np.empty((0, 0))
 
-    def add(self, texts: Sequence[Text], probabilities: np.ndarray, groups: Sequence[str]) -> None:
-        """Add n texts with their probabilities, shape (n, labels), and groups; keep those with the lowest keys."""
+    def add(self, texts: Sequence[Text], scores: np.ndarray, groups: Sequence[str]) -> None:
+        """Add n texts with their scores, shape (n, outputs), and groups; keep those with the lowest keys."""
         keys = np.concatenate([self._keys, self._rng.random(len(texts))])
         kept = np.sort(np.argsort(keys)[:SIZE])
         n = len(self.texts)
         self._keys = keys[kept]
         self.texts = [self.texts[i] if i < n else texts[i - n] for i in kept]
         self.groups = [self.groups[i] if i < n else groups[i - n] for i in kept]
-        self.probabilities = np.concatenate([self.probabilities.reshape(n, probabilities.shape[1]), probabilities])[
-            kept
-        ]
+        self.scores = np.concatenate([self.scores.reshape(n, scores.shape[1]), scores])[kept]
 
 
 class Embedder:

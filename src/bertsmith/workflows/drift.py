@@ -125,7 +125,7 @@ def compare_texts(
     level = 1 - (1 - LEVEL) / (len(SCALARS) + 3)  # Bonferroni
     names = (CONFIDENCE if task.has_labels else NUMBER, *SCALARS)
     found = [
-        *compare_scalars(names, scalars(texts, scores), scalars(sample.texts, sample.probabilities), level),
+        *compare_scalars(names, scalars(texts, scores), scalars(sample.texts, sample.scores), level),
         compare_positions(before, now, level),
     ]
     if task.has_labels:

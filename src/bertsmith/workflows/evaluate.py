@@ -104,13 +104,13 @@ def _design_notes(table: Table) -> list[str]:
     if n := int((~design.usable).sum()):
         return [
             f"{counted(n, 'row')} {number_form(n, 'was', 'were')} not drawn at random (columns {RANDOM} and "
-            f"{INCLUSION}), so the metrics do not apply to the texts that these rows come from: evaluate on the random "
+            f"{INCLUSION}). The metrics do not apply to the texts that these rows come from: evaluate on the random "
             "rows alone"
         ]
     if design.inclusion is not None and not np.allclose(design.inclusion, design.inclusion[0]):
         return [
-            f"the rows had different probabilities (column {INCLUSION}), but all of them count the same: the metrics "
-            "do not apply to the texts that they were drawn from"
+            f"the rows had different probabilities (column {INCLUSION}), but all rows count the same. The metrics do "
+            "not apply to the texts that you drew the rows from"
         ]
     return []
 

@@ -43,7 +43,7 @@ def estimate_project(project: Project, config: Config, more: int = MORE) -> Esti
     sample = snapshot.random_part
     agreement, is_settled = sample.agreement.ceiling, all(each.labels is not None for each in sample.labelled)
     ceiling = None
-    # The accuracy is of texts without ties, which would be too high if there were ties.
+    # The accuracy leaves out ties: if ties are left, it is too high.
     if agreement.value is not None and agreement.interval and agreement.texts >= FEWEST_SHARED and is_settled:
         ceiling = agreement.value, agreement.interval[1]
     found = estimate_gain(

@@ -1,4 +1,4 @@
-"""The quick model that chooses the texts of a project: a regression on frozen embeddings."""
+"""Regressions on frozen embeddings: the quick model that chooses the texts of a project, and the baseline."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def project_model(folder: Path, config: Config) -> str:
     """Return the checkpoint that embeds the texts of the project in a folder.
 
     Raises:
-        RunFolderError: if another one is configured than the one that embedded texts before.
+        RunFolderError: if the settings name another checkpoint than the one that embedded the pool.
     """
     if not (folder / ABOUT).is_file():
         return embedding_model(config)
@@ -76,7 +76,7 @@ def head_features(embeddings: np.ndarray) -> np.ndarray:
     return pooled_features(np.asarray(embeddings, dtype=np.float32))
 
 
-def fit_head(
+def fit_chooser(
     snapshot: Snapshot, read: Callable[[np.ndarray], np.ndarray], task: Task
 ) -> tuple[LinearModel | None, np.ndarray | None]:
     """Fit a regression to the labels of a project, to choose texts to train on.

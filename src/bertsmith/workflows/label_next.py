@@ -37,7 +37,7 @@ from bertsmith.labelling.pool import EMPTY, EmptyPoolError, PoolFile
 from bertsmith.labelling.store import TABLE, Project, Queued
 from bertsmith.labelling.table import Snapshot
 from bertsmith.tasks.registry import get_task
-from bertsmith.workflows.label_model import embed_texts, fit_head, head_features, load_encoder, project_model
+from bertsmith.workflows.label_model import embed_texts, fit_chooser, head_features, load_encoder, project_model
 
 CHUNK = 8192
 """Number of rows in a chunk."""
@@ -159,7 +159,7 @@ def choose_for_project(
                 where=stream.name,
                 remedy="Pass the same pool, with new rows only at its end.",
             )
-        # With another seed, the reserve would contain texts that the model has chosen: no random sample of the pool.
+        # With another seed, the reserve would contain chosen texts, and would not be a random sample of the pool.
         seed = project.setting("seed", config.seed)
         project.set_setting("seed", seed)
         task = get_task(project.task)
@@ -169,7 +169,7 @@ def choose_for_project(
         sizes = [size for size in sizes if size[0] < first] + [_size(pool.hashes)]
         usable = pool.hashes != EMPTY
         usable[np.array(queued, dtype=np.int64) - 1] = False
-        head, counts = fit_head(Snapshot.of(project), pool.read, task)
+        head, counts = fit_chooser(Snapshot.of(project), pool.read, task)
 
         def scored(free: np.ndarray) -> Iterator[Scored]:
             for start in range(0, len(free), CHUNK):

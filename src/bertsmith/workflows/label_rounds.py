@@ -55,8 +55,8 @@ class Rounds:
         """Choose the next texts in the background, unless a choice is running.
 
         Args:
-            automatic: no user asked. Then nothing is chosen from an exhausted pool, or within `RETRY_SECONDS` after a
-                failed choice: the page asks after each decision, and the error may last.
+            automatic: the page asks after a decision, not a user. Nothing is then chosen from an exhausted pool, or
+                within `RETRY_SECONDS` after a failed choice, because the error may last.
         """
         with self.lock:
             if self.is_choosing or (automatic and (self.exhausted or time.monotonic() < self._retry)):

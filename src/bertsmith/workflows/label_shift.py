@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 USELESS_WIDTH = 0.5
 """Width of an interval that says next to nothing about a share."""
-GROUPED = "this test takes texts of the same group for independent, so it finds differences too often"
+GROUPED = "this test assumes that texts of the same group are independent, so it finds differences too often"
 FEWEST_IN_GROUP = 50
 """Minimum of sampled texts in a group, for a separate test of the group."""
 
@@ -46,7 +46,7 @@ class HeldOut:
     Attributes:
         run: the run.
         targets, predicted: true and predicted class indices, shape (n,).
-        probabilities: of the classes, shape (n, classes).
+        scores: probabilities of the classes, shape (n, classes).
         texts: the texts.
         groups: the group of each text, such as its author, shape (n,); ``None`` for independent texts.
     """
@@ -54,7 +54,7 @@ class HeldOut:
     run: Run
     targets: np.ndarray
     predicted: np.ndarray
-    probabilities: np.ndarray
+    scores: np.ndarray
     texts: Texts
     groups: np.ndarray | None = None
 
@@ -96,7 +96,7 @@ class HeldOut:
         first = {int(i) for c in np.unique(self.targets) for i in order[self.targets[order] == c][:FEWEST]}
         rows = np.array([*first, *(i for i in order.tolist() if i not in first)])[: max(SIZE, len(first))]
         texts = Texts(self.texts[i] for i in rows)
-        return HeldOut(self.run, self.targets[rows], self.predicted[rows], self.probabilities[rows], texts)
+        return HeldOut(self.run, self.targets[rows], self.predicted[rows], self.scores[rows], texts)
 
     def validation(self) -> HeldOut:
         """Return validation texts that are not among these texts."""
@@ -121,7 +121,7 @@ class LabelShiftTest:
         known = [test] if trained else [test, validation]
         fitted, before, now = (embedder.embeddings(some.texts) for some in (validation, test, sample))
         embeddings = [before] if trained else [before, fitted]
-        self.targets, self.n_classes = np.concatenate([some.targets for some in known]), test.probabilities.shape[1]
+        self.targets, self.n_classes = np.concatenate([some.targets for some in known]), test.scores.shape[1]
         self.groups = np.array(sample.groups, dtype=object)
         features = partial(features_of, get_task(held_out.run.task))
         self.features = [
@@ -144,7 +144,7 @@ class LabelShiftTest:
 
 def features_of(task: Task, some: HeldOut | CorpusSample, positions: np.ndarray) -> np.ndarray:
     """Return the features of texts, with the labels that the task predicts."""
-    scores = some.probabilities
+    scores = some.scores
     predicted = task.indicators(task.predicted(scores), scores.shape[1])
     return text_features([flat(text) for text in some.texts], task.confidence(scores), predicted, positions)
 

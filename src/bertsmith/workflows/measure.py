@@ -65,8 +65,9 @@ def run_measurement(
     run = open_run(path)
     task = get_task(run.task)
     if not task.one_class and labelled is None:
+        predicted = "several labels per text" if task.has_labels else "numbers"
         raise ConfigError(
-            f"a model with {'several labels per text' if task.has_labels else 'numbers'} needs labelled texts",
+            f"the model predicts {predicted}, so a measurement needs labelled texts",
             where=str(path),
             remedy="Pass a labelled sample of the corpus with --labelled.",
         )

@@ -83,7 +83,7 @@ def finish_study(
             atomic.write_text(study.settings, _toml(best_config))
             best = _train_final("the winner", study.best, table, best_config, observe, stop)
             baseline = best
-            if not is_default:  # the winner alone measures what columns are worth
+            if not is_default:  # only the winner measures what columns are worth
                 default_config = default_config.model_copy(update={"no_ablation": True})
                 baseline = _train_final("the defaults", study.defaults, table, default_config, observe, stop)
             result = _result(winner, best, baseline, study_config, is_default)

@@ -53,8 +53,8 @@ class TrainingLabels(NamedTuple):
 def choose_training_labels(run: Run, splits: Splits, frozen: FrozenEmbeddings, config: Config) -> TrainingLabels:
     """Choose the labels to train on, and record the choice in ``run.json``.
 
-    A resumed run uses its first choice. With cross-validation, no suspects are searched, because the labels of a
-    held-out fold would have an influence on the others.
+    A resumed run uses its first choice. With cross-validation, bertsmith does not search for suspects, because the
+    labels of a held-out fold would have an influence on the others.
 
     Args:
         run: the run.

@@ -172,7 +172,7 @@ def _check_predictions(run: Run, device: str) -> Check:
         return Check("predictions", None, f"the model cannot be loaded: {error.what}")
     task, saved = get_task(run.task), run.predictions
     if saved["text"].isin(_splits(run).get("hash", [])).all():
-        return Check("predictions", None, "the run is from an archive without texts, and has only their hashes")
+        return Check("predictions", None, "the run is from an archive without texts, and has only hashes of the texts")
     scores = task.stored_scores(saved)
     # The saved scores are in fp32, even if the run predicts in bf16.
     computed = classifier.set_dtype(torch.float32).predict_proba(texts_of(saved))
