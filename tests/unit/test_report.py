@@ -13,7 +13,7 @@ import pytest
 import bertsmith as bs
 from bertsmith.folders.run import open_run
 from bertsmith.inference.abstain import held_out_predictions
-from bertsmith.report.figures import Line, heatmap, histogram, line_chart
+from bertsmith.report.figures import Axis, Line, heatmap, histogram, line_chart
 from bertsmith.report.report import curves, environment, write_report
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_table
@@ -211,6 +211,13 @@ def test_the_scores_of_a_figure_have_the_same_unit(name, n_lines):
     entry = {"train_loss": 1.0, "validation_loss": 1.0, "metrics": dict.fromkeys(task.epoch_metrics, 0.5)}
     scores = curves([{"epoch": float(i), **entry} for i in range(3)], None, task)[1]
     assert scores.count("<polyline") == n_lines
+
+
+@pytest.mark.parametrize("unit", [1e-7, 1e-5, 0.01, 1, 1e5])
+def test_the_ticks_of_any_unit_are_short(unit):
+    labels = [text for _, text in Axis([-unit, 3 * unit], 0, 100).labels()]
+    assert max(map(len, labels)) <= 8
+    assert [float(text.replace(",", "")) for text in labels] == pytest.approx(Axis([-unit, 3 * unit], 0, 1).ticks)
 
 
 def test_figures_are_well_formed_and_escaped():

@@ -260,7 +260,8 @@ class Axis:
 
     def labels(self) -> list[tuple[float, str]]:
         """Return position and text of every tick."""
-        return [(self(tick), f"{tick:,.{self.decimals}f}") for tick in self.ticks]
+        kind = f",.{self.decimals}f" if self.decimals < 5 else ".3g"  # many zeros would not fit
+        return [(self(tick), format(round(tick, self.decimals), kind)) for tick in self.ticks]
 
 
 def _frame(x_axis: Axis, y_axis: Axis, x_label: str, y_label: str) -> Markup:
