@@ -86,6 +86,23 @@ def test_sets_of_labels_and_splits_stay_apart():
     assert len(bs.read_table(split, coder_column="Coder", split_column="part")) == 3
 
 
+def test_a_coder_can_have_a_row_for_each_label_of_a_text():
+    rows = [("x", "ann", "a"), ("x", "ann", "b"), ("x", "ben", "a"), ("x", "ben", "b"), ("y", "ann", "c")]
+    rows += [(f"z{i}", "ann", "c") for i in range(5)]
+    frame = pd.DataFrame(rows, columns=["Text", "Coder", "Label Text"])
+    read = bs.read_table(frame, coder_column="Coder", task="multi-label")
+    assert read.targets.tolist() == [[True, True, False], *[[False, False, True]] * 6]
+    assert set(read.coded.values()) == {frozenset("ab"), frozenset("c")}
+    assert not read.notes
+
+
+def test_several_labels_of_a_coder_for_a_text_are_reported():
+    rows = [("x", "ann", "a"), ("y", "ann", "b"), ("x", "ann", "b"), ("x", "ben", "b")]
+    read = bs.read_table(pd.DataFrame(rows, columns=["Text", "Coder", "Label Text"]), coder_column="Coder")
+    assert [(note.severity, note.count, note.rows) for note in read.notes] == [("warning", 1, (1,))]
+    assert [read.labels.texts[code] for code in read.codes] == ["b", "b"]
+
+
 @pytest.mark.parametrize(
     ("votes", "ordered", "expected"),
     [

@@ -11,7 +11,7 @@ import numpy as np
 from bertsmith.data.clean import AVERAGED, CONFLICT, DUPLICATE, EMPTY, IN_TEST, IN_VALIDATION, NO_LABEL, UNITED
 from bertsmith.data.columns import canonical
 from bertsmith.data.findings import MAX_EXAMPLES, Finding, Inspected, join_names
-from bertsmith.data.label_checks import differing_labels, far_numbers, label_findings
+from bertsmith.data.label_checks import describe_far_numbers, differing_labels, far_numbers, label_findings
 from bertsmith.data.language import guess_language
 from bertsmith.data.split import split_cleaned
 from bertsmith.data.table import REGRESSION
@@ -41,13 +41,11 @@ def check_labels(inspected: Inspected) -> Iterator[Finding]:
     table = inspected.cleaned.table
     yield from label_findings(table)
     if table.task == REGRESSION and (is_far := far_numbers(table.targets)).any():
-        codes, others = (table.targets[mask] for mask in (is_far, ~is_far))
         yield inspected.texts_where(
             "far-numbers",
             "warning",
             is_far,
-            f"with {join_names([f'{code:g}' for code in np.unique(codes)])}, far from all other numbers "
-            f"({others.min():g} to {others.max():g})",
+            describe_far_numbers(table.targets, is_far),
             "used as numbers; if they stand for a missing label, leave these cells empty",
         )
 

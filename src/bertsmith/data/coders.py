@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bertsmith.data.columns import canonical
 from bertsmith.data.outcomes import majority
-from bertsmith.data.table import MISSING, ORDINAL, REGRESSION, SINGLE_LABEL, Note, Table
+from bertsmith.data.table import MISSING, ORDINAL, REGRESSION, SINGLE_LABEL, Labels, Note, Table
 from bertsmith.data.template import texts_of
 from bertsmith.data.texts import is_missing, to_text
 from bertsmith.errors import ConfigError, DataError, counted, did_you_mean, listing
@@ -22,7 +23,8 @@ SHARE = "share_of_coders"
 def merge_coders(table: Table, column: str) -> Table:
     """Keep one row per text, with the `majority` of its labels. A tie leaves the label missing, with a note.
 
-    Rows without a coder stay as they are. A coder's later label of a text replaces an earlier one.
+    Rows without a coder stay as they are. A coder's later label of a text replaces an earlier one. If rows can have
+    several labels, but none does, a coder's labels of a text are those of all its rows.
 
     Args:
         table: the table; its ``extra`` has the column.
@@ -52,7 +54,8 @@ def merge_coders(table: Table, column: str) -> Table:
     splits, texts = table.frame["split"].tolist(), texts_of(table.frame.fillna({"text": "", "pair": ""}))
     votes: dict[tuple[object, object], dict[str, int]] = {}
     first: dict[tuple[object, object], int] = {}
-    keep = np.zeros(len(table), dtype=bool)
+    keep, outcomes, changed = np.zeros(len(table), dtype=bool), table.outcomes, set[int]()
+    unites = outcomes.one_label_per_row
     for i, cell in enumerate(table.extra[name].tolist()):
         coder = "" if is_missing(cell) else to_text(cell).strip()  # CSV has "" for an empty cell
         if not coder:
@@ -60,9 +63,15 @@ def merge_coders(table: Table, column: str) -> Table:
             continue
         key: tuple[object, object] = (splits[i], texts[i])
         keep[first.setdefault(key, i)] = True
-        if codes[i] != MISSING:
-            votes.setdefault(key, {})[coder] = int(codes[i])
-    target, share, outcomes = codes.copy(), np.full(len(table), np.nan), table.outcomes
+        if codes[i] == MISSING:
+            continue
+        given, code = votes.setdefault(key, {}), int(codes[i])
+        if given.get(coder, code) != code and unites:
+            code, outcomes = outcomes.code(outcomes.targets(np.array([given[coder], code])).any(axis=0))
+        elif given.get(coder, code) != code:
+            changed.add(first[key])
+        given[coder] = code
+    target, share = codes.copy(), np.full(len(table), np.nan)
     shares: list[tuple[float, ...] | None] = [None] * len(table)
     settled, ties = list[int](), list[int]()
     for key, given in votes.items():
@@ -89,8 +98,13 @@ def merge_coders(table: Table, column: str) -> Table:
         )
         if some
     ]
+    if changed:
+        what = f"{counted(len(changed), 'text')} with different labels of the same coder; bertsmith uses the last one"
+        notes.append(Note("warning", what, len(changed), tuple(int(rows[i]) for i in sorted(changed))))
     coded = {
-        (first[key], coder): _label_texts(table, code) for key, given in votes.items() for coder, code in given.items()
+        (first[key], coder): _label_texts(table.labels, outcomes.targets(np.array([code]))[0])
+        for key, given in votes.items()
+        for coder, code in given.items()
     }
     merged = replace(
         table,
@@ -103,7 +117,6 @@ def merge_coders(table: Table, column: str) -> Table:
     return merged.take(keep)
 
 
-def _label_texts(table: Table, code: int) -> frozenset[str]:
-    """Return the label texts of a code."""
-    target = table.outcomes.targets(np.array([code]))[0]
-    return frozenset(table.labels.texts[c] for c in (np.flatnonzero(target) if np.ndim(target) else [target]))
+def _label_texts(labels: Labels, target: Any) -> frozenset[str]:
+    """Return the label texts of a target."""
+    return frozenset(labels.texts[c] for c in (np.flatnonzero(target) if np.ndim(target) else [target]))

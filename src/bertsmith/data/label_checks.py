@@ -154,6 +154,13 @@ def differing_labels(table: Table, groups: np.ndarray) -> tuple[np.ndarray, str]
     return (spread > most).to_numpy(), words
 
 
+def describe_far_numbers(numbers: np.ndarray, is_far: np.ndarray) -> str:
+    """Return what follows a number of rows: the `far_numbers` among numbers, both of shape (n,), and the range."""
+    codes, others = numbers[is_far], numbers[~is_far]
+    listed = join_names([f"{code:g}" for code in np.unique(codes)])
+    return f"with {listed}, far from all other numbers ({others.min():g} to {others.max():g})"
+
+
 def _folded(text: str) -> str:
     """Return a text without case, Unicode form and invisible characters."""
     visible = (c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")

@@ -21,7 +21,7 @@ from bertsmith.folders import atomic
 from bertsmith.folders import run as runs
 from bertsmith.inference.classifier import Classifier
 from bertsmith.measuring.design import INCLUSION, RANDOM, read_design
-from bertsmith.workflows.labelled_table import read_labelled
+from bertsmith.workflows.labelled_table import far_number_notes, read_labelled
 from bertsmith.workflows.score import hash_texts, predictions_frame, write_predictions
 
 _MAX_NAME_BYTES = 200
@@ -163,7 +163,8 @@ def run_evaluation(
         groups=cleaned.table.groups,
     )
     metrics |= {"left_out": cleaned.counts, "seen_in_training": seen}
-    metrics["notes"] = [*(_notes(cleaned.table) if classifier.task.has_labels else []), *_design_notes(cleaned.table)]
+    notes = _notes(cleaned.table) if classifier.task.has_labels else far_number_notes(cleaned.table)
+    metrics["notes"] = [*notes, *_design_notes(cleaned.table)]
     content = {"table": table.name, **description, "long": classifier.long, **metrics}
     with atomic.disk_errors(folder):
         run.layout.evaluations.mkdir(exist_ok=True)

@@ -22,7 +22,7 @@ from bertsmith.measuring.design import NOT_RANDOM, Design, read_design
 from bertsmith.measuring.estimate import Sample, order_trend
 from bertsmith.measuring.quantities import Quantities
 from bertsmith.tasks.registry import get_task
-from bertsmith.workflows.labelled_table import read_labelled
+from bertsmith.workflows.labelled_table import far_number_notes, read_labelled
 from bertsmith.workflows.score import hash_texts
 
 FEWEST_LABELLED = 20
@@ -175,6 +175,7 @@ def read_sample(
     usable = np.flatnonzero(design.usable & ~seen)
     left_out = {
         **cleaned.counts,
+        NO_LABEL: len(gaps),
         NOT_RANDOM: int((~design.usable).sum()),
         SEEN: int((design.usable & seen).sum()),
     }
@@ -200,7 +201,7 @@ def read_sample(
             where=table.name,
             remedy="Label the texts of more groups. If you drew texts and not groups, leave out --group-column.",
         )
-    notes += blank_notes
+    notes += blank_notes if run.task != REGRESSION else [*blank_notes, *far_number_notes(table)]
     groups = table.frame["group"] if by and table.columns.group == by else None
     name = next((name for name in extra if by and canonical(name) == canonical(by)), None)
     cells: Sequence[Any] = groups.tolist() if groups is not None else extra.get(name or "", [None] * len(rows))

@@ -7,10 +7,11 @@ from typing import Any
 
 from bertsmith.config import Config
 from bertsmith.data.columns import canonical
+from bertsmith.data.label_checks import describe_far_numbers, far_numbers
 from bertsmith.data.read import read_table
 from bertsmith.data.sources import read_raw
 from bertsmith.data.table import Table
-from bertsmith.errors import DataError
+from bertsmith.errors import DataError, counted
 from bertsmith.folders.run import Run
 
 _COLUMNS = ("label_column", "label_text_column", "label_columns")
@@ -45,3 +46,12 @@ def read_labelled(source: Any, config: Config, run: Run) -> Table:
             with_separator = config.model_copy(update={"label_separator": separator})
             return read_table(raw, with_separator, known=run.labels, template=run.template)
     return read_table(raw, config, known=run.labels, template=run.template)
+
+
+def far_number_notes(table: Table) -> list[str]:
+    """Return a note about numbers that may be codes for a missing label."""
+    is_far = far_numbers(table.targets)
+    if not is_far.any():
+        return []
+    rows = f"{counted(int(is_far.sum()), 'row')} {describe_far_numbers(table.targets, is_far)}"
+    return [f"{rows}, used as numbers; if they stand for a missing label, leave these cells empty"]
