@@ -228,7 +228,12 @@ class TrainConfig(Step):
     epochs: Annotated[float, Field(gt=0, le=1000)] | None = Field(
         None, description="Maximum number of epochs; early stopping may end training earlier."
     )
-    batch_size: int | None = Field(None, ge=1, le=65536, description="Texts per optimizer step.")
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        le=65536,
+        description="Texts per batch. A step has one batch, unless gradient_accumulation_steps is set.",
+    )
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="Peak learning rate.")
     head_rate: Annotated[float, Field(gt=0, le=1000)] | None = Field(
         None, description="Learning rate of the head, as a multiple of that of the encoder."

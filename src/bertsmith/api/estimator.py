@@ -172,7 +172,8 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         if twice := [name for name in settings if name in (*given, "seed")]:
             raise ConfigError(
                 f"settings must not contain parameters of BertClassifier: {listing(twice)}",
-                remedy="Pass them as arguments of BertClassifier. The seed is random_state.",
+                remedy="Pass them as arguments of BertClassifier."
+                + (" The seed is random_state." if "seed" in twice else ""),
             )
         if idle := [name for name in settings if name in _WITHOUT_EFFECT]:
             raise ConfigError(

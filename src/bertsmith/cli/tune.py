@@ -95,7 +95,7 @@ def tune(
                 study = run_tuning(table, config, output, plan, overwrite=overwrite, observe=observe, stop=stop)
         except (Interrupted, KeyboardInterrupt) as stopped:
             what = str(stopped) if isinstance(stopped, Interrupted) else "stopped at once"
-            raise Interrupted(f"{what}; unfinished trials start again\n  to resume: run the same command") from None
+            raise Interrupted(f"{what}\n  to resume: run the same command; finished trials are kept") from None
     outcome = study.result
     if outcome is None:
         stderr_console().print(

@@ -62,7 +62,8 @@ class StudyConfig:
         for name, minimum in (("trials", 1), ("jobs", 1), ("final_seeds", 1), ("cv", 2)):
             value = getattr(self, name)
             if value is not None and value < minimum:
-                problems.append(f"{name}: must be at least {minimum}, not {value}")
+                hint = "; leave it out to score on the validation texts" if name == "cv" else ""
+                problems.append(f"{name}: must be at least {minimum}, not {value}{hint}")
         if self.minutes is not None and not 0 < self.minutes < float("inf"):
             problems.append(f"minutes: must be a finite number greater than 0, not {self.minutes:g}")
         for name in self.objectives:
