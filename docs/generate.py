@@ -227,7 +227,7 @@ these names, it becomes `pool NAME`.
 | `Text`, `Pair` | the text; the second text of a pair |
 | `Label Text`, `Label` | label text, several as a JSON list; number of an ordinal label |
 | `split` | `test` for random texts, otherwise `train`; `train` for all texts if only random texts have a label |
-| `random` | whether the text was drawn at random, and has an inclusion probability |
+| `random` | whether the text was drawn at random and its inclusion probability is known |
 | `inclusion_probability` | for a random text, the probability that the random sample contains it; otherwise empty |
 | `reason` | why the text was chosen: `uncertain`, `diverse`, `rare` or `random` |
 | `decided_by`, `share_of_coders` | origin of the label; share of coders who gave it |
@@ -255,7 +255,7 @@ these names, it becomes `pool NAME`.
 | `predicted_text` | label text |
 | `predicted_texts` | instead, for several labels: a list of label texts, joined by `;` in CSV and Excel |
 | `confidence` | calibrated probability of the predicted class |
-| `abstained` | with `--min-confidence` or `--target-accuracy`: whether the model abstains from this row |
+| `abstained` | with `--min-confidence` or `--target-accuracy`: whether the model abstains on this row |
 | `label_set` | with `--coverage`: a set of label texts, which contains the true label for this share of the texts |
 | `lower`, `upper` | instead, for numbers: bounds of an interval that contains the number for this share of the texts |
 | `probability of LABEL TEXT` | with `--probabilities`: one column for each class |
@@ -280,7 +280,7 @@ The file of `--for-regression` has one row for each text of the corpus:
 | columns of the corpus | all except the text; if another column has the same name, the name becomes `corpus NAME` |
 | `labelled` | 1 if the text is in the labelled sample, otherwise 0 |
 | `inclusion_probability` | for a labelled text, the probability that it is in the sample; otherwise empty |
-| `outcome LABEL TEXT` | corrected outcome of each class, for `regress`; for a mean, `outcome (level)` or `(number)` |
+| `outcome LABEL TEXT` | corrected outcome of a class, for `regress`; means: `outcome (level)`, `outcome (number)` |
 
 ## A comparison of texts
 
@@ -344,7 +344,7 @@ _PRINTED: dict[str, tuple[type, dict[str, str]]] = {
             "texts": "number of new texts",
             "test_texts": "number of test texts of the run",
             "sampled": "number of new texts in the random sample; all properties except the predicted labels use it",
-            "grouped": "whether the run has groups; chance then explains larger distances than the thresholds",
+            "grouped": "whether the run has groups. If so, distances exceed the thresholds more often by chance",
             "differences": "one entry for each property; see below",
             "differs": "whether any property differs by more than chance explains",
         },
@@ -355,8 +355,9 @@ _PRINTED: dict[str, tuple[type, dict[str, str]]] = {
             "name": "the property",
             "before": "its mean in the test texts; `null` for embeddings and predicted labels",
             "after": "its mean in the new texts; `null` in the same cases",
-            "distance": "distance between the two, in standard deviations. For predicted labels, the total variation. "
-            "If a text can have several labels, the largest difference of the share of a label",
+            "distance": "distance between the two, in standard deviations. For predicted labels, it is the total "
+            "variation distance; if a text can have several labels, it is the largest difference in the share of any "
+            "label",
             "threshold": "value that the distance rarely exceeds by chance",
             "differs": "whether the distance exceeds the threshold",
         },
@@ -467,8 +468,8 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "splits": "metrics of `train`, `validation` and `test`; see below",
             "baseline": "the baselines: `majority_class`, `bag_of_words` and, except with `--effort quick`, "
             "`frozen_embeddings`",
-            "inference": "precision of predictions, `fp32` or `bf16`; if bf16 is fast on the device, its comparison "
-            "with fp32",
+            "inference": "numerical precision of predictions, `fp32` or `bf16`; if bf16 is fast on the device, its "
+            "comparison with fp32",
             "abstention": "accuracy by coverage, thresholds, conformal sets, label shift",
             "slices": "accuracy on parts of the test split",
             "decision_rule": "offsets of the classes, gain, and whether the rule is in use",
@@ -522,10 +523,10 @@ def files() -> str:
 _HTTP = """# HTTP API
 
 `bertsmith serve` answers these requests. On the page `/docs` (Swagger UI), you can try each request; `/openapi.json`
-describes all requests for programs. If `BERTSMITH_TOKEN` is set, requests need the header `Authorization: Bearer TOKEN`
-or `X-API-Key: TOKEN`, or Basic authentication with the token as the password. The paths `/health`, `/ready`, `/ping`,
-`/ui`, `/docs`, `/openapi.json`, `/webhook` and `AIP_HEALTH_ROUTE` never need the token. Further statuses: 404 for
-an unknown path, 405 for a method that a path does not accept, and 500 for an internal error.
+describes the requests in machine-readable form. If `BERTSMITH_TOKEN` is set, requests need the header
+`Authorization: Bearer TOKEN` or `X-API-Key: TOKEN`, or Basic authentication with the token as the password. The paths
+`/health`, `/ready`, `/ping`, `/ui`, `/docs`, `/openapi.json`, `/webhook` and `AIP_HEALTH_ROUTE` never need the token.
+Further statuses: 404 for an unknown path, 405 for a method that a path does not accept, and 500 for an internal error.
 
 `AIP_HEALTH_ROUTE` and `AIP_PREDICT_ROUTE` stand for the values of the environment variables that Vertex AI sets.
 """

@@ -202,7 +202,8 @@ class ModelConfig(Step):
     long: Long = Field(
         "auto",
         description="How to read texts above the maximum length. truncate: the beginning; head-tail: beginning and "
-        "end; window: the whole text. auto: train chooses on validation; other commands read texts as the run does.",
+        "end; window: the whole text. auto: train chooses by the validation score; other commands read texts as in the "
+        "run.",
     )
     device: Literal["auto", "cuda", "xpu", "mps", "cpu"] = Field(
         "auto", description="Device to compute on: cuda (NVIDIA, or AMD with ROCm), xpu (Intel), mps (Apple), cpu."
@@ -255,8 +256,8 @@ class TrainConfig(Step):
     cv: Annotated[int, Field(ge=0, le=100)] | None = Field(
         None,
         description="Cross-validate with N folds, then train on all but the test texts; 0: use a validation split. "
-        "Default, by the first case that applies: 0 with validation texts or --validation-size; 3 with few labelled "
-        "texts (below 300, or below 10 per class on average); 5 with --test-size 0; otherwise 0.",
+        "The first case that applies sets the default. 0: with validation texts or --validation-size. 3: with fewer "
+        "than 300 labelled texts, or fewer than 10 per class on average. 5: with --test-size 0. Otherwise 0.",
     )
     imbalance: Literal[
         "auto", "none", "weights", "effective-number", "focal", "logit-adjustment", "balanced-sampling"
@@ -281,8 +282,8 @@ class TrainConfig(Step):
         1,
         ge=1,
         le=100,
-        description="Number of seeds to train with; bertsmith train keeps the best on validation and reports the "
-        "spread.",
+        description="Number of seeds to train with; bertsmith train keeps the model with the best validation score "
+        "and reports the spread.",
     )
     set: dict[str, Any] = Field(
         default_factory=dict,

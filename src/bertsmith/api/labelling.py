@@ -30,7 +30,7 @@ def next_texts(
 ) -> pd.DataFrame:
     """Choose the texts to label next: uncertain and diverse texts, texts of rare classes, and a random sample.
 
-    Apart from the random sample, bertsmith leaves out near-duplicates of chosen texts and of texts of the project.
+    Except for random texts, bertsmith does not choose near-duplicates of chosen texts or of texts in the project.
 
     Args:
         run: the run, its folder, or the folder of a project of ``bertsmith label``. A project also queues the texts.

@@ -70,7 +70,7 @@ def next(
 ) -> None:
     """Choose the texts to label next: uncertain and diverse texts, texts of rare classes, and a random sample.
 
-    Apart from the random sample, bertsmith leaves out near-duplicates of chosen texts and of texts of the project.
+    Except for random texts, bertsmith does not choose near-duplicates of chosen texts or of texts in the project.
 
     The output has the columns of the pool, plus row, reason, random and inclusion_probability.
 

@@ -86,8 +86,8 @@ def add_aliases(app: FastAPI, endpoints: Endpoints, vertex: VertexRoutes) -> Non
     async def classify(body: ClassifyRequest, request: Request) -> Response:
         """Classify a text or a list of texts, in the format of vLLM: the best label and all probabilities.
 
-        `probs` has the order of `labels` of `/info`. If the model does not read a text completely, the request gets
-        status 413.
+        `probs` lists the probabilities in the order of `labels` in `/info`. If the model does not read a text
+        completely, the request gets status 413.
         """
         items: list[Any] = body.input if isinstance(body.input, list) else [body.input]
         logits, classifier = await endpoints.classify(request, items, truncate=False, side="right", field="input")

@@ -147,7 +147,7 @@ def create_app(
         """Classify a text or a batch, in the format of text-embeddings-inference: all labels, best first.
 
         The header `x-truncated-texts` lists the positions, from 0, of texts that the model does not read completely.
-        A body with `tasks` is a request of Label Studio, and the answer has the predictions of the tasks.
+        A body with `tasks` is a request from Label Studio. The answer has a prediction for each task.
         """
         if isinstance(body, TasksRequest):
             return await predict_tasks(endpoints, body, request)
@@ -213,9 +213,9 @@ def create_app(
     async def info() -> dict[str, Any]:
         """Return the name of the model, its labels, its test metrics, and the limits of a request.
 
-        `drift` is the latest comparison of 1,000 texts of this process with the held-out texts of the model. A new
-        comparison follows after every 1,000 texts. The value is null before the first comparison, and with fewer than
-        50 held-out texts.
+        `drift` is the latest comparison of the held-out texts of the model with 1,000 texts that this process
+        classified. A new comparison follows after every 1,000 texts. The value is null before the first comparison, and
+        with fewer than 50 held-out texts.
         """
         service = require_service()
         return {

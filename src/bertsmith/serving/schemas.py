@@ -68,7 +68,7 @@ class PredictRequest(_RequestModel):
     )
     truncation_direction: Literal["Left", "Right", "left", "right"] = Field(
         "Right",
-        description="Side to truncate; Right keeps the beginning. Without effect if `long` of `/info` is not truncate.",
+        description="Side to truncate; Right keeps the beginning. Has an effect only if `long` in `/info` is truncate.",
     )
     raw_scores: bool = Field(False, description="Return logits instead of probabilities.")
 
