@@ -90,7 +90,7 @@ def train(
     Args:
         table: a `Table`, or what `read_table` takes.
         output: the run folder; with ``ray``, also a URL that fsspec can write to, such as ``"s3://bucket/run"``.
-        resume: continue an unfinished run.
+        resume: continue an unfinished run, or begin if ``output`` has none.
         overwrite: replace an existing run.
         ray: the address of a Ray cluster, or ``"local"``; all its machines need access to table and output.
             If ``output`` is a URL, the returned `Run` is a copy in a temporary folder.
