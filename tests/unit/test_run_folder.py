@@ -232,6 +232,9 @@ def test_folders_without_a_finished_run_are_refused(tmp_path):
 
     assert refused(tmp_path / "none").where == str(tmp_path / "none")
     assert refused(tmp_path).where == str(tmp_path)
+    (tmp_path / "export" / "onnx").mkdir(parents=True)
+    (tmp_path / "export" / "onnx" / "export.json").touch()
+    assert str(tmp_path / "export" / "onnx") in refused(tmp_path / "export").remedy
     write_json(tmp_path / "run.json", {"status": "running"})
     assert "running" in refused(tmp_path).what
     assert "--resume" in refused(tmp_path).remedy
