@@ -94,8 +94,11 @@ class Study(Output):
 
     @property
     def info(self) -> dict[str, Any]:
-        """The content of ``study.json``."""
-        return read_json(self.file)
+        """The content of ``study.json``, without the database URL of older versions, which can contain a password."""
+        content = read_json(self.file)
+        if isinstance(searched := content.get("searched"), dict) and isinstance(searched.get("settings"), dict):
+            searched["settings"].pop("db", None)
+        return content
 
     @property
     def result(self) -> dict[str, Any] | None:
