@@ -628,9 +628,9 @@ def test_a_stopped_search_does_not_wait_for_an_unavailable_storage(tmp_path):
         store.retry(unavailable)
 
 
-def test_workers_that_do_not_end_are_killed(monkeypatch):
+def test_workers_that_do_not_end_are_killed(tmp_path, monkeypatch):
     class Busy:
-        exitcode = None
+        exitcode, pid = None, os.getpid()
 
         def __init__(self, **_):
             self.calls = []
@@ -646,8 +646,12 @@ def test_workers_that_do_not_end_are_killed(monkeypatch):
     monkeypatch.setattr("multiprocessing.get_context", lambda method: types.SimpleNamespace(Process=Busy))
     monkeypatch.setattr(trial_workers, "POLL_SECONDS", 0)
     search = types.SimpleNamespace(study_config=types.SimpleNamespace(jobs=2, cv=None))
+    store = _store(tmp_path)
+    store.claim(SPACE, 1)
     with pytest.raises(Interrupted):
-        trial_workers.run_workers(types.SimpleNamespace(trials=[]), search, lambda event: None, lambda: True)
+        trial_workers.run_workers(store, search, lambda event: None, lambda: True)
+    assert [t.state for t in store.trials] == [TrialState.FAIL, TrialState.WAITING]
+    assert store.trials[1].user_attrs["retry"] == 0  # the worker did not crash
     assert [worker.calls for worker in workers] == [["start", "terminate", "join", "kill", "join"]] * 2
 
 
@@ -664,9 +668,30 @@ def test_a_finished_trial_does_not_wait_for_other_workers(tmp_path, monkeypatch)
     assert [(t.value, t.user_attrs["curve"]) for t in store.trials] == [(0.5, [[1.0, 0.5]])]
 
 
+def test_scores_before_a_rollback_do_not_prune_the_repeated_attempt(tmp_path, monkeypatch):
+    class Pruner(optuna.pruners.BasePruner):
+        def prune(self, study, trial):
+            asked.append(trial.last_step)
+            return False
+
+    def roll_back(*_, on_score, **__):
+        for at in (0.5, 1.0, 0.5, 1.0, 1.5):
+            on_score(at, at)
+        return trying.TrialResult(0.5, [], None, None)
+
+    asked = []
+    monkeypatch.setattr(trial_workers, "run_trial", roll_back)
+    store = _store(tmp_path, pruner=Pruner())
+    study_config = types.SimpleNamespace(objectives=("macro_f1",), cv=None)
+    search = types.SimpleNamespace(data=None, study_config=study_config, trial_config=lambda values: None)
+    trial_workers._run_claimed(store, store.claim(SPACE, None), search, lambda event: None, lambda: False)
+    assert asked == [6, 12, 18]
+
+
 def test_a_study_of_an_older_version_can_be_overwritten(tmp_path):
     study = bs.Study(tmp_path)
-    study.file.write_text("{}")
+    study.file.write_text('{"searched": {"settings": {"db": "mysql://me:secret@host/db", "seed": 1}}}')
+    assert study.info == {"searched": {"settings": {"seed": 1}}}
     (tmp_path / "best_trial").mkdir()
     study.check(overwrite=True)
     (tmp_path / "notes").mkdir()

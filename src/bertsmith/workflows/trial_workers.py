@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from bertsmith.errors import ConfigError, Interrupted, UserError
 from bertsmith.events import StorageUnavailable, StudyListener, TrialEnded, TrialScored, TrialStarted
 from bertsmith.tuning.config import LATENCY, OBJECTIVES, StudyConfig
 from bertsmith.tuning.space import Space, with_values
-from bertsmith.tuning.store import ERROR, Store, TakenOverError, ignore_optuna_warnings, is_done
+from bertsmith.tuning.store import ERROR, WORKER, Store, TakenOverError, ignore_optuna_warnings, is_done
 from bertsmith.workflows.trials import TrialData, run_trial, with_evaluation_steps
 
 if TYPE_CHECKING:
@@ -124,12 +125,14 @@ def _run_claimed(
 ) -> tuple[str, tuple[float, ...], str]:
     """Run a trial; return its state, its values and why it failed."""
     start, study_config = time.perf_counter(), search.study_config
-    objectives = study_config.objectives
+    objectives, reported = study_config.objectives, set[int]()
 
     def on_score(at: float, score: float) -> None:
         observe(TrialScored(trial.number, at, score))
-        if len(objectives) == 1:
-            store.report(trial, score, round(at if study_config.cv else at * STEPS_PER_EPOCH))
+        step = round(at if study_config.cv else at * STEPS_PER_EPOCH)
+        if len(objectives) == 1 and step not in reported:  # Optuna keeps the first score of a step, before a rollback
+            reported.add(step)
+            store.report(trial, score, step)
             if store.retry(trial.should_prune):
                 raise optuna.TrialPruned
 
@@ -206,9 +209,11 @@ def run_workers(store: Store, search: Search, observe: StudyListener, stop: Call
             for worker in workers:
                 worker.join(max(0.0, deadline - time.monotonic()))
         finally:  # also after another Ctrl-C
-            for worker in workers:
+            killed = [worker for worker in workers if worker.is_alive()]
+            for worker in killed:
                 worker.kill()
                 worker.join()
+            _requeue_trials(store, killed)
     exit_codes = [worker.exitcode for worker in workers if worker.exitcode]
     if len(exit_codes) == len(workers):
         errors = [t.user_attrs[ERROR] for t in store.trials if ERROR in t.user_attrs]
@@ -218,6 +223,14 @@ def run_workers(store: Store, search: Search, observe: StudyListener, stop: Call
         )
     if exit_codes or any(t.state == TrialState.RUNNING for t in store.trials):  # finish the trials of killed workers
         run_trials(store, search, observe, stop)
+
+
+def _requeue_trials(store: Store, killed: Sequence[BaseProcess]) -> None:
+    """Queue the trials of killed workers again. They did not crash, so the kills do not count."""
+    names = tuple(f"{socket.gethostname()}-{worker.pid}-" for worker in killed)  # of `Store.worker`
+    for trial in store.trials if killed else ():
+        if trial.state == TrialState.RUNNING and str(trial.user_attrs.get(WORKER)).startswith(names):
+            store.requeue(trial.number, killed=False)
 
 
 def _report_changes(store: Store, reported: dict[int, tuple[str, int]], observe: StudyListener, cv: bool) -> None:
