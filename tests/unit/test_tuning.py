@@ -688,6 +688,16 @@ def test_scores_before_a_rollback_do_not_prune_the_repeated_attempt(tmp_path, mo
     assert asked == [6, 12, 18]
 
 
+@pytest.mark.parametrize("content", [b"no JSON\n{}\n", b"{}\n", b"\xff\n{}\n"])
+def test_a_damaged_journal_is_reported(content, tmp_path):
+    (tmp_path / "journal.log").write_bytes(content)
+    study_config = types.SimpleNamespace(objectives=("macro_f1",), cv=None, storage=None)
+    search = types.SimpleNamespace(folder=tmp_path, name="s", study_config=study_config, config=Config())
+    with pytest.raises(RunFolderError) as caught:
+        trial_workers.open_store(search, lambda event: None, lambda: False)
+    assert caught.value.where == str(tmp_path / "journal.log")
+
+
 def test_a_study_of_an_older_version_can_be_overwritten(tmp_path):
     study = bs.Study(tmp_path)
     study.file.write_text('{"searched": {"settings": {"db": "mysql://me:secret@host/db", "seed": 1}}}')

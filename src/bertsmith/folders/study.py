@@ -141,7 +141,7 @@ def begin_or_resume(study: Study, searched: dict[str, Any], *, overwrite: bool) 
         study.path.mkdir(parents=True, exist_ok=True)
         write_json(study.file, {"created": now(), "searched": searched})
         return
-    before = study.info.get("searched", {})
+    before = study.info.get("searched") or {}
     changed = differences(known_settings(before.get("settings") or {}), searched["settings"])
     changed += differences(
         {"objectives": before.get("objectives"), "--cv": before.get("cv")},

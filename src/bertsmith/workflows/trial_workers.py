@@ -17,11 +17,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from bertsmith.compute.machine import cores, use_cores
 from bertsmith.config import Config
-from bertsmith.errors import ConfigError, Interrupted, UserError
+from bertsmith.errors import ConfigError, Interrupted, RunFolderError, UserError
 from bertsmith.events import StorageUnavailable, StudyListener, TrialEnded, TrialScored, TrialStarted
 from bertsmith.tuning.config import LATENCY, OBJECTIVES, StudyConfig
 from bertsmith.tuning.space import Space, with_values
-from bertsmith.tuning.store import ERROR, WORKER, Store, TakenOverError, ignore_optuna_warnings, is_done
+from bertsmith.tuning.store import ERROR, JOURNAL, WORKER, Store, TakenOverError, ignore_optuna_warnings, is_done
 from bertsmith.workflows.trials import TrialData, run_trial, with_evaluation_steps
 
 if TYPE_CHECKING:
@@ -76,7 +76,11 @@ class Search:
 
 
 def open_store(search: Search, observe: StudyListener, stop: Callable[[], bool]) -> Store:
-    """Open the study in its storage."""
+    """Open the study in its storage.
+
+    Raises:
+        UserError: if the storage cannot be used, or the journal is damaged.
+    """
     study_config = search.study_config
     pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
     if len(study_config.objectives) == 1 and study_config.cv:
@@ -84,16 +88,23 @@ def open_store(search: Search, observe: StudyListener, stop: Callable[[], bool])
             pruner = optuna.pruners.WilcoxonPruner(p_threshold=0.1)
     elif len(study_config.objectives) == 1:  # from half an epoch on, compare with the other trials at the same epoch
         pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=STEPS_PER_EPOCH // 2, n_min_trials=3)
-    return Store(
-        search.folder,
-        search.name,
-        url=study_config.storage,
-        directions=[OBJECTIVES[name] for name in study_config.objectives],
-        pruner=pruner,
-        seed=search.config.seed,
-        on_unavailable=lambda reason: observe(StorageUnavailable(reason)),
-        stop=stop,
-    )
+    try:
+        return Store(
+            search.folder,
+            search.name,
+            url=study_config.storage,
+            directions=[OBJECTIVES[name] for name in study_config.objectives],
+            pruner=pruner,
+            seed=search.config.seed,
+            on_unavailable=lambda reason: observe(StorageUnavailable(reason)),
+            stop=stop,
+        )
+    except (ValueError, KeyError) as error:  # of the journal: `Store` reports the errors of a database
+        raise RunFolderError(
+            f"the journal of the study is damaged: {type(error).__name__}: {error}",
+            where=str(search.folder / JOURNAL),
+            remedy="Restore the file from a copy, or begin again with --overwrite.",
+        ) from error
 
 
 def run_trials(store: Store, search: Search, observe: StudyListener, stop: Callable[[], bool]) -> None:
