@@ -253,6 +253,12 @@ def test_all_problems_of_a_search_space_are_reported_together(tmp_path):
     assert caught.value.where == str(tmp_path / "none.toml")
 
 
+def test_a_single_name_is_not_split_into_letters(tmp_path):
+    for names in ({"objectives": "accuracy"}, {"models": "./none"}):
+        with pytest.raises(bs.UserError, match=next(iter(names.values()))):
+            bs.tune(tiny_table(30), output=tmp_path / "s", trials=1, **names)
+
+
 def test_the_metric_of_another_task_is_no_objective():
     assert StudyConfig(objectives=("r2",)).for_metric("r2") == StudyConfig().for_metric("r2")
     for other in ("r2", "macro_f1"):
@@ -277,6 +283,10 @@ def test_the_primary_metric_is_the_first_objective(objectives):
     [
         ({"trials": 0}, "trials: .* 1, not 0"),
         ({"trials": None}, "trials, minutes: "),
+        ({"trials": "5"}, "trials: .* 1, not '5'"),
+        ({"jobs": 1.5}, "jobs: .* 1, not 1.5"),
+        ({"final_seeds": None}, "final_seeds: .* 1, not None"),
+        ({"minutes": "5"}, "minutes: .* 0, not '5'"),
         ({"minutes": -1.0}, "minutes: .* 0, not -1"),
         ({"jobs": 0}, "jobs: .* 1, not 0"),
         ({"cv": 1}, "cv: .* 2, not 1"),
@@ -699,7 +709,7 @@ def test_a_damaged_journal_is_reported(content, tmp_path):
 
 
 def test_a_study_of_an_older_version_can_be_overwritten(tmp_path):
-    study = bs.Study(tmp_path)
+    study = bs.Study(str(tmp_path))
     study.file.write_text('{"searched": {"settings": {"db": "mysql://me:secret@host/db", "seed": 1}}}')
     assert study.info == {"searched": {"settings": {"seed": 1}}}
     (tmp_path / "best_trial").mkdir()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from filelock import FileLock, Timeout
 
-from bertsmith.errors import RunFolderError, needing, rendered_by
+from bertsmith.errors import RunFolderError, needing, rendered_by, to_path
 from bertsmith.folders.atomic import foreign_names, write_json
 from bertsmith.folders.claim import Output, check_contents, check_empty, differences, known_settings, refuse_changes
 from bertsmith.folders.run import Run, now, read_json
@@ -28,6 +28,9 @@ class Study(Output):
     disk_remedy: ClassVar[str | None] = (
         "Free disk space or repair the disk, then run the same command. bertsmith keeps finished trials."
     )
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__(to_path(path, "study"))
 
     def __repr__(self) -> str:
         return f"Study({str(self.path)!r}, {'finished' if self.result else 'unfinished'})"
