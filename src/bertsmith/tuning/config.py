@@ -67,8 +67,8 @@ class StudyConfig:
             if not isinstance(value, Integral) or value < minimum:
                 hint = "; leave it out to score on the validation texts" if name == "cv" else ""
                 problems.append(f"{name}: must be an integer of at least {minimum}, not {quoted(value)}{hint}")
-        minutes = self.minutes
-        if minutes is not None and not (isinstance(minutes, Real) and 0 < minutes < float("inf")):
+        minutes: Any = self.minutes
+        if minutes is not None and not (isinstance(minutes, Real) and 0 < float(minutes) < float("inf")):
             problems.append(f"minutes: must be a finite number greater than 0, not {quoted(minutes)}")
         for name in self.objectives:
             if name not in OBJECTIVES:
