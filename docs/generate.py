@@ -206,6 +206,13 @@ _STUDY = """## A study
 | `journal.log` | the study in Optuna's format; absent with `--storage` |
 | `tensorboard/` | event files of `tune --track tensorboard` |
 
+| key of `study.json` | content |
+| --- | --- |
+| `searched` | settings, search space, objectives, number of folds, fingerprint of the table |
+| `trials` | number, state, values, seconds, settings, scores and error of each trial that is done |
+| `told` | the winners whose test result the study has shown so far, as numbers of the trial and of its seeds |
+| `result` | the winner and its comparison with the default settings. Its `told` counts the test results shown so far |
+
 ## A labelling project
 
 `bertsmith label` writes a project folder.
@@ -244,6 +251,8 @@ these names, it becomes `pool NAME`.
 | `tokenizer.json` | the tokenizer |
 | `validation.npz` | labels, probabilities, lengths, groups of validation texts, for thresholds and expected accuracy |
 | `README.md` | the commands that install and run the export |
+
+In `export.json`, `parity` is the result of the check, and `parity.held` is whether the export passed it.
 
 ## Predictions of new texts
 

@@ -230,7 +230,6 @@ def test_train_evaluate_predict(cli, csv, tiny, tmp_path, monkeypatch):
         ),
         (("train", "T", "-o", "T"), "the path is a file"),
         (("train", "T", "-o", "r", "--text-column", "txet"), "no column 'txet'. Did you mean 'Text'?"),
-        (("train", "T", "-o", "r", "--resume"), "no run to resume"),
         (("train", "T", "-o", "r", "--config", "none.toml"), "configuration file cannot be read"),
         (("train", "T", "-o", "r", "--epoch", "1"), "No such option"),
         (("train", "T"), "Missing option"),

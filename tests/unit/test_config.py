@@ -184,6 +184,11 @@ def test_progress_may_be_none_and_a_switch_a_bool_of_numpy(finished):
         bs.predict(finished, frame, progress=3)
 
 
+def test_workers_without_ray_are_refused(tmp_path):
+    with pytest.raises(ConfigError):
+        bs.train(tiny_table(), output=tmp_path / "run", workers=2)
+
+
 def test_errors_in_python_name_parameters_but_keep_the_flags_of_commands(tmp_path):
     with pytest.raises(UserError) as caught:
         bs.read_table(pd.DataFrame({"Text": ["a"]}))

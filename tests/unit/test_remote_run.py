@@ -207,7 +207,7 @@ def test_an_interrupted_replacement_never_mixes_two_runs(tmp_path, monkeypatch, 
 
 CASES = {
     "nothing": (None, {}, None),
-    "nothing to resume": (None, {"resume": True}, RunFolderError),
+    "nothing to resume": (None, {"resume": True}, None),
     "both": (None, {"resume": True, "overwrite": True}, RunFolderError),
     "finished": ("finished", {}, RunFolderError),
     "finished, resumed": ("finished", {"resume": True}, RunFolderError),
@@ -405,7 +405,7 @@ def _train(folder, seen, **how):
 
 def test_a_worker_copies_each_checkpoint_and_the_finished_run(tmp_path):
     seen = []
-    with _train(tmp_path / "local", seen) as (path, observe):
+    with _train(tmp_path / "local", seen, resume=True) as (path, observe):  # nothing to resume yet
         run = _new_run(path, steps=[5])
         assert _names() == []
         observe(Saved(5, path))

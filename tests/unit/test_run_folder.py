@@ -206,9 +206,19 @@ def test_folders_with_other_files_are_refused(tmp_path, tiny, table):
     assert (tmp_path / "thesis.docx").read_text() == "years of work"
 
 
+def test_a_run_begins_if_there_is_nothing_to_resume(tmp_path):
+    RunFolder(tmp_path / "new").check(resume=True)
+    (tmp_path / ".new.lock").touch()
+    RunFolder(tmp_path).check(resume=True)
+    (tmp_path / "thesis.docx").touch()
+    with pytest.raises(RunFolderError):
+        RunFolder(tmp_path).check(resume=True)
+
+
 def test_an_overwritten_run_is_new(tmp_path, tiny, table):
     settings = {"model": str(tiny), "epochs": 1, "device": "cpu", "precision": "fp32"}
-    bs.train(table, output=tmp_path / "run", **settings)
+    (tmp_path / "run").mkdir()
+    bs.train(table, output=tmp_path / "run", resume=True, **settings)  # nothing was saved yet
     run = bs.train(table, output=tmp_path / "run", overwrite=True, keep_checkpoints=True, seed=1, **settings)
     assert run.info["config"]["seed"] == 1
     assert run.layout.checkpoints.is_dir()
@@ -222,6 +232,9 @@ def test_folders_without_a_finished_run_are_refused(tmp_path):
 
     assert refused(tmp_path / "none").where == str(tmp_path / "none")
     assert refused(tmp_path).where == str(tmp_path)
+    (tmp_path / "export" / "onnx").mkdir(parents=True)
+    (tmp_path / "export" / "onnx" / "export.json").touch()
+    assert str(tmp_path / "export" / "onnx") in refused(tmp_path / "export").remedy
     write_json(tmp_path / "run.json", {"status": "running"})
     assert "running" in refused(tmp_path).what
     assert "--resume" in refused(tmp_path).remedy

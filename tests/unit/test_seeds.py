@@ -104,7 +104,7 @@ def test_an_interrupted_run_resumes_to_the_same_result(seeds, tiny, tmp_path):
         return names.count("SeedStarted") == 2 and names[-1] == "StepDone"
 
     with pytest.raises(Interrupted):
-        train(tiny, tmp_path / "run", on_event=seen.append, stop=stop, **settings)
+        train(tiny, tmp_path / "run", resume=True, on_event=seen.append, stop=stop, **settings)  # begins
     run = bs.Run(tmp_path / "run")
     assert run.info["status"] == "interrupted"
     assert next(m.info["status"] for m in run.members) == "finished"

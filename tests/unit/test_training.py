@@ -141,6 +141,8 @@ def test_precision_follows_the_device(monkeypatch):
     assert choose_precision(CPU)[0] == "bf16"
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     assert choose_precision(CPU)[0] == "fp32"
+    assert "precision" in _choose([60, 40], precision="bf16").reasons  # a warning
+    assert "precision" not in _choose([60, 40], precision="fp32").reasons
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     assert choose_precision(torch.device("cuda"))[0] == "fp16"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))

@@ -253,6 +253,12 @@ def test_all_problems_of_a_search_space_are_reported_together(tmp_path):
     assert caught.value.where == str(tmp_path / "none.toml")
 
 
+def test_a_single_name_is_not_split_into_letters(tmp_path):
+    for names in ({"objectives": "accuracy"}, {"models": "./none"}):
+        with pytest.raises(bs.UserError, match=next(iter(names.values()))):
+            bs.tune(tiny_table(30), output=tmp_path / "s", trials=1, **names)
+
+
 def test_the_metric_of_another_task_is_no_objective():
     assert StudyConfig(objectives=("r2",)).for_metric("r2") == StudyConfig().for_metric("r2")
     for other in ("r2", "macro_f1"):
@@ -277,6 +283,10 @@ def test_the_primary_metric_is_the_first_objective(objectives):
     [
         ({"trials": 0}, "trials: .* 1, not 0"),
         ({"trials": None}, "trials, minutes: "),
+        ({"trials": "5"}, "trials: .* 1, not '5'"),
+        ({"jobs": 1.5}, "jobs: .* 1, not 1.5"),
+        ({"final_seeds": None}, "final_seeds: .* 1, not None"),
+        ({"minutes": "5"}, "minutes: .* 0, not '5'"),
         ({"minutes": -1.0}, "minutes: .* 0, not -1"),
         ({"jobs": 0}, "jobs: .* 1, not 0"),
         ({"cv": 1}, "cv: .* 2, not 1"),
@@ -628,9 +638,9 @@ def test_a_stopped_search_does_not_wait_for_an_unavailable_storage(tmp_path):
         store.retry(unavailable)
 
 
-def test_workers_that_do_not_end_are_killed(monkeypatch):
+def test_workers_that_do_not_end_are_killed(tmp_path, monkeypatch):
     class Busy:
-        exitcode = None
+        exitcode, pid = None, os.getpid()
 
         def __init__(self, **_):
             self.calls = []
@@ -646,8 +656,12 @@ def test_workers_that_do_not_end_are_killed(monkeypatch):
     monkeypatch.setattr("multiprocessing.get_context", lambda method: types.SimpleNamespace(Process=Busy))
     monkeypatch.setattr(trial_workers, "POLL_SECONDS", 0)
     search = types.SimpleNamespace(study_config=types.SimpleNamespace(jobs=2, cv=None))
+    store = _store(tmp_path)
+    store.claim(SPACE, 1)
     with pytest.raises(Interrupted):
-        trial_workers.run_workers(types.SimpleNamespace(trials=[]), search, lambda event: None, lambda: True)
+        trial_workers.run_workers(store, search, lambda event: None, lambda: True)
+    assert [t.state for t in store.trials] == [TrialState.FAIL, TrialState.WAITING]
+    assert store.trials[1].user_attrs["retry"] == 0  # the worker did not crash
     assert [worker.calls for worker in workers] == [["start", "terminate", "join", "kill", "join"]] * 2
 
 
@@ -664,9 +678,40 @@ def test_a_finished_trial_does_not_wait_for_other_workers(tmp_path, monkeypatch)
     assert [(t.value, t.user_attrs["curve"]) for t in store.trials] == [(0.5, [[1.0, 0.5]])]
 
 
+def test_scores_before_a_rollback_do_not_prune_the_repeated_attempt(tmp_path, monkeypatch):
+    class Pruner(optuna.pruners.BasePruner):
+        def prune(self, study, trial):
+            asked.append(trial.last_step)
+            return False
+
+    def roll_back(*_, on_score, **__):
+        for at in (0.5, 1.0, 0.5, 1.0, 1.5):
+            on_score(at, at)
+        return trying.TrialResult(0.5, [], None, None)
+
+    asked = []
+    monkeypatch.setattr(trial_workers, "run_trial", roll_back)
+    store = _store(tmp_path, pruner=Pruner())
+    study_config = types.SimpleNamespace(objectives=("macro_f1",), cv=None)
+    search = types.SimpleNamespace(data=None, study_config=study_config, trial_config=lambda values: None)
+    trial_workers._run_claimed(store, store.claim(SPACE, None), search, lambda event: None, lambda: False)
+    assert asked == [6, 12, 18]
+
+
+@pytest.mark.parametrize("content", [b"no JSON\n{}\n", b"{}\n", b"\xff\n{}\n"])
+def test_a_damaged_journal_is_reported(content, tmp_path):
+    (tmp_path / "journal.log").write_bytes(content)
+    study_config = types.SimpleNamespace(objectives=("macro_f1",), cv=None, storage=None)
+    search = types.SimpleNamespace(folder=tmp_path, name="s", study_config=study_config, config=Config())
+    with pytest.raises(RunFolderError) as caught:
+        trial_workers.open_store(search, lambda event: None, lambda: False)
+    assert caught.value.where == str(tmp_path / "journal.log")
+
+
 def test_a_study_of_an_older_version_can_be_overwritten(tmp_path):
-    study = bs.Study(tmp_path)
-    study.file.write_text("{}")
+    study = bs.Study(str(tmp_path))
+    study.file.write_text('{"searched": {"settings": {"db": "mysql://me:secret@host/db", "seed": 1}}}')
+    assert study.info == {"searched": {"settings": {"seed": 1}}}
     (tmp_path / "best_trial").mkdir()
     study.check(overwrite=True)
     (tmp_path / "notes").mkdir()

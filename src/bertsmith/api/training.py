@@ -19,7 +19,7 @@ from bertsmith.api.public import public
 from bertsmith.compute.machine import use_cores
 from bertsmith.config import Config
 from bertsmith.data.table import Table
-from bertsmith.errors import to_path
+from bertsmith.errors import ConfigError, to_path
 from bertsmith.folders.remote import run_output
 from bertsmith.folders.run import Run, open_run
 from bertsmith.load_config import resolve
@@ -90,7 +90,7 @@ def train(
     Args:
         table: a `Table`, or what `read_table` takes.
         output: the run folder; with ``ray``, also a URL that fsspec can write to, such as ``"s3://bucket/run"``.
-        resume: continue an unfinished run.
+        resume: continue an unfinished run, or begin if ``output`` has none.
         overwrite: replace an existing run.
         ray: the address of a Ray cluster, or ``"local"``; all its machines need access to table and output.
             If ``output`` is a URL, the returned `Run` is a copy in a temporary folder.
@@ -106,6 +106,8 @@ def train(
         UserError: for everything that the user can fix.
         Interrupted: if ``stop`` returned true.
     """
+    if ray is None and workers != 1:
+        raise ConfigError("workers needs ray", remedy='Pass ray="local", or leave out workers.')
     place = run_output(output, ray=ray is not None)
     from bertsmith.progress.display import shown
     from bertsmith.progress.training import TrainingProgress
@@ -138,6 +140,11 @@ def _resolve_training(table: Any, settings: Mapping[str, Any], file: Path | str 
     check_read_settings(table, config)
     use_cores(config.threads)
     return config
+
+
+def _names(values: Sequence[str]) -> tuple[str, ...]:
+    """Return names as a tuple; a string is one name."""
+    return (values,) if isinstance(values, str) else tuple(values)
 
 
 @public("tune")
@@ -204,11 +211,11 @@ def tune(
         trials,
         minutes,
         jobs,
-        tuple(objectives),
+        _names(objectives),
         storage,
         cv,
         final_seeds,
-        tuple(models),
+        _names(models),
         space if space is None or isinstance(space, Mapping) else to_path(space, "space"),
     )
     with shown(progress, on_event, TuningProgress) as show, Tracking(track, folder, resolved, show) as observe:

@@ -26,7 +26,9 @@ from bertsmith.folders.run import Run
 from bertsmith.tracking.trackers import TrackerName
 
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Run folder to write.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Resume the unfinished run in the folder.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Resume the unfinished run in the folder, or begin if the folder is empty.")
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace the run in the folder, after checking the table and the model.")
 ]
@@ -37,6 +39,7 @@ Track = Annotated[
         help="Experiment tracker that receives settings and metrics, but no texts.",
     ),
 ]
+_STOPPING = b"stopping at the next safe point (in training: after this step); press Ctrl-C again to stop at once\n"
 FEW_TEST_TEXTS = 100
 """With fewer test texts, the 95 % interval of an accuracy can extend ten percentage points to either side."""
 
@@ -104,6 +107,12 @@ def run_and_show(
     elif rank_and_world_size()[0] == 0:  # of several processes, the one that writes
         with claim(RunFolder(output), resume=resume, overwrite=overwrite):
             pass  # check before the slow imports
+
+    def exists() -> bool:
+        return bool(RemoteRun(output).info) if isinstance(output, str) else Run(output).layout.run.is_file()
+
+    if resume and not exists():
+        stderr_console().print("[dim]bertsmith finds no run to resume, and begins a new one[/]")
     stderr_console().print("[dim]reading the table, loading the model …[/]")
     from bertsmith.errors import Interrupted
 
@@ -122,8 +131,7 @@ def run_and_show(
                 run = train(source, settings, output, resume=resume, overwrite=overwrite, observe=observe, stop=stop)
         except (Interrupted, KeyboardInterrupt) as stopped:
             what = str(stopped) if isinstance(stopped, Interrupted) else "stopped at once"
-            exists = RemoteRun(output).info if isinstance(output, str) else Run(output).layout.run.is_file()
-            flag = " with --resume" if exists else ""
+            flag = " with --resume" if exists() else ""
             raise Interrupted(f"{what}\n  to resume: run the same command{flag}") from None
     from rich.markup import escape
 
@@ -204,7 +212,7 @@ def stoppable() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         requested.set()
         with suppress(OSError):  # not print: the signal may arrive while the main thread prints
-            os.write(sys.stderr.fileno(), b"stopping after this step; press Ctrl-C again to stop at once\n")
+            os.write(sys.stderr.fileno(), _STOPPING)
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

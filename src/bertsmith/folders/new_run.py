@@ -21,10 +21,10 @@ class RunFolder(Output):
     disk_remedy: ClassVar[str | None] = RESUME_REMEDY
 
     def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
-        """Refuse to replace a run or other files without permission.
+        """Refuse to replace a run or other files without permission. To resume an empty folder is to begin.
 
         Raises:
-            RunFolderError: with the reason, or if no run can be resumed.
+            RunFolderError: with the reason, or if the run is finished.
         """
         path, run = self.path, Run(self.path)
         if resume and overwrite:
@@ -35,10 +35,6 @@ class RunFolder(Output):
                     "run.json is missing in this run folder",
                     where=str(path),
                     remedy="Restore the file from a copy, choose another folder with -o, or remove this folder.",
-                )
-            if resume:
-                raise RunFolderError(
-                    "this folder contains no run to resume", where=str(path), remedy="Leave out --resume."
                 )
             check_empty(path)
             return

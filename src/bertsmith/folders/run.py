@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bertsmith.data.table import SINGLE_LABEL, Labels
 from bertsmith.data.template import Template
-from bertsmith.errors import RunFolderError, needing, rendered_by, to_path, with_article
+from bertsmith.errors import RunFolderError, listing, needing, rendered_by, to_path, with_article
 from bertsmith.folders.atomic import (
     checksum,
     checksums,
@@ -121,8 +121,7 @@ class Run:
             self.check_finished()
         content = read_json(self.layout.metrics)
         with damage_errors(self.layout.metrics):
-            # Older versions wrote the baseline under another name.
-            if old := content.get("baseline", {}).get("tfidf_logistic_regression"):
+            if old := content.get("baseline", {}).get("tfidf_logistic_regression"):  # the name in older versions
                 content["baseline"]["bag_of_words"] = {"classifier": "logistic regression", **old}
         return content
 
@@ -237,8 +236,7 @@ class Run:
 
     def update(self, **values: Any) -> None:
         """Set keys of ``run.json``."""
-        info = self.info if self.layout.run.is_file() else {}
-        write_json(self.layout.run, {**info, **values})
+        write_json(self.layout.run, {**(self.info if self.layout.run.is_file() else {}), **values})
 
     def log(self, entry: Mapping[str, Any]) -> None:
         """Append a line to ``history.jsonl``."""
@@ -303,6 +301,8 @@ def open_run(path: Run | Path | str) -> Run:
             remedy = f"The folder is a study: pass its best run, {run.path / 'best'}."
         elif (run.path / "export.json").is_file():
             remedy = "The folder is an export: pass its run."
+        elif exports := sorted(str(file.parent) for file in run.path.glob("*/export.json")):
+            remedy = f"The folder contains exports. To predict or serve, pass one of them: {listing(exports)}."
         raise RunFolderError(what, where=str(path), remedy=remedy)
     run.check_finished()
     return run

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from filelock import FileLock, Timeout
 
-from bertsmith.errors import RunFolderError, needing, rendered_by
+from bertsmith.errors import RunFolderError, needing, rendered_by, to_path
 from bertsmith.folders.atomic import foreign_names, write_json
 from bertsmith.folders.claim import Output, check_contents, check_empty, differences, known_settings, refuse_changes
 from bertsmith.folders.run import Run, now, read_json
@@ -28,6 +28,9 @@ class Study(Output):
     disk_remedy: ClassVar[str | None] = (
         "Free disk space or repair the disk, then run the same command. bertsmith keeps finished trials."
     )
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__(to_path(path, "study"))
 
     def __repr__(self) -> str:
         return f"Study({str(self.path)!r}, {'finished' if self.result else 'unfinished'})"
@@ -94,8 +97,11 @@ class Study(Output):
 
     @property
     def info(self) -> dict[str, Any]:
-        """The content of ``study.json``."""
-        return read_json(self.file)
+        """The content of ``study.json``, without the database URL of older versions, which can contain a password."""
+        content = read_json(self.file)
+        if isinstance(searched := content.get("searched"), dict) and isinstance(searched.get("settings"), dict):
+            searched["settings"].pop("db", None)
+        return content
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -138,7 +144,7 @@ def begin_or_resume(study: Study, searched: dict[str, Any], *, overwrite: bool) 
         study.path.mkdir(parents=True, exist_ok=True)
         write_json(study.file, {"created": now(), "searched": searched})
         return
-    before = study.info.get("searched", {})
+    before = study.info.get("searched") or {}
     changed = differences(known_settings(before.get("settings") or {}), searched["settings"])
     changed += differences(
         {"objectives": before.get("objectives"), "--cv": before.get("cv")},

@@ -220,7 +220,7 @@ def _read_about(output: Path) -> dict[str, Any]:
     if not folder.exists():
         raise RunFolderError(
             "the output has no unfinished predictions to resume",
-            where=str(folder),
+            where=str(output),
             remedy="Leave out --resume, and pass --overwrite to replace the file."
             if output.exists()
             else "Leave out --resume. bertsmith cannot resume predictions from stdin, a query or a table in memory.",

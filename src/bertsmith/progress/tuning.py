@@ -151,9 +151,7 @@ class TuningProgress:
             more = f"; other studies in the database: {others}" if others else ""
             self.console.print(f"study {name} in the database{new}{more}", markup=False)
         if event.trials is not None and event.done >= event.trials:
-            self.console.print(
-                f"the search is complete: {event.done} of {counted(event.trials, 'trial is', 'trials are')} done"
-            )
+            self.console.print(f"the search is complete: {counted(event.done, 'trial is', 'trials are')} done")
         elif event.done:
             of = f"of {event.trials} trials " if event.trials is not None and event.trials > event.done else ""
             best = f", the best with {event.best:.3f}" if event.best is not None else ""

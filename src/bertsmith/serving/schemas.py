@@ -63,6 +63,7 @@ class PredictRequest(_RequestModel):
     )
     truncate: bool = Field(
         False,
+        strict=True,
         description="Accept texts that the model does not read completely. Otherwise, a request with such a text gets "
         "status 413.",
     )
@@ -70,13 +71,13 @@ class PredictRequest(_RequestModel):
         "Right",
         description="Side to truncate; Right keeps the beginning. Has an effect only if `long` in `/info` is truncate.",
     )
-    raw_scores: bool = Field(False, description="Return logits instead of probabilities.")
+    raw_scores: bool = Field(False, strict=True, description="Return logits instead of probabilities.")
 
 
 class Parameters(_RequestModel):
     """Parameters of Hugging Face's inference API."""
 
-    top_k: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
+    top_k: Annotated[int, Field(ge=1, le=100_000, strict=True)] | None = Field(
         None, description="Number of labels to return. By default, the best label; with null, all labels."
     )
     function_to_apply: Literal["softmax", "sigmoid", "none"] | None = Field(

@@ -201,6 +201,8 @@ def choose(
     precision, imbalance = str(config.precision), str(config.imbalance)
     if precision == "auto":
         precision, reasons["precision"] = choose_precision(device)
+    elif precision == "bf16" and device.type == "cpu" and choose_precision(device)[0] == "fp32":
+        reasons["precision"] = "set by the user, but slow: this CPU has no fast bf16, so fp32 is faster"
     if imbalance == "auto":
         imbalance, present = "none", counts[counts > 0]
         ratio = float(present.max() / present.min()) if len(present) else 1.0

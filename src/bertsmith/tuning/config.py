@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 from bertsmith.config import PRIMARY
-from bertsmith.errors import ConfigError, listing
+from bertsmith.errors import ConfigError, listing, quoted
 
 LATENCY = "latency"
 OBJECTIVES = {PRIMARY: "maximize", "quadratic_kappa": "maximize", "r2": "maximize", LATENCY: "minimize"}
@@ -61,11 +62,14 @@ class StudyConfig:
             problems.append("trials, minutes: set one of them, so that the search ends")
         for name, minimum in (("trials", 1), ("jobs", 1), ("final_seeds", 1), ("cv", 2)):
             value = getattr(self, name)
-            if value is not None and value < minimum:
+            if value is None and name in ("trials", "cv"):
+                continue
+            if not isinstance(value, Integral) or value < minimum:
                 hint = "; leave it out to score on the validation texts" if name == "cv" else ""
-                problems.append(f"{name}: must be at least {minimum}, not {value}{hint}")
-        if self.minutes is not None and not 0 < self.minutes < float("inf"):
-            problems.append(f"minutes: must be a finite number greater than 0, not {self.minutes:g}")
+                problems.append(f"{name}: must be an integer of at least {minimum}, not {quoted(value)}{hint}")
+        minutes: Any = self.minutes
+        if minutes is not None and not (isinstance(minutes, Real) and 0 < float(minutes) < float("inf")):
+            problems.append(f"minutes: must be a finite number greater than 0, not {quoted(minutes)}")
         for name in self.objectives:
             if name not in OBJECTIVES:
                 problems.append(f"objective: unknown objective {name!r}; choose from {listing(OBJECTIVES)}")

@@ -57,7 +57,7 @@ def copied_to_url(
     try:
         if is_main:
             remote.check(resume=resume, overwrite=overwrite)
-        if is_main and resume:
+        if is_main and resume and remote.created:
             remote.fetch(run.path)
         yield run.path, listener
     except BaseException as error:

@@ -58,9 +58,9 @@ def run_seeds(
         )
     run = Run(output)
     with claim(RunFolder(output), resume=resume, overwrite=overwrite):
-        if resume:
+        created = resume and run.layout.run.is_file()
+        if created:
             check_same_settings(run, config.dump())
-        created = resume
 
         def create_once() -> None:
             nonlocal created

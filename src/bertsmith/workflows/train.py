@@ -69,6 +69,7 @@ def run_training(
         group.barrier()
         return Run(output)
     with claim(RunFolder(output), resume=resume, overwrite=overwrite):
+        resume = resume and Layout(output).run.is_file()
         run = train_into(output, source, config, resume=resume, observe=observe, stop=stop, group=group)
         group.barrier()
         return run

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from bertsmith.compute.machine import cores, use_cores
 from bertsmith.config import Config
-from bertsmith.errors import ConfigError, Interrupted, UserError
+from bertsmith.errors import ConfigError, Interrupted, RunFolderError, UserError
 from bertsmith.events import StorageUnavailable, StudyListener, TrialEnded, TrialScored, TrialStarted
 from bertsmith.tuning.config import LATENCY, OBJECTIVES, StudyConfig
 from bertsmith.tuning.space import Space, with_values
-from bertsmith.tuning.store import ERROR, Store, TakenOverError, ignore_optuna_warnings, is_done
+from bertsmith.tuning.store import ERROR, JOURNAL, WORKER, Store, TakenOverError, ignore_optuna_warnings, is_done
 from bertsmith.workflows.trials import TrialData, run_trial, with_evaluation_steps
 
 if TYPE_CHECKING:
@@ -75,7 +76,11 @@ class Search:
 
 
 def open_store(search: Search, observe: StudyListener, stop: Callable[[], bool]) -> Store:
-    """Open the study in its storage."""
+    """Open the study in its storage.
+
+    Raises:
+        UserError: if the storage cannot be used, or the journal is damaged.
+    """
     study_config = search.study_config
     pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
     if len(study_config.objectives) == 1 and study_config.cv:
@@ -83,16 +88,23 @@ def open_store(search: Search, observe: StudyListener, stop: Callable[[], bool])
             pruner = optuna.pruners.WilcoxonPruner(p_threshold=0.1)
     elif len(study_config.objectives) == 1:  # from half an epoch on, compare with the other trials at the same epoch
         pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=STEPS_PER_EPOCH // 2, n_min_trials=3)
-    return Store(
-        search.folder,
-        search.name,
-        url=study_config.storage,
-        directions=[OBJECTIVES[name] for name in study_config.objectives],
-        pruner=pruner,
-        seed=search.config.seed,
-        on_unavailable=lambda reason: observe(StorageUnavailable(reason)),
-        stop=stop,
-    )
+    try:
+        return Store(
+            search.folder,
+            search.name,
+            url=study_config.storage,
+            directions=[OBJECTIVES[name] for name in study_config.objectives],
+            pruner=pruner,
+            seed=search.config.seed,
+            on_unavailable=lambda reason: observe(StorageUnavailable(reason)),
+            stop=stop,
+        )
+    except (ValueError, KeyError) as error:  # of the journal: `Store` reports the errors of a database
+        raise RunFolderError(
+            f"the journal of the study is damaged: {type(error).__name__}: {error}",
+            where=str(search.folder / JOURNAL),
+            remedy="Restore the file from a copy, or begin again with --overwrite.",
+        ) from error
 
 
 def run_trials(store: Store, search: Search, observe: StudyListener, stop: Callable[[], bool]) -> None:
@@ -124,12 +136,14 @@ def _run_claimed(
 ) -> tuple[str, tuple[float, ...], str]:
     """Run a trial; return its state, its values and why it failed."""
     start, study_config = time.perf_counter(), search.study_config
-    objectives = study_config.objectives
+    objectives, reported = study_config.objectives, set[int]()
 
     def on_score(at: float, score: float) -> None:
         observe(TrialScored(trial.number, at, score))
-        if len(objectives) == 1:
-            store.report(trial, score, round(at if study_config.cv else at * STEPS_PER_EPOCH))
+        step = round(at if study_config.cv else at * STEPS_PER_EPOCH)
+        if len(objectives) == 1 and step not in reported:  # Optuna keeps the first score of a step, before a rollback
+            reported.add(step)
+            store.report(trial, score, step)
             if store.retry(trial.should_prune):
                 raise optuna.TrialPruned
 
@@ -206,9 +220,11 @@ def run_workers(store: Store, search: Search, observe: StudyListener, stop: Call
             for worker in workers:
                 worker.join(max(0.0, deadline - time.monotonic()))
         finally:  # also after another Ctrl-C
-            for worker in workers:
+            killed = [worker for worker in workers if worker.is_alive()]
+            for worker in killed:
                 worker.kill()
                 worker.join()
+            _requeue_trials(store, killed)
     exit_codes = [worker.exitcode for worker in workers if worker.exitcode]
     if len(exit_codes) == len(workers):
         errors = [t.user_attrs[ERROR] for t in store.trials if ERROR in t.user_attrs]
@@ -218,6 +234,14 @@ def run_workers(store: Store, search: Search, observe: StudyListener, stop: Call
         )
     if exit_codes or any(t.state == TrialState.RUNNING for t in store.trials):  # finish the trials of killed workers
         run_trials(store, search, observe, stop)
+
+
+def _requeue_trials(store: Store, killed: Sequence[BaseProcess]) -> None:
+    """Queue the trials of killed workers again. They did not crash, so the kills do not count."""
+    names = tuple(f"{socket.gethostname()}-{worker.pid}-" for worker in killed)  # of `Store.worker`
+    for trial in store.trials if killed else ():
+        if trial.state == TrialState.RUNNING and str(trial.user_attrs.get(WORKER)).startswith(names):
+            store.requeue(trial.number, killed=False)
 
 
 def _report_changes(store: Store, reported: dict[int, tuple[str, int]], observe: StudyListener, cv: bool) -> None:
