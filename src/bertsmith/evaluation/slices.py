@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from bertsmith.evaluation.intervals import RESAMPLES, TAILS, draw_resamples, exact_accuracy
+from bertsmith.bootstrap import TAILS, draw_resamples
+from bertsmith.evaluation.intervals import exact_accuracy
 
 MIN_TEXTS = 5
 """Slices, and their complements, with fewer texts are skipped."""
@@ -77,7 +78,7 @@ def _interval(right: np.ndarray, groups: np.ndarray | None) -> list[float]:
     hits, sizes = np.bincount(codes, right), np.bincount(codes)
     if len(sizes) < 2:
         return [0.0, 1.0]  # a single group says nothing about others
-    resamples = draw_resamples(len(sizes), None, np.random.default_rng(0), RESAMPLES)
+    resamples = draw_resamples(len(sizes), None, np.random.default_rng(0))
     drawn = np.concatenate([(times @ hits) / (times @ sizes) for times in resamples])
     bounds: list[float] = np.percentile(drawn, TAILS).tolist()
     return bounds
