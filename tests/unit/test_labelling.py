@@ -405,7 +405,7 @@ def test_random_texts_alone_are_training_texts(project):
 
 def test_random_texts_without_a_label_stay_in_the_table(project):
     for status in ("skipped", "unsure", "skipped"):  # the first two are random
-        decide(project, "ann", status=status)
+        project.decide(Decision(project.next_text("ann").id, "ann", status, note=f"ann: {status}"))
     decide(project, "ann", "good")
     for status in ("unsure", "skipped"):
         decide(project, "ben", status=status)
@@ -413,11 +413,14 @@ def test_random_texts_without_a_label_stay_in_the_table(project):
     table = pd.read_csv(project.path / "labels.csv")
     assert table["decided_by"].tolist() == ["unsure", "unsure", "one coder"]
     assert table["Label Text"].fillna("").tolist() == ["", "", "good"]
+    assert table["note"].fillna("").tolist() == ["ann: skipped", "ann: unsure", ""]
     assert read_design(table.to_dict("list"), [1, 2, 3], "table").usable.tolist() == [True, True, False]
     assert Snapshot.of(project).overview()["without_label"] == 2
     project.decide(Decision(1, SETTLER, "labelled", ("bad",)))
     export(project)
-    assert pd.read_csv(project.path / "labels.csv")["Label Text"].fillna("").tolist() == ["bad", "", "good"]
+    table = pd.read_csv(project.path / "labels.csv", keep_default_na=False)
+    assert table["Label Text"].tolist() == ["bad", "", "good"]
+    assert table["note"].tolist() == ["ann: skipped", "ann: unsure", ""]
 
 
 def test_tables_of_several_and_of_ordered_labels_are_read(tmp_path):

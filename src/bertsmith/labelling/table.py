@@ -86,14 +86,14 @@ class Snapshot:
     @property
     def labelled(self) -> list[Labelled]:
         """The texts that at least one coder labelled, in the order of the queue."""
-        given = ((text, [d for d in self.by_text.get(text.id, ()) if d.status == LABELLED]) for text in self.texts)
-        return [self._count_votes(text, some) for text, some in given if some]
+        given = ((text, self.by_text.get(text.id, [])) for text in self.texts)
+        return [self._count_votes(text, some) for text, some in given if any(d.status == LABELLED for d in some)]
 
     def _count_votes(self, text: Queued, decisions: Sequence[Decision]) -> Labelled:
         """Return the labels of the majority, or those that settled a disagreement."""
-        notes = tuple(decision.note for decision in decisions if decision.note)
-        votes = [frozenset(d.labels) for d in decisions if d.coder != SETTLER]
-        settled = [frozenset(d.labels) for d in decisions if d.coder == SETTLER]
+        notes, labelled = _notes(decisions), [d for d in decisions if d.status == LABELLED]
+        votes = [frozenset(d.labels) for d in labelled if d.coder != SETTLER]
+        settled = [frozenset(d.labels) for d in labelled if d.coder == SETTLER]
         labels, how = (settled[-1], SETTLED) if settled else (self._majority(votes), MAJORITY)
         if labels is None:
             return Labelled(text, None, TIE, Counter(votes).most_common(1)[0][1] / len(votes), notes)
@@ -112,11 +112,11 @@ class Snapshot:
     @property
     def without_label(self) -> list[Labelled]:
         """The random texts that coders skipped or were unsure about, and that nobody labelled."""
-        given = ((text, {d.status for d in self.by_text.get(text.id, ())}) for text in self.texts if text.random)
+        given = ((text, self.by_text.get(text.id, [])) for text in self.texts if text.random)
         return [
-            Labelled(text, None, UNSURE if UNSURE in some else SKIPPED, 0.0)
+            Labelled(text, None, UNSURE if any(d.status == UNSURE for d in some) else SKIPPED, 0.0, _notes(some))
             for text, some in given
-            if some and LABELLED not in some
+            if some and all(d.status != LABELLED for d in some)
         ]
 
     @property
@@ -226,6 +226,10 @@ def export(project: Project, path: Path | None = None) -> int:
     writer.writerows(records)
     write_text(path or project.path / TABLE, content.getvalue())
     return sum(record["Label Text"] != "" for record in records)
+
+
+def _notes(decisions: Sequence[Decision]) -> tuple[str, ...]:
+    return tuple(decision.note for decision in decisions if decision.note)
 
 
 def _is_disputed(decisions: Sequence[Decision]) -> bool:
