@@ -416,6 +416,12 @@ def test_random_texts_without_a_label_stay_in_the_table(project):
     assert table["note"].fillna("").tolist() == ["ann: skipped", "ann: unsure", ""]
     assert read_design(table.to_dict("list"), [1, 2, 3], "table").usable.tolist() == [True, True, False]
     assert Snapshot.of(project).overview()["without_label"] == 2
+    for coder, label in (("ann", "good"), ("ben", "bad")):
+        project.decide(Decision(2, coder, "labelled", (label,)))
+    overview = Snapshot.of(project).overview()
+    assert [overview[name] for name in ("labelled", "random", "without_label")] == [1, 0, 2]  # a tie is no label
+    project.decide(Decision(2, "ann", "unsure", note="ann: unsure"))
+    project.decide(Decision(2, "ben", "skipped"))
     project.decide(Decision(1, SETTLER, "labelled", ("bad",)))
     export(project)
     table = pd.read_csv(project.path / "labels.csv", keep_default_na=False)

@@ -136,7 +136,8 @@ class Snapshot:
 
     def overview(self) -> dict[str, Any]:
         """Return counts and agreement, JSON-ready. Agreement with suggestions is of coders who did not see them."""
-        labelled = [each for each in self.labelled if each.labels is not None]
+        voted = self.labelled
+        labelled, ties = ([each for each in voted if (each.labels is None) == is_tie] for is_tie in (False, True))
         counts = Counter(label for each in labelled for label in each.labels or ())
         blind = {
             (each.text.id, who): given
@@ -152,7 +153,7 @@ class Snapshot:
             "counts": {label: counts[label] for label in self.labels},
             "agreement": self.agreement.to_dict(),
             "open": len(self.disputed),
-            "without_label": len(self.without_label),
+            "without_label": len(self.without_label) + sum(each.text.random for each in ties),
             "suggestions": vars(measure_agreement(blind, self.labels, self.task).alpha) if blind else None,
         }
 
