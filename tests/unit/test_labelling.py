@@ -784,6 +784,13 @@ def test_training_uses_the_checkpoint_of_the_project(project):
     assert "third" in _train_flags(project, chosen)
 
 
+def test_training_uses_the_settings_of_the_project(project):
+    flags = ["--model", "any", "--device", "cpu", "--threads", "1", "--max-length", "64", "--seed", "7"]
+    config = {flag[2:].replace("-", "_"): value for flag, value in zip(flags[::2], flags[1::2], strict=True)}
+    assert [*_train_flags(project, resolve(config, api=True))] == flags
+    assert "--seed" not in _train_flags(project, Config())
+
+
 @pytest.mark.parametrize("with_pool", [True, False])
 def test_the_estimate_follows_the_last_labels(cli, project, with_pool, tmp_path, monkeypatch):
     """The page starts no server: its first request, and a click on the button, come here."""

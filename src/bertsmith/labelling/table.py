@@ -27,6 +27,8 @@ from bertsmith.labelling.store import LABELLED, SETTLER, SKIPPED, TABLE, UNSURE,
 from bertsmith.measuring.design import INCLUSION, RANDOM
 
 AGREED, MAJORITY, TIE, SETTLED, SINGLE = "agreed", "majority", "tie", "settled", "one coder"
+PAIR = "Pair"
+"""The column with the second text of a pair."""
 _ROLES = {*LABEL, *LABEL_TEXT, *TEXT, "split"}
 """Columns that `train` would read; those of the pool get another name."""
 
@@ -193,7 +195,7 @@ class Snapshot:
                 written = json.dumps(given, ensure_ascii=False)
             record: dict[str, Any] = {"Text": text.text}
             if text.pair is not None:
-                record["Pair"] = text.pair
+                record[PAIR] = text.pair
             if self.task == ORDINAL:
                 record["Label"] = numbers[given[0]] if given else ""
             record |= {
