@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bertsmith as bs
+from bertsmith.cli.next import note_few_random
 from bertsmith.config import DataConfig
 from bertsmith.data.near_duplicates import group_near_duplicates
 from bertsmith.data.sources import read_raw
@@ -262,6 +263,13 @@ def test_a_project_of_pairs_trains_on_pairs(pool, tmp_path, tiny):
     command = Rounds(project, lambda observe: 0).train_command(project.path / "labels.csv", tmp_path / "run")
     pair = command[command.index("--pair-column") + 1]
     assert pd.read_csv(project.path / "labels.csv")[pair].tolist() == [project.texts[0].pair]
+
+
+def test_a_used_up_random_sample_is_noted(capsys):
+    texts = [Queued(row, "a", "random", row < 3) for row in range(5)]
+    for wanted, noted in ((3, False), (4, True)):
+        note_few_random(Chosen(texts, {}, 20), wanted)
+        assert bool(capsys.readouterr().err) == noted
 
 
 def test_labels_of_random_texts_do_not_influence_the_choice():

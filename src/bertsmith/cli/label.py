@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bertsmith.cli.next import READING, Number, PoolArgument, RandomShare
+from bertsmith.cli.next import READING, Number, PoolArgument, RandomShare, note_few_random
 from bertsmith.cli.options import with_settings
 from bertsmith.cli.terminal import stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, ModelConfig, TrainConfig
@@ -91,9 +91,7 @@ def label(
                 remedy="Pass them with --labels, the lowest first.",
             )
         template = Template(pair_column=settings.pair_column)
-        with open_stream(
-            pool, settings, template=template
-        ) as stream:  # an unusable pool creates no project
+        with open_stream(pool, settings, template=template) as stream:  # an unusable pool creates no project
             check_suggestions(suggestions, next(stream.chunks())[0], stream.name)
     is_new = not Project.exists(output)
     project = Project(output, {"task": task or "single-label", "labels": names})
@@ -118,6 +116,7 @@ def label(
                 estimate_project(project, settings)
             raise
         estimate_project(project, settings)
+        note_few_random(chosen, round(random_share * number))
         return len(chosen.texts)
 
     _serve(project, Rounds(project, choose, _train_flags(project, settings)), coder, token, host, port, browser)
