@@ -93,6 +93,17 @@ def test_undo_of_a_decision_that_was_sent_twice(project):
     assert project.decisions == []
 
 
+def test_a_coder_can_be_renamed_in_the_file(project):
+    decide(project, "Anna", "good")
+    decide(project, "Ana", "bad")
+    decide(project, "Anna", "good")
+    guide = (Path(__file__).parents[2] / "docs" / "how-to" / "label-texts.md").read_text(encoding="utf-8")
+    [statement] = re.findall(r'execute\("(.+)"\)', guide)
+    with contextlib.closing(sqlite3.connect(project.file, isolation_level=None)) as database:
+        database.execute(statement)
+    assert [(d.text, d.coder, d.labels) for d in project.decisions] == [(1, "Ana", ("bad",)), (2, "Ana", ("good",))]
+
+
 def test_a_later_decision_replaces_an_earlier_one(project):
     text = decide(project, "ann", "good")
     project.decide(Decision(text.id, "ann", "labelled", ("bad",)))
