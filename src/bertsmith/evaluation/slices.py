@@ -35,8 +35,8 @@ def compare_slices(
 
     Returns:
         One entry per slice, worse ones first, then by accuracy: ``by`` (column), ``value``, ``texts``, ``accuracy``,
-        its 95 % ``interval``, the accuracy of the ``rest``, ``p`` as in `_p_value`, and ``worse``. A slice is worse if the difference is significant at `FALSE_DISCOVERY_RATE` over all slices (Benjamini and
-        Hochberg 1995).
+        its 95 % ``interval``, the accuracy of the ``rest``, ``p`` as in `_p_value`, and ``worse``. A slice is worse if
+        the difference is significant at `FALSE_DISCOVERY_RATE` over all slices (Benjamini and Hochberg 1995).
     """
     n, hits = len(right), int(right.sum())
     entries = []
