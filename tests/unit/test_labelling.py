@@ -427,6 +427,8 @@ def test_random_texts_without_a_label_stay_in_the_table(project):
     assert table["note"].fillna("").tolist() == ["ann: skipped", "ann: unsure", ""]
     assert read_design(table.to_dict("list"), [1, 2, 3], "table").usable.tolist() == [True, True, False]
     assert Snapshot.of(project).overview()["without_label"] == 2
+    project.decide(Decision(1, "ben", "skipped"))
+    assert [text.id for text, _ in Snapshot.of(project).disputed] == [1, 2]  # the third text is skipped, but not random
     for coder, label in (("ann", "good"), ("ben", "bad")):
         project.decide(Decision(2, coder, "labelled", (label,)))
     overview = Snapshot.of(project).overview()

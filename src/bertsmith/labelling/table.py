@@ -133,8 +133,16 @@ class Snapshot:
 
     @property
     def disputed(self) -> list[tuple[Queued, list[Decision]]]:
-        """The texts that coders labelled differently or were unsure about, and that nobody settled."""
-        return [(text, some) for text in self.texts if _is_disputed(some := self.by_text.get(text.id, []))]
+        """The texts that coders labelled differently or were unsure about, and that nobody settled.
+
+        Also the random texts that coders only skipped, because `bertsmith.measure` needs the label of each random text.
+        """
+        skipped = {each.text.id for each in self.without_label}
+        return [
+            (text, some)
+            for text in self.texts
+            if _is_disputed(some := self.by_text.get(text.id, [])) or text.id in skipped
+        ]
 
     def overview(self) -> dict[str, Any]:
         """Return counts and agreement, JSON-ready. Agreement with suggestions is of coders who did not see them."""
