@@ -22,6 +22,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from bertsmith.cli.label import _train_flags
 from bertsmith.config import Config, DataConfig
+from bertsmith.data.columns import with_own_names
 from bertsmith.data.read import read_table
 from bertsmith.errors import ConfigError, DataError, RunFolderError
 from bertsmith.evaluation.agreement import alpha, kappa, measure_agreement
@@ -401,6 +402,7 @@ def test_columns_of_the_pool_keep_their_cells_under_another_name(project):
     [record] = [r for r in Snapshot.of(project).records() if r["row"] == 50]
     assert record["random"] == "false"
     assert {name: record.get(f"pool {name}", record.get(name)) for name in columns} == columns
+    assert with_own_names({"note": 1, "pool note": 2}, ["Note"], "pool") == {"pool pool note": 1, "pool note": 2}
     cells = Chosen(project.texts[-1:], {}, 40).cells()
     assert (cells["row"], cells["pool row"], cells["pool Random"]) == ([50], ["id 7"], ["never"])
 
