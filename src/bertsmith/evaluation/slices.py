@@ -81,12 +81,13 @@ def _p_value(right: np.ndarray, inside: np.ndarray, groups: np.ndarray | None) -
     exact = float(stats.hypergeom.cdf(right[inside].sum(), len(right), right.sum(), inside.sum()))
     if groups is None:
         return exact
-    units = min(len(np.unique(groups[part])) for part in parts)
+    codes = np.unique(groups, return_inverse=True)[1]
+    units = min(np.count_nonzero(np.bincount(codes[part])) for part in parts)
     if units < 2:
         return 1.0  # a single group says nothing about others
     shares = [float(right[part].mean()) for part in parts]
     scaled = [(right - share) * part / part.sum() for share, part in zip(shares, parts, strict=True)]
-    by_group = np.bincount(np.unique(groups, return_inverse=True)[1], scaled[0] - scaled[1])
+    by_group = np.bincount(codes, scaled[0] - scaled[1])
     error = np.sqrt(len(by_group) / (len(by_group) - 1) * (by_group**2).sum())
     return max(exact, float(stats.t.cdf((shares[0] - shares[1]) / max(error, 1e-12), units - 1)))
 
