@@ -107,15 +107,15 @@ def test_two_coders_label_100_texts_with_the_keyboard(project, tmp_path):
         tab.until("document.querySelectorAll('#overview tr').length > 5")
         tab.screenshot(shots / "desktop-progress.png")
         tab.key("d")
-        tab.until("cases.length === 11")
+        tab.until("cases.length === 12")
         tab.screenshot(shots / "desktop-settle.png")
         tab.key("3")
         tab.key("z")  # before the answer
-        tab.until("!pending && cases.length === 11")
+        tab.until("!pending && cases.length === 12")
         tab.js(KEY_DOWN % (3, "true"))
         assert tab.js("pending") is None
         tab.key("3")
-        tab.until("cases.length === 10")
+        tab.until("cases.length === 11")
         tab.key("c")
         tab.until("document.querySelectorAll('#entries form').length === 3")
         tab.resize(390, 844, mobile=True)

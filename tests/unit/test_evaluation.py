@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sk
 
+from bertsmith.bootstrap import draw_resamples
 from bertsmith.data.table import Labels
 from bertsmith.evaluation.baseline import bag_of_words, verdict
 from bertsmith.evaluation.calibration import calibration_metrics, fit_temperature, reliability, scale
 from bertsmith.evaluation.evaluate import evaluate
 from bertsmith.evaluation.intervals import (
     bootstrap_intervals,
-    draw_resamples,
     resampled_average_precision,
     resampled_label_metrics,
 )

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bertsmith as bs
+from bertsmith.cli.next import note_few_random
 from bertsmith.config import DataConfig
 from bertsmith.data.near_duplicates import group_near_duplicates
 from bertsmith.data.sources import read_raw
@@ -26,13 +27,15 @@ from bertsmith.labelling.choose import (
 )
 from bertsmith.labelling.pool import PoolFile
 from bertsmith.labelling.store import Decision, Project, Queued
-from bertsmith.labelling.table import Snapshot
+from bertsmith.labelling.table import Snapshot, export
+from bertsmith.load_config import resolve
 from bertsmith.measuring.design import read_design
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_table
 from bertsmith.workflows import label_next
 from bertsmith.workflows.label_model import fit_chooser
 from bertsmith.workflows.label_next import Chosen
+from bertsmith.workflows.label_rounds import Rounds
 from tests.conftest import ArrowTable
 
 # -- the random sample -------------------------------------------------------------------------------------------------
@@ -245,6 +248,28 @@ def test_rounds_of_a_project(pool, tmp_path, tiny, cli):
     code, _, err = cli("next", project.path, pool, "--model", tiny)
     assert code == 2
     assert "row 4" in err
+
+
+def test_a_project_of_pairs_trains_on_pairs(pool, tmp_path, tiny):
+    project = Project(tmp_path / "project", {"labels": ["yes", "no"]})
+    config = resolve({"text_column": "Text", "pair_column": "hidden", "model": str(tiny)}, api=True)
+    label_next.choose_texts(project.path, pool, config, 20)
+    table = pd.read_csv(pool, keep_default_na=False)
+    assert [(text.text, text.pair) for text in project.texts] == [
+        tuple(table.loc[row - 1, ["Text", "hidden"]]) for row in project.rows
+    ]
+    project.decide(Decision(1, "ann", "labelled", ("yes",)))
+    export(project)
+    command = Rounds(project, lambda observe: 0).train_command(project.path / "labels.csv", tmp_path / "run")
+    pair = command[command.index("--pair-column") + 1]
+    assert pd.read_csv(project.path / "labels.csv")[pair].tolist() == [project.texts[0].pair]
+
+
+def test_a_used_up_random_sample_is_noted(capsys):
+    texts = [Queued(row, "a", "random", row < 3) for row in range(5)]
+    for wanted, noted in ((3, False), (4, True)):
+        note_few_random(Chosen(texts, {}, 20), wanted)
+        assert bool(capsys.readouterr().err) == noted
 
 
 def test_labels_of_random_texts_do_not_influence_the_choice():

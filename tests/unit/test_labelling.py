@@ -22,6 +22,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from bertsmith.cli.label import _train_flags
 from bertsmith.config import Config, DataConfig
+from bertsmith.data.columns import with_own_names
 from bertsmith.data.read import read_table
 from bertsmith.errors import ConfigError, DataError, RunFolderError
 from bertsmith.evaluation.agreement import alpha, kappa, measure_agreement
@@ -91,6 +92,17 @@ def test_undo_of_a_decision_that_was_sent_twice(project):
     assert project.undo("ann").id == text.id
     assert project.next_text("ann").id == text.id
     assert project.decisions == []
+
+
+def test_a_coder_can_be_renamed_in_the_file(project):
+    decide(project, "Anna", "good")
+    decide(project, "Ana", "bad")
+    decide(project, "Anna", "good")
+    guide = (Path(__file__).parents[2] / "docs" / "how-to" / "label-texts.md").read_text(encoding="utf-8")
+    [statement] = re.findall(r'execute\("(.+)"\)', guide)
+    with contextlib.closing(sqlite3.connect(project.file, isolation_level=None)) as database:
+        database.execute(statement)
+    assert [(d.text, d.coder, d.labels) for d in project.decisions] == [(1, "Ana", ("bad",)), (2, "Ana", ("good",))]
 
 
 def test_a_later_decision_replaces_an_earlier_one(project):
@@ -390,6 +402,7 @@ def test_columns_of_the_pool_keep_their_cells_under_another_name(project):
     [record] = [r for r in Snapshot.of(project).records() if r["row"] == 50]
     assert record["random"] == "false"
     assert {name: record.get(f"pool {name}", record.get(name)) for name in columns} == columns
+    assert with_own_names({"note": 1, "pool note": 2}, ["Note"], "pool") == {"pool pool note": 1, "pool note": 2}
     cells = Chosen(project.texts[-1:], {}, 40).cells()
     assert (cells["row"], cells["pool row"], cells["pool Random"]) == ([50], ["id 7"], ["never"])
 
@@ -405,7 +418,7 @@ def test_random_texts_alone_are_training_texts(project):
 
 def test_random_texts_without_a_label_stay_in_the_table(project):
     for status in ("skipped", "unsure", "skipped"):  # the first two are random
-        decide(project, "ann", status=status)
+        project.decide(Decision(project.next_text("ann").id, "ann", status, note=f"ann: {status}"))
     decide(project, "ann", "good")
     for status in ("unsure", "skipped"):
         decide(project, "ben", status=status)
@@ -413,11 +426,22 @@ def test_random_texts_without_a_label_stay_in_the_table(project):
     table = pd.read_csv(project.path / "labels.csv")
     assert table["decided_by"].tolist() == ["unsure", "unsure", "one coder"]
     assert table["Label Text"].fillna("").tolist() == ["", "", "good"]
+    assert table["note"].fillna("").tolist() == ["ann: skipped", "ann: unsure", ""]
     assert read_design(table.to_dict("list"), [1, 2, 3], "table").usable.tolist() == [True, True, False]
     assert Snapshot.of(project).overview()["without_label"] == 2
+    project.decide(Decision(1, "ben", "skipped"))
+    assert [text.id for text, _ in Snapshot.of(project).disputed] == [1, 2]  # the third text is skipped, but not random
+    for coder, label in (("ann", "good"), ("ben", "bad")):
+        project.decide(Decision(2, coder, "labelled", (label,)))
+    overview = Snapshot.of(project).overview()
+    assert [overview[name] for name in ("labelled", "random", "without_label")] == [1, 0, 2]  # a tie is no label
+    project.decide(Decision(2, "ann", "unsure", note="ann: unsure"))
+    project.decide(Decision(2, "ben", "skipped"))
     project.decide(Decision(1, SETTLER, "labelled", ("bad",)))
     export(project)
-    assert pd.read_csv(project.path / "labels.csv")["Label Text"].fillna("").tolist() == ["bad", "", "good"]
+    table = pd.read_csv(project.path / "labels.csv", keep_default_na=False)
+    assert table["Label Text"].tolist() == ["bad", "", "good"]
+    assert table["note"].tolist() == ["ann: skipped", "ann: unsure", ""]
 
 
 def test_tables_of_several_and_of_ordered_labels_are_read(tmp_path):
@@ -773,6 +797,13 @@ def test_training_uses_the_checkpoint_of_the_project(project):
         _train_flags(project, chosen)
     (project.path / "embeddings.json").unlink()
     assert "third" in _train_flags(project, chosen)
+
+
+def test_training_uses_the_settings_of_the_project(project):
+    flags = ["--model", "any", "--device", "cpu", "--threads", "1", "--max-length", "64", "--seed", "7"]
+    config = {flag[2:].replace("-", "_"): value for flag, value in zip(flags[::2], flags[1::2], strict=True)}
+    assert [*_train_flags(project, resolve(config, api=True))] == flags
+    assert "--seed" not in _train_flags(project, Config())
 
 
 @pytest.mark.parametrize("with_pool", [True, False])

@@ -7,6 +7,7 @@ import io
 import json
 import tracemalloc
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -416,6 +417,19 @@ def test_equal_texts_without_a_group_are_matched_at_random():
     assert len(sample.match()) == 40
     assert sample.found.all()
     assert 10 < sample.groups.count("Feb") < 30
+
+
+def test_the_labelled_share_of_the_corpus_follows_from_its_size():
+    """Of a corpus ten times as large as the pool, a tenth of the share of the pool is labelled."""
+    sample, asked = _labelled([None] * 40), Quantities(Labels((0, 1), ("a", "b")), ordered=False)
+    for inclusion, n_corpus, expected in (
+        (None, 400, [0.1] * 40),
+        (np.full(40, 0.5), 800, [0.05] * 40),
+        (np.full(40, 0.5), 80, [0.5] * 40),
+        (np.repeat([0.1, 0.2], 20), 600, np.repeat([0.05, 0.1], 20)),
+    ):
+        found = replace(sample, inclusion=inclusion).with_predictions(np.eye(40, 2), asked, n_corpus)
+        assert found.inclusion.tolist() == pytest.approx(list(expected))
 
 
 # -- regressions -------------------------------------------------------------------------------------------------------

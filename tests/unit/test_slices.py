@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from bertsmith.evaluation.slices import MIN_TEXTS, compare_slices
+from bertsmith.evaluation.slices import MIN_TEXTS, _p_value, compare_slices
 
 
 def test_only_the_worse_slice_is_marked():
@@ -37,13 +37,28 @@ def test_the_interval_of_a_slice_resamples_whole_groups():
     right = np.repeat(rng.random(60) < 0.7, 10)  # all texts of a group are right, or none is
     half = pd.Series(np.where(groups < 30, "a", "b"))
     (one, two), (wide, wider) = (compare_slices(right, {"half": half}, g) for g in (None, groups))
-    assert (wide["p"], wide["accuracy"]) == (one["p"], one["accuracy"])
+    assert wide["accuracy"] == one["accuracy"]
     for narrow, entry in ((one, wide), (two, wider)):
         low, high = entry["interval"]
         assert low < entry["accuracy"] < high
         assert high - low > 2 * (narrow["interval"][1] - narrow["interval"][0])
     alone = compare_slices(np.arange(20) % 2 == 0, {"half": half[290:310]}, groups[290:310])
     assert [entry["interval"] for entry in alone] == [[0, 1], [0, 1]]
+
+
+@pytest.mark.parametrize("crossing", [False, True])
+def test_the_test_of_slices_counts_groups(crossing):
+    """Without groups, about half of the tests would be significant: all texts of a group are right, or none is."""
+    found, groups = [], np.repeat(np.arange(40), 25)
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        right = np.repeat(rng.random(40) < 0.7, 25)
+        inside = rng.random(1000) < 0.4 if crossing else groups < 16
+        found += [_p_value(right, part, groups) for part in (inside, ~inside)]
+    assert (np.array(found) < 0.05).sum() <= 8  # of 80
+    inside = groups % 2 == 0
+    worse = rng.random(1000) < np.where(inside, 0.6, 0.8)
+    assert [entry["worse"] for entry in compare_slices(worse, {"a": pd.Series(inside)}, groups)] == [True, False]
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ SRC = Path(bertsmith.__file__).parent
 # A package may import those in earlier groups. Packages of one group do not import each other.
 ORDER = [
     {"errors"},
-    {"config", "compute", "events"},
+    {"config", "compute", "events", "bootstrap"},
     {"load_config"},
     {"data"},
     {"folders"},

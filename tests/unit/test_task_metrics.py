@@ -43,6 +43,7 @@ from bertsmith.tasks.registry import TASKS
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.losses import BinaryCrossEntropy, SquaredError, StepLoss
 from bertsmith.workflows.baselines import FrozenEmbeddings
+from bertsmith.workflows.label_model import regression_scores
 from bertsmith.workflows.prepare import sample_texts
 
 MULTI, ORDINAL, REGRESSION = (TASKS[name] for name in ("multi-label", "ordinal", "regression"))
@@ -387,6 +388,22 @@ def test_the_baseline_on_frozen_embeddings_gets_thresholds_as_the_model_does():
     plain = MULTI.scores(frozen.initial_head().logits(x[600:]))
     found, before = (MULTI.scalar_metrics(targets[600:], s)["macro_f1"] for s in (_baseline_scores(frozen), plain))
     assert found > before + 0.1
+
+
+def test_the_rule_of_the_baseline_keeps_groups_together():
+    """All texts of a group are the same: with some of them in training, the others would be easy."""
+    groups = np.repeat(np.arange(40), 5)
+    x, targets = np.eye(40)[groups], groups % 2
+    right = []
+
+    def fit_rule(y, held_out):
+        right.append((held_out.argmax(axis=1) == y).mean())
+        return Rule()
+
+    for some in (None, groups):
+        regression_scores(ORDINAL, x, targets, x, 2, seed=0, fit_rule=fit_rule, groups=some)
+    assert right[0] > 0.9
+    assert right[1] < 0.7
 
 
 @pytest.mark.parametrize("n", [2, 4, 60])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bertsmith.cli.next import READING, Number, PoolArgument, RandomShare
+from bertsmith.cli.next import READING, Number, PoolArgument, RandomShare, note_few_random
 from bertsmith.cli.options import with_settings
 from bertsmith.cli.terminal import stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, ModelConfig, TrainConfig
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 
 @with_settings(
-    DataConfig, ModelConfig, TrainConfig, only=(*READING, "model", "max_length", "device", "threads", "seed")
+    DataConfig,
+    ModelConfig,
+    TrainConfig,
+    only=(*(name for name in READING if name != "with_columns"), "model", "max_length", "device", "threads", "seed"),
 )
 def label(
     *,
@@ -63,6 +66,7 @@ def label(
     Example: bertsmith label pool.csv -o projects/reviews --labels good,bad
     """
     from bertsmith.data.stream import open_stream
+    from bertsmith.data.template import Template
     from bertsmith.labelling.pool import EmptyPoolError
     from bertsmith.labelling.store import Project
     from bertsmith.workflows.label_estimate import estimate_project
@@ -86,7 +90,8 @@ def label(
                 "an ordinal project needs at least two labels in order",
                 remedy="Pass them with --labels, the lowest first.",
             )
-        with open_stream(pool, settings) as stream:  # create no project for a pool that cannot be used
+        template = Template(pair_column=settings.pair_column)
+        with open_stream(pool, settings, template=template) as stream:  # an unusable pool creates no project
             check_suggestions(suggestions, next(stream.chunks())[0], stream.name)
     is_new = not Project.exists(output)
     project = Project(output, {"task": task or "single-label", "labels": names})
@@ -111,6 +116,7 @@ def label(
                 estimate_project(project, settings)
             raise
         estimate_project(project, settings)
+        note_few_random(chosen, round(random_share * number))
         return len(chosen.texts)
 
     _serve(project, Rounds(project, choose, _train_flags(project, settings)), coder, token, host, port, browser)
@@ -158,8 +164,11 @@ def _is_local(host: str) -> bool:
 
 
 def _train_flags(project: Project, settings: Config) -> tuple[str, ...]:
-    """Return the flags that train on the labels: the checkpoint of the project, and the device."""
+    """Return the flags that train on the labels: the checkpoint of the project, the device, and changed settings."""
     from bertsmith.workflows.label_model import project_model
 
-    threads = () if settings.threads is None else ("--threads", str(settings.threads))
-    return ("--model", project_model(project.path, settings), "--device", settings.device, *threads)
+    default, flags = Config(), ["--model", project_model(project.path, settings), "--device", settings.device]
+    for name in ("threads", "max_length", "seed"):
+        if (value := getattr(settings, name)) != getattr(default, name):
+            flags += [f"--{name.replace('_', '-')}", str(value)]
+    return tuple(flags)

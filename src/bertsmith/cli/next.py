@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import IO, Annotated, Literal
+from typing import IO, TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from bertsmith.cli.options import with_settings
 from bertsmith.cli.terminal import check_stdout, sigterm_like_ctrl_c, stderr_console
 from bertsmith.config import Config, DataConfig, ModelConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from bertsmith.workflows.label_next import Chosen
 
 READING = ("text_column", "pair_column", "with_columns", "sql", "db", "sheet", "encoding", "max_unpacked")
 PoolArgument = Annotated[
@@ -32,6 +35,16 @@ RandomShare = Annotated[
         help="Share of the texts to draw at random, as test texts or as a sample for measure.",
     ),
 ]
+
+
+def note_few_random(chosen: Chosen, wanted: int) -> None:
+    """Print a note if the random sample has fewer texts left than wanted."""
+    drawn = sum(text.random for text in chosen.texts)
+    if drawn < wanted:
+        stderr_console().print(
+            f"[yellow]note:[/] {drawn:,} of {wanted:,} random texts chosen: in all, the random sample can have a fifth "
+            "of the pool, and at most 1,000 texts"
+        )
 
 
 @with_settings(
@@ -124,6 +137,7 @@ def next(
         from bertsmith.workflows.label_estimate import estimate_project
 
         stderr_console().print(estimate_project(Project(run), settings).sentence, markup=False)
+    note_few_random(chosen, round(random_share * number))
     if len(chosen.texts) < number:
         stderr_console().print(
             "[yellow]note:[/] the pool has no more texts that differ from labelled and queued texts: "

@@ -54,8 +54,13 @@ def canonical(name: str) -> str:
 
 def with_own_names(columns: Mapping[str, Any], taken: Iterable[str], origin: str) -> dict[str, Any]:
     """Return columns under names of their own: ``ORIGIN NAME`` if another column has this name."""
-    used = set(map(canonical, taken))
-    return {f"{origin} {name}" if canonical(name) in used else name: value for name, value in columns.items()}
+    used, result = set(map(canonical, taken)), dict[str, Any]()
+    for name, value in columns.items():
+        own = name
+        while canonical(own) in used or (own != name and own in columns):
+            own = f"{origin} {own}"
+        result[own] = value
+    return result
 
 
 def find_columns(

@@ -20,8 +20,9 @@ MANY_CLASSES = 20
 """Above this number of classes, a single text in most of them suggests that the column does not hold classes."""
 LEVELS = range(3, 12)
 """Numbers of classes that may be levels of a scale, such as 1 to 5 or 0 to 10."""
-FEWEST_NUMBERS, FEWEST_CODED, MOST_CODED = 3, 3, 0.25
-"""For codes of missing labels: fewest other numbers, fewest rows with a code, and largest share of the rows."""
+FEWEST_NUMBERS, FEWEST_CODED, FEWEST_NINES, MOST_CODED = 3, 3, 2, 0.25
+"""For codes of missing labels: fewest other numbers, fewest rows with a code, and largest share of the rows. A code of
+nines needs fewer rows: in long tails of rounded numbers, two rows often have the same number far from the others."""
 _DEGREES = re.compile(
     r"\b(very|strongly|slightly|somewhat|extremely|low|medium|moderate|high|never|rarely|sometimes|often|always|stars?)\b",
     re.I,
@@ -116,7 +117,7 @@ def label_findings(table: Table) -> Iterator[Finding]:
 def far_numbers(numbers: np.ndarray) -> np.ndarray:
     """Return which numbers may be codes for a missing label, such as −999, bool, shape (n,).
 
-    A code is the same number in a few rows. It is further from the other numbers than these are from each other.
+    A code is the same number in two or more rows. It is further from the other numbers than these are from each other.
 
     Args:
         numbers: the labels, shape (n,).
@@ -131,7 +132,8 @@ def far_numbers(numbers: np.ndarray) -> np.ndarray:
     codes = np.isin(values, numbers[is_code])
     others = values[~codes]
     is_far = len(others) >= FEWEST_NUMBERS and gaps.max() > np.ptp(others)
-    return is_code if is_far and counts[codes].min() >= FEWEST_CODED and is_code.mean() <= MOST_CODED else none
+    fewest = [FEWEST_NINES if set(f"{abs(code):g}") == {"9"} else FEWEST_CODED for code in values[codes]]
+    return is_code if is_far and (counts[codes] >= fewest).all() and is_code.mean() <= MOST_CODED else none
 
 
 def differing_labels(table: Table, groups: np.ndarray) -> tuple[np.ndarray, str]:

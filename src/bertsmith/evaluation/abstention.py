@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bertsmith.evaluation.intervals import LEVEL
+from bertsmith.bootstrap import LEVEL
 
 CURVE_POINTS = 50
 TARGET_COVERAGES = (0.8, 0.9, 0.95, 0.99)

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from bertsmith.bootstrap import TAILS, draw_resamples
 from bertsmith.data.table import MULTI_LABEL, ORDINAL
-from bertsmith.evaluation.intervals import TAILS, draw_resamples
 
-RESAMPLES = 1000
 LabelSet = frozenset[str]
 Coded = Mapping[tuple[int, str], LabelSet]
 """The labels that a coder gave to a text, by text and coder."""
@@ -174,7 +173,7 @@ def _with_interval(of: Callable[[np.ndarray], np.ndarray], n: int, seed: int) ->
     value = float(of(np.ones((1, n)))[0])
     if not np.isfinite(value):
         return Coefficient(None, None, n)
-    drawn = np.concatenate([of(some) for some in draw_resamples(n, None, np.random.default_rng(seed), RESAMPLES)])
+    drawn = np.concatenate([of(some) for some in draw_resamples(n, None, np.random.default_rng(seed))])
     drawn = drawn[np.isfinite(drawn)]
     low, high = np.percentile(drawn, TAILS).tolist() if len(drawn) else (value, value)
     return Coefficient(value, (low, high), n)

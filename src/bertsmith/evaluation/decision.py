@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from bertsmith.bootstrap import draw_resamples
 from bertsmith.config import PRIMARY
 from bertsmith.evaluation.calibration import to_logits
-from bertsmith.evaluation.intervals import RESAMPLES, draw_resamples, resampled_label_metrics
+from bertsmith.evaluation.intervals import resampled_label_metrics
 
 GRID = np.arange(-3.0, 3.01, 0.25)
 """Candidate offsets, in logits."""
@@ -114,7 +115,7 @@ def tune(
         tuned[~inside] = decide(logits[~inside] + fit(targets[inside], logits[inside]))
     once = np.ones((1, n), dtype=np.int64)
     gain = float(score(once, tuned)[0] - score(once, plain)[0])
-    resamples = draw_resamples(n, groups, np.random.default_rng(seed), RESAMPLES)
+    resamples = draw_resamples(n, groups, np.random.default_rng(seed))
     error = float(np.concatenate([score(drawn, tuned) - score(drawn, plain) for drawn in resamples]).std())
     used = gain > error
     return Decision(fit(targets, logits) if used else np.zeros(n_outputs), used, gain, error)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bertsmith.bootstrap import LEVEL, RESAMPLES
 from bertsmith.data.table import Labels
-from bertsmith.evaluation.intervals import LEVEL, RESAMPLES, exact_accuracy
+from bertsmith.evaluation.intervals import exact_accuracy
 
 if TYPE_CHECKING:
     from bertsmith.tasks.base import Task

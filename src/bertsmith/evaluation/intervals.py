@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
-RESAMPLES = 1000
+from bertsmith.bootstrap import LEVEL, RESAMPLES, TAILS, draw_resamples
+
 RANKING_RESAMPLES = 200
 """Fewer, because average precision is computed class by class, and ranks resample by resample."""
-LEVEL = 0.95
-TAILS = [50 * (1 - LEVEL), 50 * (1 + LEVEL)]
-"""Percentiles of the lower and the upper bound."""
-MAX_CELLS = 2_000_000
-"""Resamples times texts held in memory at a time."""
 
 
 def bootstrap_intervals(
@@ -82,27 +76,6 @@ def exact_accuracy(right: np.ndarray, groups: np.ndarray | None = None) -> tuple
     trials = len(right) if groups is None else len(np.unique(groups))
     exact = binomtest(trials if right.all() else 0, trials).proportion_ci(LEVEL, method="exact")
     return float(exact.low), float(exact.high)
-
-
-def draw_resamples(n: int, groups: np.ndarray | None, rng: np.random.Generator, resamples: int) -> Iterator[np.ndarray]:
-    """Yield how often each resample draws each text, shape (resamples in the chunk, n), in chunks that fit into memory.
-
-    Args:
-        n: number of texts.
-        groups: group of each text (such as its author or document), shape (n,). Whole groups are then drawn, as many
-            as exist, because texts of one group are not independent (cluster bootstrap, Davison and Hinkley 1997,
-            section 3.8).
-        rng: random generator.
-        resamples: total number of resamples.
-    """
-    codes = None if groups is None else np.unique(groups, return_inverse=True)[1]
-    units = n if codes is None else int(codes.max()) + 1
-    chunk = max(MAX_CELLS // n, 1)
-    for start in range(0, resamples, chunk):
-        size = min(chunk, resamples - start)
-        drawn = rng.integers(0, units, (size, units)) + units * np.arange(size)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=size * units).reshape(size, units)
-        yield counts if codes is None else counts[:, codes]
 
 
 def resampled_average_precision(truth: np.ndarray, probabilities: np.ndarray, drawn: np.ndarray) -> np.ndarray:

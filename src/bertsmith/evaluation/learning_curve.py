@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bertsmith.bootstrap import TAILS, draw_resamples
 from bertsmith.errors import counted
-from bertsmith.evaluation.intervals import TAILS, draw_resamples
 
 FRACTIONS = (0.125, 0.25, 0.5, 0.75, 1.0)
 """Sizes of the nested subsets, as shares of the training folds."""

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from bertsmith.evaluation.intervals import RESAMPLES, TAILS, draw_resamples, exact_accuracy
+from bertsmith.bootstrap import TAILS, draw_resamples
+from bertsmith.evaluation.intervals import exact_accuracy
 
 MIN_TEXTS = 5
 """Slices, and their complements, with fewer texts are skipped."""
@@ -30,13 +31,12 @@ def compare_slices(
         columns: columns to slice by, n values each; missing values are in no slice. Categorical columns are used
             whatever their number of categories.
         groups: group of each text (such as its author), shape (n,). The intervals then come from resampling whole
-            groups, but the test still counts texts.
+            groups, and a second test counts groups.
 
     Returns:
         One entry per slice, worse ones first, then by accuracy: ``by`` (column), ``value``, ``texts``, ``accuracy``,
-        its 95 % ``interval``, the accuracy of the ``rest``, ``p`` of Fisher's one-sided exact test, and ``worse``. A
-        slice is worse if the difference is significant at `FALSE_DISCOVERY_RATE` over all slices (Benjamini and
-        Hochberg 1995).
+        its 95 % ``interval``, the accuracy of the ``rest``, ``p`` as in `_p_value`, and ``worse``. A slice is worse if
+        the difference is significant at `FALSE_DISCOVERY_RATE` over all slices (Benjamini and Hochberg 1995).
     """
     n, hits = len(right), int(right.sum())
     entries = []
@@ -56,7 +56,7 @@ def compare_slices(
                     "accuracy": slice_hits / size,
                     "interval": _interval(right[inside], None if groups is None else groups[inside]),
                     "rest": (hits - slice_hits) / (n - size),
-                    "p": float(stats.hypergeom.cdf(slice_hits, n, hits, size)),
+                    "p": _p_value(right, inside, groups),
                 }
             )
     if entries:
@@ -64,6 +64,32 @@ def compare_slices(
         for entry, p in zip(entries, adjusted, strict=True):
             entry["worse"] = bool(p <= FALSE_DISCOVERY_RATE)
     return sorted(entries, key=lambda entry: (not entry["worse"], entry["accuracy"]))
+
+
+def _p_value(right: np.ndarray, inside: np.ndarray, groups: np.ndarray | None) -> float:
+    """Return the p-value of a lower accuracy inside a slice than outside.
+
+    Fisher's one-sided exact test counts texts. Texts of one group are not independent. So with groups, the p-value is
+    the larger one of this test and a t test with the cluster-robust standard error of the difference.
+
+    Args:
+        right: whether the prediction is correct, shape (n,).
+        inside: whether the text is in the slice, shape (n,).
+        groups: group of each text, shape (n,).
+    """
+    parts = (inside, ~inside)
+    exact = float(stats.hypergeom.cdf(right[inside].sum(), len(right), right.sum(), inside.sum()))
+    if groups is None:
+        return exact
+    codes = np.unique(groups, return_inverse=True)[1]
+    units = min(np.count_nonzero(np.bincount(codes[part])) for part in parts)
+    if units < 2:
+        return 1.0  # a single group says nothing about others
+    shares = [float(right[part].mean()) for part in parts]
+    scaled = [(right - share) * part / part.sum() for share, part in zip(shares, parts, strict=True)]
+    by_group = np.bincount(codes, scaled[0] - scaled[1])
+    error = np.sqrt(len(by_group) / (len(by_group) - 1) * (by_group**2).sum())
+    return max(exact, float(stats.t.cdf((shares[0] - shares[1]) / max(error, 1e-12), units - 1)))
 
 
 def _interval(right: np.ndarray, groups: np.ndarray | None) -> list[float]:
@@ -77,7 +103,7 @@ def _interval(right: np.ndarray, groups: np.ndarray | None) -> list[float]:
     hits, sizes = np.bincount(codes, right), np.bincount(codes)
     if len(sizes) < 2:
         return [0.0, 1.0]  # a single group says nothing about others
-    resamples = draw_resamples(len(sizes), None, np.random.default_rng(0), RESAMPLES)
+    resamples = draw_resamples(len(sizes), None, np.random.default_rng(0))
     drawn = np.concatenate([(times @ hits) / (times @ sizes) for times in resamples])
     bounds: list[float] = np.percentile(drawn, TAILS).tolist()
     return bounds

@@ -27,6 +27,8 @@ from bertsmith.labelling.store import LABELLED, SETTLER, SKIPPED, TABLE, UNSURE,
 from bertsmith.measuring.design import INCLUSION, RANDOM
 
 AGREED, MAJORITY, TIE, SETTLED, SINGLE = "agreed", "majority", "tie", "settled", "one coder"
+PAIR = "Pair"
+"""The column with the second text of a pair."""
 _ROLES = {*LABEL, *LABEL_TEXT, *TEXT, "split"}
 """Columns that `train` would read; those of the pool get another name."""
 
@@ -86,14 +88,14 @@ class Snapshot:
     @property
     def labelled(self) -> list[Labelled]:
         """The texts that at least one coder labelled, in the order of the queue."""
-        given = ((text, [d for d in self.by_text.get(text.id, ()) if d.status == LABELLED]) for text in self.texts)
-        return [self._count_votes(text, some) for text, some in given if some]
+        given = ((text, self.by_text.get(text.id, [])) for text in self.texts)
+        return [self._count_votes(text, some) for text, some in given if any(d.status == LABELLED for d in some)]
 
     def _count_votes(self, text: Queued, decisions: Sequence[Decision]) -> Labelled:
         """Return the labels of the majority, or those that settled a disagreement."""
-        notes = tuple(decision.note for decision in decisions if decision.note)
-        votes = [frozenset(d.labels) for d in decisions if d.coder != SETTLER]
-        settled = [frozenset(d.labels) for d in decisions if d.coder == SETTLER]
+        notes, labelled = _notes(decisions), [d for d in decisions if d.status == LABELLED]
+        votes = [frozenset(d.labels) for d in labelled if d.coder != SETTLER]
+        settled = [frozenset(d.labels) for d in labelled if d.coder == SETTLER]
         labels, how = (settled[-1], SETTLED) if settled else (self._majority(votes), MAJORITY)
         if labels is None:
             return Labelled(text, None, TIE, Counter(votes).most_common(1)[0][1] / len(votes), notes)
@@ -112,11 +114,11 @@ class Snapshot:
     @property
     def without_label(self) -> list[Labelled]:
         """The random texts that coders skipped or were unsure about, and that nobody labelled."""
-        given = ((text, {d.status for d in self.by_text.get(text.id, ())}) for text in self.texts if text.random)
+        given = ((text, self.by_text.get(text.id, [])) for text in self.texts if text.random)
         return [
-            Labelled(text, None, UNSURE if UNSURE in some else SKIPPED, 0.0)
+            Labelled(text, None, UNSURE if any(d.status == UNSURE for d in some) else SKIPPED, 0.0, _notes(some))
             for text, some in given
-            if some and LABELLED not in some
+            if some and all(d.status != LABELLED for d in some)
         ]
 
     @property
@@ -131,12 +133,21 @@ class Snapshot:
 
     @property
     def disputed(self) -> list[tuple[Queued, list[Decision]]]:
-        """The texts that coders labelled differently or were unsure about, and that nobody settled."""
-        return [(text, some) for text in self.texts if _is_disputed(some := self.by_text.get(text.id, []))]
+        """The texts that coders labelled differently or were unsure about, and that nobody settled.
+
+        Also the random texts that coders only skipped, because `bertsmith.measure` needs the label of each random text.
+        """
+        skipped = {each.text.id for each in self.without_label}
+        return [
+            (text, some)
+            for text in self.texts
+            if _is_disputed(some := self.by_text.get(text.id, [])) or text.id in skipped
+        ]
 
     def overview(self) -> dict[str, Any]:
         """Return counts and agreement, JSON-ready. Agreement with suggestions is of coders who did not see them."""
-        labelled = [each for each in self.labelled if each.labels is not None]
+        voted = self.labelled
+        labelled, ties = ([each for each in voted if (each.labels is None) == is_tie] for is_tie in (False, True))
         counts = Counter(label for each in labelled for label in each.labels or ())
         blind = {
             (each.text.id, who): given
@@ -152,7 +163,7 @@ class Snapshot:
             "counts": {label: counts[label] for label in self.labels},
             "agreement": self.agreement.to_dict(),
             "open": len(self.disputed),
-            "without_label": len(self.without_label),
+            "without_label": len(self.without_label) + sum(each.text.random for each in ties),
             "suggestions": vars(measure_agreement(blind, self.labels, self.task).alpha) if blind else None,
         }
 
@@ -192,7 +203,7 @@ class Snapshot:
                 written = json.dumps(given, ensure_ascii=False)
             record: dict[str, Any] = {"Text": text.text}
             if text.pair is not None:
-                record["Pair"] = text.pair
+                record[PAIR] = text.pair
             if self.task == ORDINAL:
                 record["Label"] = numbers[given[0]] if given else ""
             record |= {
@@ -226,6 +237,10 @@ def export(project: Project, path: Path | None = None) -> int:
     writer.writerows(records)
     write_text(path or project.path / TABLE, content.getvalue())
     return sum(record["Label Text"] != "" for record in records)
+
+
+def _notes(decisions: Sequence[Decision]) -> tuple[str, ...]:
+    return tuple(decision.note for decision in decisions if decision.note)
 
 
 def _is_disputed(decisions: Sequence[Decision]) -> bool:

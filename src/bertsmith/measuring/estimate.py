@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-LEVEL = 0.95
+from bertsmith.bootstrap import LEVEL
+
 TARGET = 0.01
 """Half the width of the interval that `labels_for_target` plans for: one percentage point."""
 RELEVANT = 0.1

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
+from bertsmith.bootstrap import LEVEL, draw_resamples
 from bertsmith.measuring.drift import compare_counts
 
 GRID = 100
@@ -19,7 +20,6 @@ FEWEST = 100
 DRAWS, EM_STEPS = 400, 1000
 """With many classes, a quarter of the draws and a tenth of the steps."""
 MANY_CLASSES, CONVERGED = 20, 1e-5
-LEVEL = 0.95
 LENGTHS = 160
 """Bins of length in which texts are counted, eight for each doubling."""
 FEWEST_IN_CLASS = 10
@@ -131,8 +131,8 @@ def _by_confidence(
     if groups is None:
         drawn = rng.beta(hits + mean + 1e-3, texts - hits + 1 - mean + 1e-3, (DRAWS, len(by_bin)))
     else:
-        resamples = resample(groups, len(right), rng, DRAWS)
-        drawn = np.stack([(times * right @ inside + mean) / (times @ inside + 1) for times in resamples])
+        resamples = draw_resamples(len(right), groups, rng, DRAWS)
+        drawn = np.concatenate([(times * right @ inside + mean) / (times @ inside + 1) for times in resamples])
     result: np.ndarray = drawn @ by_bin
     return result
 
@@ -161,7 +161,7 @@ def _by_class(
     draws = DRAWS if k <= MANY_CLASSES else DRAWS // 4
     overall, tables = float((decided == targets).mean()), np.empty((draws, n_cells, k))
     cells = np.stack([decided, k + bins]) * k + targets
-    for i, times in enumerate(resample(groups, len(targets), rng, draws)):
+    for i, times in enumerate(chain.from_iterable(draw_resamples(len(targets), groups, rng, draws))):
         tables[i] = np.bincount(cells.ravel(), np.tile(times, 2), n_cells * k).reshape(n_cells, k)
     texts = tables[:, :k].sum(axis=1)
     recall = np.where(texts > 0, np.diagonal(tables, axis1=1, axis2=2) / np.maximum(texts, 1), overall)
@@ -192,18 +192,3 @@ def _class_shares(mixture: np.ndarray, shares: np.ndarray) -> np.ndarray:
         if abs(found - last).max() < CONVERGED:
             break
     return found
-
-
-def resample(groups: np.ndarray | None, n: int, rng: np.random.Generator, draws: int) -> Iterator[np.ndarray]:
-    """Yield how often each draw of a bootstrap contains each of n texts, shape (n,).
-
-    Args:
-        groups: group of each text, shape (n,). Whole groups are drawn, as many as exist; ``None`` draws texts.
-        n: number of texts.
-        rng: of the draws.
-        draws: number of draws.
-    """
-    of_text = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
-    units = int(of_text.max()) + 1
-    for _ in range(draws):
-        yield np.bincount(rng.integers(0, units, units), minlength=units)[of_text]

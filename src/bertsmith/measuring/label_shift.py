@@ -10,20 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from scipy import stats
 from scipy.optimize import nnls
 
-from bertsmith.measuring.estimate import LEVEL
-from bertsmith.measuring.expected_accuracy import resample
+from bertsmith.bootstrap import LEVEL, RESAMPLES, TAILS, draw_resamples
 
 ALPHA = 0.05
 """Significance level of the test of label shift."""
 FEWEST = 10
 """Minimum of held-out texts per class."""
-DRAWS = 1000
-"""Draws for an interval."""
 _SUM_WEIGHT = 1e4
 """Weight of the constraint that shares sum to 1."""
 
@@ -74,12 +72,12 @@ def adjusted_count(
     # Observed rates of 0 and 1 are uncertain: a Dirichlet prior that is worth one text per class.
     drawn: np.ndarray
     if groups is None:
-        drawn = rng.gamma(table + 1 / k, size=(DRAWS, k, k))
+        drawn = rng.gamma(table + 1 / k, size=(RESAMPLES, k, k))
     else:
-        cells, resamples = predicted * k + targets, resample(groups, len(targets), rng, DRAWS)
+        cells, resamples = predicted * k + targets, chain.from_iterable(draw_resamples(len(targets), groups, rng))
         drawn = np.array([np.bincount(cells, times, k * k).reshape(k, k) for times in resamples]) + 1 / k
     drawn /= drawn.sum(axis=1, keepdims=True)
-    some = rng.multinomial(int(n_corpus), shares, DRAWS) / n_corpus
+    some = rng.multinomial(int(n_corpus), shares, RESAMPLES) / n_corpus
     solutions = (np.linalg.pinv(drawn) @ some[:, :, None])[:, :, 0]
     tail = (1 - LEVEL) / 2 / max(k - 1, 1)
     contradicts = bool((np.quantile(solutions, 1 - tail, axis=0) < 0).any())
@@ -87,7 +85,7 @@ def adjusted_count(
     # Move draws around an impossible value to the nearest possible one, so that no interval has a width of 0.
     middle = np.median(solutions, axis=0)
     solutions = solutions + np.clip(middle, 0, 1) - middle
-    low, high = np.clip(np.percentile(solutions, [50 * (1 - LEVEL), 50 * (1 + LEVEL)], axis=0), 0, 1)
+    low, high = np.clip(np.percentile(solutions, TAILS, axis=0), 0, 1)
     return AdjustedCount(value, np.minimum(low, value), np.maximum(high, value), contradicts)
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import stats
 
+from bertsmith.bootstrap import LEVEL
 from bertsmith.data.formats.registry import to_data_frame
 from bertsmith.errors import ConfigError, DataError, counted, did_you_mean, listing
-from bertsmith.measuring.estimate import LEVEL
 from bertsmith.measuring.pseudo_outcomes import INCLUSION, LEVEL_NAME, NUMBER_NAME, OUTCOME
 
 if TYPE_CHECKING:

@@ -181,10 +181,10 @@ class Task(ABC):
         self, targets: np.ndarray, scores: np.ndarray, *, seed: int, groups: np.ndarray | None
     ) -> dict[str, tuple[float, float]]:
         """Return the 95 % interval of every metric."""
-        from bertsmith.evaluation.intervals import RESAMPLES, TAILS, draw_resamples
+        from bertsmith.bootstrap import TAILS, draw_resamples
 
         rng = np.random.default_rng(seed)
-        chunks = [self.resampled(d, targets, scores) for d in draw_resamples(len(targets), groups, rng, RESAMPLES)]
+        chunks = [self.resampled(d, targets, scores) for d in draw_resamples(len(targets), groups, rng)]
         values = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
         return {name: tuple(np.nanpercentile(v, TAILS).tolist()) for name, v in values.items()}
 
@@ -199,14 +199,14 @@ class Task(ABC):
 
         Both models are scored on the same resamples, so variation that affects both cancels.
         """
-        from bertsmith.evaluation.intervals import RESAMPLES, draw_resamples
+        from bertsmith.bootstrap import draw_resamples
 
         def difference(drawn: np.ndarray) -> np.ndarray:
             one, two = (self.resampled(drawn, targets, scores)[self.primary] for scores in (first, second))
             result: np.ndarray = one - two
             return result
 
-        resamples = draw_resamples(len(targets), groups, np.random.default_rng(seed), RESAMPLES)
+        resamples = draw_resamples(len(targets), groups, np.random.default_rng(seed))
         once = np.ones((1, len(targets)), dtype=np.int64)
         return float(difference(once)[0]), np.concatenate([difference(drawn) for drawn in resamples])
 
@@ -214,7 +214,7 @@ class Task(ABC):
         self, targets: np.ndarray, first: np.ndarray, second: np.ndarray, *, seed: int, groups: np.ndarray | None = None
     ) -> tuple[float, float, float]:
         """Return the difference of the primary metric (first minus second) and its 95 % interval; see `differences`."""
-        from bertsmith.evaluation.intervals import TAILS
+        from bertsmith.bootstrap import TAILS
 
         value, draws = self.differences(targets, first, second, seed=seed, groups=groups)
         low, high = np.percentile(draws, TAILS)

@@ -148,7 +148,8 @@ class MultiLabel(Task):
         self, targets: np.ndarray, scores: np.ndarray, *, seed: int, groups: np.ndarray | None
     ) -> dict[str, tuple[float, float]]:
         """Return the 95 % interval of every metric."""
-        from bertsmith.evaluation.intervals import RANKING_RESAMPLES, TAILS, draw_resamples, resampled_average_precision
+        from bertsmith.bootstrap import TAILS, draw_resamples
+        from bertsmith.evaluation.intervals import RANKING_RESAMPLES, resampled_average_precision
 
         rng = np.random.default_rng(seed)
         precisions = np.concatenate(

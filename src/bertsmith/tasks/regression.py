@@ -141,7 +141,8 @@ class RegressionTask(Task):
         self, targets: np.ndarray, scores: np.ndarray, *, seed: int, groups: np.ndarray | None
     ) -> dict[str, tuple[float, float]]:
         """Return the 95 % interval of every metric."""
-        from bertsmith.evaluation.intervals import RANKING_RESAMPLES, TAILS, draw_resamples
+        from bertsmith.bootstrap import TAILS, draw_resamples
+        from bertsmith.evaluation.intervals import RANKING_RESAMPLES
         from bertsmith.evaluation.regression import resampled_spearman
 
         rng = np.random.default_rng(seed)

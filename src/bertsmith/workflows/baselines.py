@@ -38,6 +38,7 @@ class FrozenEmbeddings:
         n_labels: number of classes.
         mean_pooling: whether the head of the model begins as a regression on the embeddings.
         tokens_per_second: speed of the forward passes.
+        groups: group of each training text; ``None`` without groups.
     """
 
     rows: dict[str, np.ndarray]
@@ -48,6 +49,7 @@ class FrozenEmbeddings:
     n_labels: int
     mean_pooling: bool
     tokens_per_second: float
+    groups: np.ndarray | None = None
 
     @classmethod
     def embed(
@@ -85,8 +87,9 @@ class FrozenEmbeddings:
                 )
                 for name, positions in rows.items()
             }
-        targets, n_labels = tables["train"].targets, len(tables["train"].labels)
-        return cls(rows, embeddings, features, task, targets, n_labels, loaded.mean_pooling, n_tokens / seconds)
+        train, speed = tables["train"], n_tokens / seconds
+        n_labels = len(train.labels)
+        return cls(rows, embeddings, features, task, train.targets, n_labels, loaded.mean_pooling, speed, train.groups)
 
     def initial_head(self, mask: np.ndarray | None = None) -> LinearModel | None:
         """Fit a head to the training texts, or to those of a mask, shape (training texts,).
@@ -111,6 +114,7 @@ class FrozenEmbeddings:
         """
         task, rows = self.task, self.rows["train"]
         inside = mask[rows]
+        groups = None if self.groups is None else self.groups[rows[inside]]
         return regression_scores(
             task,
             self.features["train"][inside],
@@ -118,7 +122,8 @@ class FrozenEmbeddings:
             self.features["test"][scored],
             self.n_labels,
             seed=seed,
-            fit_rule=(lambda y, held_out: task.fit_rule(y, held_out, seed=seed)[1]) if task.needs_rule else None,
+            fit_rule=(lambda y, s: task.fit_rule(y, s, seed=seed, groups=groups)[1]) if task.needs_rule else None,
+            groups=groups,
         )
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from scipy.stats import binomtest
 from threadpoolctl import threadpool_limits
 
+from bertsmith.bootstrap import LEVEL
 from bertsmith.config import Config
-from bertsmith.evaluation.intervals import LEVEL
 from bertsmith.evaluation.learning_curve import Estimate, decide, learning_curve
 from bertsmith.evaluation.multi_label import best_thresholds
 from bertsmith.evaluation.rule import Rule

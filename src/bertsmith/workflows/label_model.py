@@ -108,6 +108,7 @@ def regression_scores(
     *,
     seed: int,
     fit_rule: Callable[[np.ndarray, np.ndarray], Rule] | None = None,
+    groups: np.ndarray | None = None,
 ) -> np.ndarray:
     """Fit a regression to embeddings, and return its scores for others, shape (m, outputs).
 
@@ -120,13 +121,15 @@ def regression_scores(
         seed: of the folds.
         fit_rule: fits a rule to targets and scores of the training texts, each scored by a regression on the other
             folds. ``None`` for no rule.
+        groups: group of each training text, such as its author, shape (n,). The texts of a group are in one fold.
     """
 
     def score(inside: np.ndarray, others: np.ndarray) -> np.ndarray:
         return task.scores(task.fit_head(features[inside], targets[inside], n_labels).logits(others))
 
     scores = score(np.ones(len(targets), dtype=bool), others)
-    fold = np.random.default_rng(seed).permutation(len(targets)) % FOLDS
+    units = np.arange(len(targets)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    fold = (np.random.default_rng(seed).permutation(units.max() + 1) % FOLDS)[units]
     if fit_rule is None or any(len(np.unique(targets[fold != f], axis=0)) < 2 for f in range(FOLDS)):
         return scores
     held_out = np.empty((len(targets), n_labels))

@@ -75,7 +75,7 @@ class Chosen:
 
     def tasks(self, tool: str) -> str:
         """Return the texts as a file of tasks for an annotation tool, with the other columns of `cells`."""
-        texts = [text.text if text.pair is None else flat((text.text, text.pair)) for text in self.texts]
+        texts = [_flat(text) for text in self.texts]
         columns = {
             f"pool {name}" if name == "text" or canonical(name) in _LABELS else name: [
                 None if is_missing(value) else value for value in values
@@ -142,7 +142,8 @@ def choose_for_project(
             for the project.
     """
     # Two processes that add embeddings at the same time would mix them up.
-    with lock(project.path, "choosing texts for this project"), _opened(source, config, Template()) as stream:
+    template = Template(pair_column=config.pair_column)
+    with lock(project.path, "choosing texts for this project"), _opened(source, config, template) as stream:
         observe(InputOpened(stream.n_rows, stream.notes, stream.skipped))
         name = project_model(project.path, config)
         loaded = load_encoder(name, config)
@@ -185,14 +186,13 @@ def choose_for_project(
             scored=scored,
             embed=lambda rows, texts: pool.read(rows),
             known=pool.read(np.array(queued, dtype=np.int64) - 1),
-            known_texts=[text.text for text in project.texts],
+            known_texts=[_flat(text) for text in project.texts],
             order_seed=seed + len(queued),
             suggestions=suggestions,
         )
         project.set_setting("pool_sizes", sizes)
         project.add_texts(chosen.texts)
-        rows = [text.row for text in project.texts if text.random]
-        return replace(chosen, inclusion=inclusion_probabilities(rows, sizes))
+        return replace(chosen, inclusion=inclusion_probabilities([t.row for t in project.texts if t.random], sizes))
 
 
 def choose_with_run(
@@ -318,6 +318,10 @@ def _queued(choice: Choice, columns: dict[str, Any], text: Text, suggestions: st
         columns,
         None if is_missing(given) else SEPARATOR.join(map(to_text, given if is_list(given) else [given])),
     )
+
+
+def _flat(text: Queued) -> str:
+    return flat(text.text if text.pair is None else (text.text, text.pair))
 
 
 def read_rows(stream: Stream, rows: np.ndarray) -> dict[int, tuple[dict[str, Any], Text]]:

@@ -16,7 +16,7 @@ from bertsmith.errors import UserError, save_traceback
 from bertsmith.events import InputOpened, PredictionEvent, PredictionListener, RowsPredicted
 from bertsmith.labelling.pool import EmptyPoolError
 from bertsmith.labelling.store import Project
-from bertsmith.labelling.table import export
+from bertsmith.labelling.table import PAIR, export
 
 RUNS = "runs"
 """Folder in the project with a run for each training."""
@@ -116,7 +116,9 @@ class Rounds:
 
     def train_command(self, table: Path, run: Path) -> list[str]:
         """Return the command, without ``bertsmith``, that trains on an exported table."""
-        return [*train_arguments(table, run, self.project.task), *self.train_flags]
+        pair = ["--pair-column", PAIR] if any(text.pair is not None for text in self.project.texts) else []
+        command = ["train", str(table), "-o", str(run), "--split-column", "split", "--task", self.project.task]
+        return [*command, *pair, *self.train_flags]
 
     def _read(self, child: subprocess.Popen[str]) -> None:
         assert child.stdout is not None
@@ -148,8 +150,3 @@ class Rounds:
             with suppress(subprocess.TimeoutExpired):
                 self.child.wait(CLOSE_SECONDS)
         return [*self.train_command(run.with_suffix(".csv"), run), "--resume"] if is_running else []
-
-
-def train_arguments(table: Path, run: Path, task: str) -> list[str]:
-    """Return the command, without ``bertsmith``, that trains on an exported table."""
-    return ["train", str(table), "-o", str(run), "--split-column", "split", "--task", task]

@@ -127,9 +127,10 @@ class LabelledSample:
             asked: the measured quantities.
             n_corpus: number of texts of the corpus.
         """
-        inclusion = self.inclusion
-        if inclusion is None:
-            inclusion = np.full(len(self.texts), min(len(self.texts) / n_corpus, 1.0))
+        inclusion = np.ones(len(self.texts)) if self.inclusion is None else self.inclusion
+        # The probabilities can be those of a smaller pool, or rows of the sample may have been left out. Then a smaller
+        # share of the corpus is labelled than the probabilities say.
+        inclusion = inclusion * min((1 / inclusion).sum() / n_corpus, 1.0)
         all_found = bool(self.found.all())
         bounded = asked.range is None
         return Sample(asked.of(self.outcomes), asked.of(scores), inclusion, all_found, self.clusters, bounded)

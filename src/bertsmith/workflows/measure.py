@@ -45,6 +45,8 @@ MAX_GROUPS = 2000
 """Maximum number of groups of a measurement."""
 SURPRISING = 4
 """A sample is not random if its mean prediction differs from that of the corpus by more standard errors than this."""
+SMALL_POOL = 0.5
+"""A note follows if the labelled texts come from a smaller fraction of the corpus, by their inclusion probabilities."""
 FEWEST_IN_GROUP = 2
 """Labelled texts, or clusters of them, that a group needs."""
 
@@ -251,6 +253,12 @@ def _corrected(
             f"labelled texts that are not in the corpus: {len(sample) - found:,} of {len(sample):,}; the intervals are "
             "for the population that sample and corpus come from"
             + ("" if found else ". Check that the sample belongs to this corpus")
+        )
+    drawn_from = whole.texts if labelled.inclusion is None else float((1 / labelled.inclusion).sum())
+    if drawn_from < SMALL_POOL * whole.texts:
+        notes.append(
+            f"by their inclusion probabilities, the labelled texts come from about {drawn_from:,.0f} texts, but the "
+            f"corpus has {whole.texts:,}. The estimates hold for the corpus only if these texts are a random part of it"
         )
     share_names = asked.names[: asked.n_shares]
     for text, everywhere in zip(share_names, labelled.outcomes.min(axis=0) == 1, strict=False):

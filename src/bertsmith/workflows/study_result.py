@@ -12,12 +12,12 @@ import optuna
 from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
+from bertsmith.bootstrap import TAILS
 from bertsmith.config import Config
 from bertsmith.data.table import Table
 from bertsmith.data.template import stored_groups
 from bertsmith.errors import ConfigError, RunFolderError
 from bertsmith.evaluation.baseline import verdict
-from bertsmith.evaluation.intervals import TAILS
 from bertsmith.events import FinalStarted, StudyListener
 from bertsmith.folders import atomic
 from bertsmith.folders.claim import known_settings
