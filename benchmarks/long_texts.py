@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 import bertsmith as bs
+from bertsmith.evaluation.evaluate import paired_difference
 from bertsmith.evaluation.metrics import macro_f1
 from bertsmith.tasks.registry import get_task
 
@@ -71,7 +72,7 @@ def run_table(folder: Path, options: argparse.Namespace, seed: int) -> None:
                 targets = names.map(index).to_numpy(dtype=np.int64)
                 predicted = found.argmax(axis=1)
                 reference = found if reference is None else reference
-                value, low, high = get_task(run.task).difference(targets, found, reference, seed=seed)
+                value, low, high = paired_difference(get_task(run.task), targets, found, reference, seed=seed)
                 score = macro_f1(targets, predicted)
                 loss = -np.log(np.clip(found[np.arange(len(targets)), targets], 1e-12, None)).mean()
                 cells = (folder.name, seed, trained, read, f"{score:.3f}", f"{value:+.3f} [{low:+.3f}, {high:+.3f}]")

@@ -13,7 +13,7 @@ from sklearn import metrics as sk
 from bertsmith.data.table import Labels
 from bertsmith.evaluation.baseline import bag_of_words, verdict
 from bertsmith.evaluation.calibration import calibration_metrics, fit_temperature, reliability, scale
-from bertsmith.evaluation.evaluate import evaluate
+from bertsmith.evaluation.evaluate import evaluate, paired_difference
 from bertsmith.evaluation.intervals import (
     bootstrap_intervals,
     draw_resamples,
@@ -227,14 +227,14 @@ def test_a_paired_difference_has_a_narrower_interval():
     targets = rng.integers(0, 3, 400)
     one = np.where(rng.random(400) < 0.85, targets, rng.integers(0, 3, 400))
     two = np.where(rng.random(400) < 0.9, one, (one + 1) % 3)  # wrong where `one` is, and in some more places
-    value, low, high = SINGLE.difference(targets, np.eye(3)[one], np.eye(3)[two], seed=0)
+    value, low, high = paired_difference(SINGLE, targets, np.eye(3)[one], np.eye(3)[two], seed=0)
     assert value == pytest.approx(
         sk.f1_score(targets, one, average="macro") - sk.f1_score(targets, two, average="macro")
     )
     assert 0 < low < value < high
     intervals = [bootstrap_intervals(targets, np.eye(3)[p], seed=0)["macro_f1"] for p in (one, two)]
     assert high - low < sum(b - a for a, b in intervals) / 2
-    same = SINGLE.difference(targets, np.eye(3)[one], np.eye(3)[one], seed=0)
+    same = paired_difference(SINGLE, targets, np.eye(3)[one], np.eye(3)[one], seed=0)
     assert same == (0, 0, 0)
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from bertsmith.data.table import Labels
 from bertsmith.evaluation.abstention import conformal_threshold
-from bertsmith.evaluation.evaluate import evaluate
+from bertsmith.evaluation.evaluate import evaluate, paired_difference
 from bertsmith.evaluation.linear_models import (
     bag_of_words_for_numbers,
     bag_of_words_for_sets,
@@ -243,7 +243,7 @@ def test_every_metric_has_an_interval_around_its_value(name):
     grouped = evaluate(task, targets, scores, labels, seed=0, groups=halves)["metrics"][task.primary]
     assert grouped["value"] == result["metrics"][task.primary]["value"]
     assert grouped["interval"] != result["metrics"][task.primary]["interval"]
-    value, low, high = task.difference(targets, scores, scores, seed=0)
+    value, low, high = paired_difference(task, targets, scores, scores, seed=0)
     assert (value, low, high) == (0, 0, 0)
 
 

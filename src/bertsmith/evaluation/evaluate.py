@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertsmith.data.table import Labels
-from bertsmith.evaluation.intervals import LEVEL, RESAMPLES, exact_accuracy
+from bertsmith.evaluation.intervals import LEVEL, RESAMPLES, TAILS, draw_resamples, exact_accuracy
 
 if TYPE_CHECKING:
     from bertsmith.tasks.base import Task
@@ -78,11 +78,37 @@ def compare_classifiers(
     for (name, table), seed in zip(scores.items(), seeds, strict=True):
         difference = None
         if name != names[0]:
-            value, low, high = task.difference(targets, table, scores[names[0]], seed=seeds[0], groups=groups)
+            value, low, high = paired_difference(task, targets, table, scores[names[0]], seed=seeds[0], groups=groups)
             difference = {"value": value, "interval": [low, high], "distinguishable": low > 0 or high < 0}
         metrics = _metrics(task, targets, table, seed, groups)
         entries.append({"name": name, "metrics": metrics, "difference": difference})
     return entries
+
+
+def paired_difference(
+    task: Task, targets: np.ndarray, one: np.ndarray, two: np.ndarray, *, seed: int, groups: np.ndarray | None = None
+) -> tuple[float, float, float]:
+    """Return the difference of the primary metric and its 95 % interval; see `paired_differences`."""
+    value, draws = paired_differences(task, targets, one, two, seed=seed, groups=groups)
+    low, high = np.percentile(draws, TAILS)
+    return value, float(low), float(high)
+
+
+def paired_differences(
+    task: Task, targets: np.ndarray, one: np.ndarray, two: np.ndarray, *, seed: int, groups: np.ndarray | None = None
+) -> tuple[float, np.ndarray]:
+    """Return the primary metric of one model's scores minus that of another's, and the same on every resample.
+
+    Both have the same resamples, so variation that affects both cancels. The other arguments are those of `evaluate`.
+    """
+
+    def difference(drawn: np.ndarray) -> np.ndarray:
+        first, second = (task.resampled(drawn, targets, scores)[task.primary] for scores in (one, two))
+        return np.asarray(first - second)
+
+    resamples = draw_resamples(len(targets), groups, np.random.default_rng(seed), RESAMPLES)
+    once = np.ones((1, len(targets)), dtype=np.int64)
+    return float(difference(once)[0]), np.concatenate([difference(drawn) for drawn in resamples])
 
 
 def _metrics(

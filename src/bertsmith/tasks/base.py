@@ -192,34 +192,6 @@ class Task(ABC):
         """Return what ``metrics.json`` has for a split besides single numbers, JSON-ready."""
         return {}
 
-    def differences(
-        self, targets: np.ndarray, first: np.ndarray, second: np.ndarray, *, seed: int, groups: np.ndarray | None = None
-    ) -> tuple[float, np.ndarray]:
-        """Return the difference of the primary metric, and that on every resample, shape (resamples,).
-
-        Both models are scored on the same resamples, so variation that affects both cancels.
-        """
-        from bertsmith.evaluation.intervals import RESAMPLES, draw_resamples
-
-        def difference(drawn: np.ndarray) -> np.ndarray:
-            one, two = (self.resampled(drawn, targets, scores)[self.primary] for scores in (first, second))
-            result: np.ndarray = one - two
-            return result
-
-        resamples = draw_resamples(len(targets), groups, np.random.default_rng(seed), RESAMPLES)
-        once = np.ones((1, len(targets)), dtype=np.int64)
-        return float(difference(once)[0]), np.concatenate([difference(drawn) for drawn in resamples])
-
-    def difference(
-        self, targets: np.ndarray, first: np.ndarray, second: np.ndarray, *, seed: int, groups: np.ndarray | None = None
-    ) -> tuple[float, float, float]:
-        """Return the difference of the primary metric (first minus second) and its 95 % interval; see `differences`."""
-        from bertsmith.evaluation.intervals import TAILS
-
-        value, draws = self.differences(targets, first, second, seed=seed, groups=groups)
-        low, high = np.percentile(draws, TAILS)
-        return value, float(low), float(high)
-
     @abstractmethod
     def fit_rule(
         self,

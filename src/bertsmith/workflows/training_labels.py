@@ -23,6 +23,7 @@ from bertsmith.data.table import SINGLE_LABEL, Table
 from bertsmith.evaluation.baseline import FOLDS, REGRESSION_C
 from bertsmith.evaluation.calibration import fit_temperature, scale
 from bertsmith.evaluation.decision import stratified_folds
+from bertsmith.evaluation.evaluate import paired_differences
 from bertsmith.evaluation.label_errors import FOLDS as SEARCH_FOLDS
 from bertsmith.evaluation.label_errors import find_label_errors
 from bertsmith.folders.run import Run
@@ -171,7 +172,7 @@ def compare_labels(
     macro_f1 = [float(task.scalar_metrics(majority, p)["macro_f1"] or 0.0) for p in scores]
     gains = losses[0] - losses[1]
     gain, error = float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains)))
-    f1_error = float(task.differences(majority, scores[1], scores[0], seed=seed)[1].std())
+    f1_error = float(paired_differences(task, majority, scores[1], scores[0], seed=seed)[1].std())
     used = gain > error and macro_f1[1] - macro_f1[0] >= -f1_error
     means = float(losses[0].mean()), float(losses[1].mean())
     return SoftLabels(used, means, (macro_f1[0], macro_f1[1]), gain, error, f1_error)
