@@ -20,16 +20,12 @@ from bertsmith.evaluation.intervals import (
     resampled_average_precision,
     resampled_label_metrics,
 )
-from bertsmith.evaluation.metrics import (
-    SCALAR_METRICS,
-    per_class_metrics,
-    scalar_metrics,
-    validation_metrics,
-)
+from bertsmith.evaluation.metrics import SCALAR_METRICS, scalar_metrics, validation_metrics
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_table
 
 SINGLE = get_task()
+ABC = Labels((5, 6, 7), ("a", "b", "c"))
 
 TARGETS = np.array([0, 0, 1, 1, 2])
 PROBABILITIES = np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.1, 0.8, 0.1], [0.2, 0.7, 0.1], [0.6, 0.2, 0.2]])
@@ -54,10 +50,10 @@ def test_metrics_match_explicit_sums():
 
 
 def test_undefined_metrics_are_none():
-    classes = per_class_metrics(TARGETS, PROBABILITIES)
+    classes = SINGLE.details(TARGETS, PROBABILITIES, ABC)["per_class"]
     assert classes[2]["precision"] is None  # never predicted
     assert classes[2]["recall"] == 0
-    absent = per_class_metrics(np.array([0, 0]), np.array([[0.9, 0.1, 0], [0.2, 0.8, 0]]))
+    absent = SINGLE.details(np.array([0, 0]), np.array([[0.9, 0.1, 0], [0.2, 0.8, 0]]), ABC)["per_class"]
     assert absent[1]["recall"] is None  # no such text
     assert absent[1]["precision"] == 0
     assert absent[2]["f1"] is None
@@ -78,6 +74,24 @@ def test_label_metrics_agree_with_scikit_learn(seed, n, k):
         if theirs[name] is not None:
             assert value[0] == pytest.approx(theirs[name], abs=1e-12), name
     assert validation_metrics(targets, probabilities)["macro_f1"] == pytest.approx(theirs["macro_f1"])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(2, 6))
+def test_metrics_per_class_and_the_confusion_matrix_agree_with_scikit_learn(seed, n, k):
+    targets, probabilities = _random(seed, n, k)
+    predicted, classes = probabilities.argmax(axis=1), np.arange(k)
+    details = SINGLE.details(targets, probabilities, Labels(tuple(range(k)), tuple("abcdef"[:k])))
+    theirs = sk.precision_recall_fscore_support(targets, predicted, labels=classes, average=None, zero_division=np.nan)
+    for name, expected in zip(("precision", "recall", "f1", "texts"), theirs, strict=True):
+        found = [np.nan if entry[name] is None else entry[name] for entry in details["per_class"]]
+        assert found == pytest.approx(expected.tolist(), nan_ok=True), name
+    for c, entry in enumerate(details["per_class"]):
+        truth = targets == c
+        expected = sk.average_precision_score(truth, probabilities[:, c]) if truth.any() else None
+        assert entry["average_precision"] == pytest.approx(expected)
+        assert (entry["predicted"], entry["label_text"]) == ((predicted == c).sum(), "abcdef"[c])
+    assert details["confusion"] == sk.confusion_matrix(targets, predicted, labels=classes).tolist()
 
 
 def test_resampled_metrics_equal_metrics_of_the_drawn_texts():
@@ -305,7 +319,7 @@ def test_the_bootstrap_resamples_whole_groups():
 
 
 def test_an_evaluation_is_json_ready():
-    result = evaluate(SINGLE, TARGETS, PROBABILITIES, Labels((5, 6, 7), ("a", "b", "c")), seed=0)
+    result = evaluate(SINGLE, TARGETS, PROBABILITIES, ABC, seed=0)
     assert json.loads(json.dumps(result)) == result
     assert result["texts"] == 5
     assert result["confusion"] == [[1, 1, 0], [0, 2, 0], [1, 0, 0]]

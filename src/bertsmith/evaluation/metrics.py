@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import Any
-
 import numpy as np
 from sklearn import metrics as sk
 
@@ -79,49 +76,3 @@ def log_loss(targets: np.ndarray, probabilities: np.ndarray) -> float:
     normalised = probabilities.astype(np.float64)
     normalised /= normalised.sum(axis=1, keepdims=True)
     return float(sk.log_loss(targets, normalised, labels=np.arange(probabilities.shape[1])))
-
-
-def per_class_metrics(
-    targets: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray | None = None
-) -> list[dict[str, Any]]:
-    """Return precision, recall, F1, average precision and counts of every class.
-
-    Args:
-        targets: class indices, shape (n,).
-        probabilities: shape (n, classes).
-        predicted: class indices, shape (n,); the most likely classes by default.
-
-    Returns:
-        One entry per class, in order; a metric is ``None`` if the class has no texts or no predictions that define it.
-    """
-    predicted = probabilities.argmax(axis=1) if predicted is None else predicted
-    classes = np.arange(probabilities.shape[1])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        precision, recall, f1, support = sk.precision_recall_fscore_support(
-            targets, predicted, labels=classes, average=None, zero_division=np.nan
-        )
-    times = np.bincount(predicted, minlength=len(classes))
-    return [
-        {
-            "precision": _defined(precision[c], times[c] > 0),
-            "recall": _defined(recall[c], support[c] > 0),
-            "f1": _defined(f1[c], support[c] + times[c] > 0),
-            "average_precision": (
-                float(sk.average_precision_score(targets == c, probabilities[:, c])) if support[c] else None
-            ),
-            "texts": int(support[c]),
-            "predicted": int(times[c]),
-        }
-        for c in classes
-    ]
-
-
-def confusion_matrix(targets: np.ndarray, predicted: np.ndarray, n_classes: int) -> np.ndarray:
-    """Return counts of texts by class (rows) and predicted class (columns), shape (classes, classes)."""
-    matrix: np.ndarray = sk.confusion_matrix(targets, predicted, labels=np.arange(n_classes))
-    return matrix
-
-
-def _defined(value: float, is_defined: bool) -> float | None:
-    return float(value) if is_defined else None

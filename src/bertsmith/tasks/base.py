@@ -138,10 +138,9 @@ class Task(ABC):
     def predicted(self, scores: np.ndarray) -> np.ndarray:
         """Return the decisions, shaped as targets."""
 
+    @abstractmethod
     def confidence(self, scores: np.ndarray) -> np.ndarray:
         """Return the probability that a text's prediction is correct, shape (n,)."""
-        highest: np.ndarray = scores.max(axis=1, initial=0.0)
-        return highest
 
     def is_right(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Return whether each prediction is correct, bool, shape (n,)."""
@@ -188,9 +187,9 @@ class Task(ABC):
         values = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
         return {name: tuple(np.nanpercentile(v, TAILS).tolist()) for name, v in values.items()}
 
+    @abstractmethod
     def details(self, targets: np.ndarray, scores: np.ndarray, labels: Labels) -> dict[str, Any]:
         """Return what ``metrics.json`` has for a split besides single numbers, JSON-ready."""
-        return {}
 
     @abstractmethod
     def fit_rule(
@@ -217,22 +216,11 @@ class Task(ABC):
     def calibration(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
         """Return how far the scores are from what they claim, JSON-ready."""
 
+    @abstractmethod
     def abstention(
         self, targets: np.ndarray, scores: np.ndarray, held_out: tuple[np.ndarray, np.ndarray]
     ) -> dict[str, Any]:
-        """Evaluate thresholds and label sets on texts other than the held-out ones that set them, JSON-ready."""
-        from bertsmith.evaluation.abstention import CheckedPredictions, evaluate_abstention, label_shift
-
-        def check(t: np.ndarray, s: np.ndarray) -> CheckedPredictions:
-            return CheckedPredictions(self.confidence(s), self.is_right(t, s), self.conformity(t, s))
-
-        both = (held_out[0], targets)
-        evaluated = evaluate_abstention(
-            check(targets, scores), check(*held_out), lambda threshold: self.evaluate_sets(targets, scores, threshold)
-        )
-        before, now = (self.label_counts(t, scores.shape[1]) for t in both)
-        texts = None if targets.ndim == 1 else [len(t) for t in both]
-        return {**evaluated, "label_shift": label_shift(before, now, texts)}
+        """Evaluate thresholds and prediction sets on texts other than the held-out ones that set them, JSON-ready."""
 
     def label_counts(self, targets: np.ndarray, n_labels: int) -> np.ndarray:
         """Return how often each label occurs, shape (labels,)."""

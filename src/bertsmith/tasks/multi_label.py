@@ -12,7 +12,8 @@ from bertsmith.data.outcomes import join_labels
 from bertsmith.data.table import MULTI_LABEL, Labels
 from bertsmith.evaluation.calibration import reliability
 from bertsmith.evaluation.rule import Rule
-from bertsmith.tasks.base import Names, Task
+from bertsmith.tasks.base import Names
+from bertsmith.tasks.label_task import LabelTask
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _EPSILON = 1e-12
 
 
-class MultiLabel(Task):
+class MultiLabel(LabelTask):
     """Any number of labels per text: independent probabilities, and every label above 0.5 after its threshold."""
 
     name = MULTI_LABEL
@@ -162,19 +163,14 @@ class MultiLabel(Task):
         return {**found, "macro_average_precision": (low, high)}
 
     def details(self, targets: np.ndarray, scores: np.ndarray, labels: Labels) -> dict[str, Any]:
-        """Return metrics per label, the co-occurrence of labels and of predictions, and the calibration."""
-        from bertsmith.evaluation.multi_label import cooccurrence, per_label_metrics
+        """Return metrics per label, the calibration, and the co-occurrence of labels and of predictions."""
+        from bertsmith.evaluation.multi_label import cooccurrence
 
-        predicted = self.predicted(scores)
-        without = {"labels": ~targets.any(axis=1), "predicted": ~predicted.any(axis=1)}
-        entries = per_label_metrics(targets, scores, predicted)
-        for entry, number, text in zip(entries, labels.numbers, labels.texts, strict=True):
-            entry |= {"label": number, "label_text": text}
+        sets = {"labels": targets, "predicted": self.predicted(scores)}
         return {
-            "per_class": entries,
-            "cooccurrence": {"labels": cooccurrence(targets).tolist(), "predicted": cooccurrence(predicted).tolist()},
-            "without_labels": {name: int(none.sum()) for name, none in without.items()},
-            "calibration": self.calibration(targets, scores),
+            **super().details(targets, scores, labels),
+            "cooccurrence": {name: cooccurrence(some).tolist() for name, some in sets.items()},
+            "without_labels": {name: int((~some.any(axis=1)).sum()) for name, some in sets.items()},
         }
 
     def fit_rule(
@@ -212,31 +208,6 @@ class MultiLabel(Task):
         """Return how often each label occurs, shape (labels,)."""
         result: np.ndarray = targets.sum(axis=0)
         return result
-
-    def conformity(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Return the lowest probability of the labels of each text that has any, shape (texts with labels,).
-
-        Every set contains the labels of a text without labels. If most texts had none, empty sets would suffice.
-        """
-        has_labels = targets.any(axis=1)
-        result: np.ndarray = np.where(targets, scores, 1.0)[has_labels].min(axis=1)
-        return result
-
-    def evaluate_sets(self, targets: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return whether each set contains all labels of its text, for texts with labels, and the size of all sets."""
-        sets = self._sets(scores, threshold)
-        return (sets | ~targets).all(axis=1)[targets.any(axis=1)], sets.sum(axis=1)
-
-    def _sets(self, scores: np.ndarray, threshold: float) -> np.ndarray:
-        """Return which labels are in each text's set, bool, shape (n, labels); the predicted ones always are."""
-        sets: np.ndarray = (scores >= threshold) | self.predicted(scores)
-        return sets
-
-    def set_columns(self, scores: np.ndarray, threshold: float, labels: Labels) -> dict[str, list[Any]]:
-        """Return ``label_set``: the label texts of each set, likeliest first."""
-        inside = self._sets(scores, threshold)
-        order = np.argsort(-scores, axis=1, kind="stable")
-        return {"label_set": [[labels.texts[c] for c in row if inside[i, c]] for i, row in enumerate(order)]}
 
     def naive_baseline(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
         """Return the labels that most texts have, and the share of texts with each label."""

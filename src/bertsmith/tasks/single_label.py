@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from bertsmith.data.table import SINGLE_LABEL, Labels
-from bertsmith.evaluation.abstention import label_sets
 from bertsmith.evaluation.calibration import calibration_metrics, fit_temperature, scale, softmax, to_logits
 from bertsmith.evaluation.rule import Rule
-from bertsmith.tasks.base import Names, Task
+from bertsmith.tasks.base import Names
+from bertsmith.tasks.label_task import LabelTask
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bertsmith.training.losses import Loss
 
 
-class SingleLabel(Task):
+class SingleLabel(LabelTask):
     """One class per text: softmax, cross-entropy, and the most likely class after class offsets."""
 
     name = SINGLE_LABEL
@@ -106,18 +106,11 @@ class SingleLabel(Task):
         return bootstrap_intervals(targets, scores, seed=seed, groups=groups)
 
     def details(self, targets: np.ndarray, scores: np.ndarray, labels: Labels) -> dict[str, Any]:
-        """Return metrics per class, the confusion matrix (rows are classes) and the calibration."""
-        from bertsmith.evaluation.metrics import confusion_matrix, per_class_metrics
+        """Return metrics per class, the calibration and the confusion matrix, whose rows are classes."""
+        from sklearn.metrics import confusion_matrix
 
-        predicted = self.predicted(scores)
-        classes = per_class_metrics(targets, scores, predicted)
-        for entry, number, text in zip(classes, labels.numbers, labels.texts, strict=True):
-            entry |= {"label": number, "label_text": text}
-        return {
-            "per_class": classes,
-            "confusion": confusion_matrix(targets, predicted, len(labels)).tolist(),
-            "calibration": self.calibration(targets, scores),
-        }
+        matrix = confusion_matrix(targets, self.predicted(scores), labels=np.arange(len(labels)))
+        return {**super().details(targets, scores, labels), "confusion": matrix.tolist()}
 
     def fit_rule(
         self,
@@ -141,22 +134,6 @@ class SingleLabel(Task):
     def calibration(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
         """Return calibration errors and the bins of a reliability diagram."""
         return calibration_metrics(targets, scores)
-
-    def conformity(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Return the probability of each text's class, shape (n,)."""
-        result: np.ndarray = scores[np.arange(len(targets)), targets]
-        return result
-
-    def evaluate_sets(self, targets: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return whether each label set contains the class, and its size, each shape (n,)."""
-        sets = label_sets(scores, threshold, self.predicted(scores))
-        return sets[np.arange(len(targets)), targets], sets.sum(axis=1)
-
-    def set_columns(self, scores: np.ndarray, threshold: float, labels: Labels) -> dict[str, list[Any]]:
-        """Return ``label_set``: the label texts of each set, likeliest first."""
-        inside = label_sets(scores, threshold, self.predicted(scores))
-        order = np.argsort(-scores, axis=1, kind="stable")
-        return {"label_set": [[labels.texts[c] for c in row if inside[i, c]] for i, row in enumerate(order)]}
 
     def naive_baseline(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
         """Return the most frequent class, and the class shares as probabilities."""
