@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import f1_score
 
 import bertsmith as bs
 from bertsmith.evaluation.evaluate import paired_difference
-from bertsmith.evaluation.metrics import macro_f1
 from bertsmith.tasks.registry import get_task
 
 LONGS = ("truncate", "head-tail", "window")
@@ -73,7 +73,7 @@ def run_table(folder: Path, options: argparse.Namespace, seed: int) -> None:
                 predicted = found.argmax(axis=1)
                 reference = found if reference is None else reference
                 value, low, high = paired_difference(get_task(run.task), targets, found, reference, seed=seed)
-                score = macro_f1(targets, predicted)
+                score = f1_score(targets, predicted, average="macro")
                 loss = -np.log(np.clip(found[np.arange(len(targets)), targets], 1e-12, None)).mean()
                 cells = (folder.name, seed, trained, read, f"{score:.3f}", f"{value:+.3f} [{low:+.3f}, {high:+.3f}]")
                 times = (f"{seconds:.0f} s", f"{1000 * predicting / len(texts):.0f} ms")

@@ -34,7 +34,7 @@ from bertsmith.evaluation.multi_label import (
     tune_thresholds,
 )
 from bertsmith.evaluation.ordinal import least_cost
-from bertsmith.evaluation.regression import evaluate_intervals, interval_half_width, resampled_spearman
+from bertsmith.evaluation.regression import evaluate_intervals, interval_half_width
 from bertsmith.evaluation.rule import Rule
 from bertsmith.model.load import fold_calibration
 from bertsmith.model.tokens import Tokens
@@ -201,7 +201,7 @@ def test_every_epoch_logs_the_named_metrics(task):
 
 
 @few
-@given(seeds, st.integers(2, 30), st.integers(2, 5), st.sampled_from(["multi-label", "ordinal", "regression"]))
+@given(seeds, st.integers(2, 30), st.integers(2, 5), st.sampled_from([*TASKS]))
 def test_a_resample_gives_the_metrics_of_its_rows(seed, n, k, name):
     """A draw of ones is the texts themselves; other draws repeat rows or leave them out."""
     task = TASKS[name]
@@ -210,25 +210,26 @@ def test_a_resample_gives_the_metrics_of_its_rows(seed, n, k, name):
     )
     rng = np.random.default_rng(seed)
     drawn = np.stack([np.ones(n, dtype=np.int64), *(rng.multinomial(n, np.ones(n) / n) for _ in range(2))])
-    found = task.resampled(drawn, targets, scores)
+    found, ranks = task.resampled(drawn, targets, scores), task.resampled_ranks(drawn, targets, scores)
+    assert found.keys() | ranks.keys() == task.metric_names.keys()
     for i, times in enumerate(drawn):
         rows = np.repeat(np.arange(n), times)
         expected = task.scalar_metrics(targets[rows], scores[rows])
         for metric, values in found.items():
             assert values.shape == (3,)
             assert values[i] == pytest.approx(expected[metric] if expected[metric] is not None else 0.0, abs=1e-6)
-    if name == "regression":
-        for i, value in enumerate(resampled_spearman(drawn, targets, scores[:, 0])):
-            rows = np.repeat(np.arange(n), drawn[i])
-            expected = task.scalar_metrics(targets[rows], scores[rows])["spearman"]
-            assert np.isnan(value) if expected is None else value == pytest.approx(expected)
+        for metric, values in ranks.items():
+            if expected[metric] is not None:
+                assert values[i] == pytest.approx(expected[metric])
+            elif metric == "spearman":
+                assert np.isnan(values[i])
 
 
-@pytest.mark.parametrize("name", ["multi-label", "ordinal", "regression"])
+@pytest.mark.parametrize("name", TASKS)
 def test_every_metric_has_an_interval_around_its_value(name):
     task = TASKS[name]
     targets, scores = (
-        {"multi-label": _sets, "ordinal": _levels}[name](1, 200, 4) if name != "regression" else _numbers(1, 200)
+        _numbers(1, 200) if name == "regression" else (_sets if name == "multi-label" else _levels)(1, 200, 4)
     )
     labels = Labels(tuple(range(4)), tuple("abcd")) if name != "regression" else Labels((0,), ("score",))
     result = evaluate(task, targets, scores, labels, seed=0)

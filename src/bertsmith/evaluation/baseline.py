@@ -12,7 +12,6 @@ import numpy as np
 from bertsmith.data.template import Text, segments
 from bertsmith.evaluation.calibration import log_sum_exp
 from bertsmith.evaluation.decision import stratified_folds
-from bertsmith.evaluation.metrics import macro_f1
 
 SVM_C = 1.0
 REGRESSION_C = 0.1
@@ -52,13 +51,15 @@ def bag_of_words(
         n_classes: number of classes; classes without training texts get probability 0.
         seed: of the folds.
     """
+    from sklearn.metrics import f1_score
+
     x, others = word_features(train, texts)
     classes, y = np.unique(targets, return_inverse=True)
     sample = np.random.default_rng(seed).permutation(len(y))[:MAX_CALIBRATION_TEXTS]
     held_out = _cross_fitted_margins(x[sample], y[sample], len(classes), seed)
     margins = svm_margins(x, y, others, len(classes))
     variants = [_fit_softmax(held_out, y[sample], with_offsets=use) for use in (False, True)]
-    scores = [macro_f1(y[sample], (held_out / t + b).argmax(axis=1)) for t, b in variants]
+    scores = [f1_score(y[sample], (held_out / t + b).argmax(axis=1), average="macro") for t, b in variants]
     best = int(np.argmax(scores))  # the simpler variant wins ties
     temperature, offsets = variants[best]
     probabilities = np.zeros((len(texts), n_classes))

@@ -117,6 +117,13 @@ def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> di
     }
 
 
+def log_losses(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return the log loss of each text, shape (n,), from class indices, shape (n,), and shape (n, classes)."""
+    likelihood = probabilities[np.arange(len(targets)), targets] / probabilities.sum(axis=1, dtype=np.float64)
+    losses: np.ndarray = -np.log(np.clip(likelihood, np.finfo(np.float64).eps, 1))
+    return losses
+
+
 def to_logits(probabilities: np.ndarray) -> np.ndarray:
     """Return logarithms of probabilities, shape (n, classes): the logits up to a constant per text."""
     result: np.ndarray = np.log(np.clip(probabilities.astype(np.float64), 1e-30, None))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertsmith.data.table import Labels
-from bertsmith.evaluation.intervals import LEVEL, RESAMPLES, TAILS, draw_resamples, exact_accuracy
+from bertsmith.evaluation.intervals import LEVEL, RANKING_RESAMPLES, RESAMPLES, TAILS, draw_resamples, exact_accuracy
 
 if TYPE_CHECKING:
     from bertsmith.tasks.base import Task
@@ -116,15 +116,32 @@ def _metrics(
 ) -> dict[str, dict[str, Any]]:
     """Return the value and the interval of every single-number metric, by name.
 
-    If all predictions are correct, every metric of 1 has the interval of `exact_accuracy`.
+    If all predictions are correct, every metric of 1 has the interval of `exact_accuracy`. If none is, accuracy has it.
     """
     values = task.scalar_metrics(targets, scores)
-    intervals = task.intervals(targets, scores, seed=seed, groups=groups)
+    intervals = _intervals(task, targets, scores, seed, groups)
     right = task.is_right(targets, scores)
-    if task.decides and right.all() and (exact := exact_accuracy(right, groups)):
+    if task.decides and (exact := exact_accuracy(right, groups)):
         perfect = [name for name, value in values.items() if value is not None and isclose(value, 1)]
-        intervals = {**intervals, **dict.fromkeys(perfect, exact)}
+        wrong = ["accuracy", "weighted_recall"]  # recall weighted by support is accuracy
+        intervals |= dict.fromkeys(perfect if right.all() else wrong, exact)
     return {
         name: {"value": value, "interval": None if value is None else list(intervals[name])}
         for name, value in values.items()
     }
+
+
+def _intervals(
+    task: Task, targets: np.ndarray, scores: np.ndarray, seed: int, groups: np.ndarray | None
+) -> dict[str, tuple[float, float]]:
+    """Return the 95 % bootstrap interval of every metric, by name; NaN if the metric is undefined in every resample."""
+    rng, found = np.random.default_rng(seed), {}
+    for metrics, resamples in ((task.resampled, RESAMPLES), (task.resampled_ranks, RANKING_RESAMPLES)):
+        chunks = [metrics(drawn, targets, scores) for drawn in draw_resamples(len(targets), groups, rng, resamples)]
+        for name in chunks[0]:
+            values = np.concatenate([chunk[name] for chunk in chunks])
+            low, high = np.nanpercentile(values, TAILS) if np.isfinite(values).any() else (np.nan, np.nan)
+            found[name] = float(low), float(high)
+        if not task.one_class:  # so that `verify` finds the intervals of bertsmith 0.2.0
+            rng = np.random.default_rng(seed)
+    return found

@@ -108,9 +108,10 @@ class Task(ABC):
         """Undo the standardisation of the targets in the weights; return the rule for what the weights cannot undo."""
         return Rule()
 
-    @abstractmethod
     def validation_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float]:
         """Return the values of `epoch_metrics`."""
+        found = self.resampled(np.ones((1, len(targets)), dtype=np.int64), targets, scores)
+        return {name: float(found[name][0]) for name in self.epoch_metrics}
 
     # -- scores and decisions ------------------------------------------------------------------------------------------
 
@@ -163,29 +164,28 @@ class Task(ABC):
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
-    @abstractmethod
     def scalar_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float | None]:
         """Return every metric of `metric_names`; ``None`` if undefined."""
+        once, undefined = np.ones((1, len(targets)), dtype=np.int64), self.undefined(targets, scores)
+        found = {**self.resampled(once, targets, scores), **self.resampled_ranks(once, targets, scores)}
+        return {name: None if name in undefined else float(found[name][0]) for name in self.metric_names}
 
     @abstractmethod
     def resampled(self, drawn: np.ndarray, targets: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
-        """Return metrics of resamples, each of shape (resamples,), among them the primary one.
+        """Return metrics of resamples, each of shape (resamples,): all but those of `resampled_ranks`.
 
         Args:
             drawn: how often each resample draws each text, shape (resamples, n).
             targets, scores: of all texts.
         """
 
-    def intervals(
-        self, targets: np.ndarray, scores: np.ndarray, *, seed: int, groups: np.ndarray | None
-    ) -> dict[str, tuple[float, float]]:
-        """Return the 95 % interval of every metric."""
-        from bertsmith.evaluation.intervals import RESAMPLES, TAILS, draw_resamples
+    def resampled_ranks(self, drawn: np.ndarray, targets: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the metrics of resamples that rank texts, which takes long; see `resampled`."""
+        return {}
 
-        rng = np.random.default_rng(seed)
-        chunks = [self.resampled(d, targets, scores) for d in draw_resamples(len(targets), groups, rng, RESAMPLES)]
-        values = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
-        return {name: tuple(np.nanpercentile(v, TAILS).tolist()) for name, v in values.items()}
+    @abstractmethod
+    def undefined(self, targets: np.ndarray, scores: np.ndarray) -> set[str]:
+        """Return the names of the metrics that are undefined for these texts."""
 
     @abstractmethod
     def details(self, targets: np.ndarray, scores: np.ndarray, labels: Labels) -> dict[str, Any]:

@@ -22,6 +22,13 @@ class LabelTask(Task):
         """Return whether each text has each label, bool, shape (n, labels), from targets or decisions."""
         return np.asarray(self.indicators(decisions, n_labels) > 0)
 
+    def resampled_ranks(self, drawn: np.ndarray, targets: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the macro average precision of every resample."""
+        from bertsmith.evaluation.intervals import resampled_average_precision
+
+        truth = self.label_matrix(targets, scores.shape[1])
+        return {"macro_average_precision": resampled_average_precision(truth, scores, drawn)}
+
     def details(self, targets: np.ndarray, scores: np.ndarray, labels: Labels) -> dict[str, Any]:
         """Return metrics per label, and the calibration."""
         from bertsmith.evaluation.multi_label import per_label_metrics

@@ -122,18 +122,6 @@ class MultiLabel(LabelTask):
         result: np.ndarray = (agree | (abs(first - 0.5) <= tie)).all(axis=1)
         return result
 
-    def scalar_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float | None]:
-        """Return every metric; ``None`` if undefined."""
-        from bertsmith.evaluation.multi_label import average_precisions
-
-        once = np.ones((1, len(targets)))
-        values: dict[str, float | None] = {
-            name: float(value[0]) for name, value in self.resampled(once, targets, scores).items()
-        }
-        precisions = average_precisions(targets, scores)
-        values["macro_average_precision"] = float(np.nanmean(precisions)) if targets.any() else None
-        return {name: values[name] for name in self.metric_names}
-
     def resampled(self, drawn: np.ndarray, targets: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
         """Return every metric but the macro average precision, of every resample."""
         from bertsmith.evaluation.multi_label import log_losses, ranking_precision, resampled_set_metrics
@@ -145,22 +133,9 @@ class MultiLabel(LabelTask):
             "log_loss": drawn @ log_losses(targets, scores) / n,
         }
 
-    def intervals(
-        self, targets: np.ndarray, scores: np.ndarray, *, seed: int, groups: np.ndarray | None
-    ) -> dict[str, tuple[float, float]]:
-        """Return the 95 % interval of every metric."""
-        from bertsmith.evaluation.intervals import RANKING_RESAMPLES, TAILS, draw_resamples, resampled_average_precision
-
-        rng = np.random.default_rng(seed)
-        precisions = np.concatenate(
-            [
-                resampled_average_precision(targets, scores, drawn)
-                for drawn in draw_resamples(len(targets), groups, rng, RANKING_RESAMPLES)
-            ]
-        )
-        low, high = np.nanpercentile(precisions, TAILS).tolist()
-        found = super().intervals(targets, scores, seed=seed, groups=groups)
-        return {**found, "macro_average_precision": (low, high)}
+    def undefined(self, targets: np.ndarray, scores: np.ndarray) -> set[str]:
+        """Return the macro average precision, if no text has a label."""
+        return set() if targets.any() else {"macro_average_precision"}
 
     def details(self, targets: np.ndarray, scores: np.ndarray, labels: Labels) -> dict[str, Any]:
         """Return metrics per label, the calibration, and the co-occurrence of labels and of predictions."""

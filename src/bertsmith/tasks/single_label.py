@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from bertsmith.data.table import SINGLE_LABEL, Labels
-from bertsmith.evaluation.calibration import calibration_metrics, fit_temperature, scale, softmax, to_logits
+from bertsmith.evaluation.calibration import (
+    calibration_metrics,
+    fit_temperature,
+    log_losses,
+    scale,
+    softmax,
+    to_logits,
+)
 from bertsmith.evaluation.rule import Rule
 from bertsmith.tasks.base import Names
 from bertsmith.tasks.label_task import LabelTask
@@ -61,12 +68,6 @@ class SingleLabel(LabelTask):
 
         return LOSSES[imbalance](counts, smoothing)
 
-    def validation_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-        """Return accuracy and macro-F1."""
-        from bertsmith.evaluation.metrics import validation_metrics
-
-        return validation_metrics(targets, scores)
-
     def scores(self, logits: np.ndarray) -> np.ndarray:
         """Return the softmax."""
         return softmax(logits)
@@ -85,25 +86,16 @@ class SingleLabel(LabelTask):
         predicted = np.unique(self.predicted(scores))
         return id2label[int(predicted[0])] if len(predicted) == 1 else None
 
-    def scalar_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float | None]:
-        """Return every metric, see `bertsmith.evaluation.metrics.scalar_metrics`."""
-        from bertsmith.evaluation.metrics import scalar_metrics
-
-        return scalar_metrics(targets, scores)
-
     def resampled(self, drawn: np.ndarray, targets: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the metrics that need predicted classes only."""
+        """Return every metric but the macro average precision, of every resample."""
         from bertsmith.evaluation.intervals import resampled_label_metrics
 
-        return resampled_label_metrics(drawn, targets, self.predicted(scores), scores.shape[1])
+        metrics = resampled_label_metrics(drawn, targets, self.predicted(scores), scores.shape[1])
+        return {**metrics, "log_loss": drawn @ log_losses(targets, scores) / drawn.sum(axis=1)}
 
-    def intervals(
-        self, targets: np.ndarray, scores: np.ndarray, *, seed: int, groups: np.ndarray | None
-    ) -> dict[str, tuple[float, float]]:
-        """Return the interval of every metric, see `bertsmith.evaluation.intervals.bootstrap_intervals`."""
-        from bertsmith.evaluation.intervals import bootstrap_intervals
-
-        return bootstrap_intervals(targets, scores, seed=seed, groups=groups)
+    def undefined(self, targets: np.ndarray, scores: np.ndarray) -> set[str]:
+        """Return the names of the metrics that need texts of several classes."""
+        return {"mcc", "macro_average_precision"} if len(np.unique(targets)) < 2 else set()
 
     def details(self, targets: np.ndarray, scores: np.ndarray, labels: Labels) -> dict[str, Any]:
         """Return metrics per class, the calibration and the confusion matrix, whose rows are classes."""

@@ -217,9 +217,8 @@ def compare_without_suspects(
         The comparison; ``None`` if fewer than two classes have enough texts to search for label errors.
     """
     from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import f1_score
     from sklearn.preprocessing import normalize
-
-    from bertsmith.evaluation.metrics import macro_f1
 
     first = np.unique(units, return_index=True)[1]
     if (np.bincount(y[first]) >= 2 * SEARCH_FOLDS).sum() < 2:  # so that enough of them are outside of each fold
@@ -237,11 +236,11 @@ def compare_without_suspects(
     right = predicted == y
     gains = right[:, 1].astype(np.float64) - right[:, 0]
     gain, error = gains.mean(axis=1), gains.std(axis=1, ddof=1) / np.sqrt(len(y))
-    f1 = macro_f1(y, predicted[0, 0]), macro_f1(y, predicted[0, 1])
+    f1 = [float(f1_score(y, some, average="macro")) for some in predicted[0]]
     used = bool((gain > error).all() and f1[1] >= f1[0])
     accuracy = float(right[0, 0].mean()), float(right[0, 1].mean())
     n_suspects = len(find_suspects(x, y, units, n_classes, seed))
-    return LabelNoise(used, n_suspects, accuracy, f1, float(error[0]), float(gain[1]), float(error[1]))
+    return LabelNoise(used, n_suspects, accuracy, (f1[0], f1[1]), float(error[0]), float(gain[1]), float(error[1]))
 
 
 def find_suspects(x: np.ndarray, y: np.ndarray, units: np.ndarray, n_classes: int, seed: int) -> pd.DataFrame:
