@@ -57,22 +57,18 @@ def tune_offsets(
 ) -> Decision:
     """Tune class offsets for macro-F1 on held-out texts.
 
-    The gain is cross-fitted: each fold is predicted with offsets tuned on the other folds. Offsets that merely fit
-    their tuning texts show no gain. If several models predicted the texts, each fold is one model, so that offsets that
-    correct the bias of one model show no gain.
-
     Args:
         targets: class indices, shape (n,).
         probabilities: of the same texts, shape (n, classes).
         seed: of the folds and of the bootstrap.
-        model: number of the model that predicted each text, shape (n,); ``None`` if one model predicted all texts.
-        groups: as for `draw_resamples`.
+        model, groups: as for `tune`.
     """
     logits, n_classes = to_logits(probabilities), probabilities.shape[1]
     return tune(
         targets,
         logits,
-        stratified_folds(targets, seed, FOLDS) if model is None or len(np.unique(model)) < 2 else model,
+        fold=stratified_folds(targets, seed, FOLDS),
+        model=model,
         fit=best_offsets,
         decide=lambda moved: moved.argmax(axis=1),
         score=lambda drawn, decided: resampled_label_metrics(drawn, targets, decided, n_classes)[PRIMARY],
@@ -84,20 +80,26 @@ def tune_offsets(
 def tune(
     targets: np.ndarray,
     logits: np.ndarray,
-    fold: np.ndarray,
     *,
+    fold: np.ndarray,
+    model: np.ndarray | None,
     fit: Callable[[np.ndarray, np.ndarray], np.ndarray],
     decide: Callable[[np.ndarray], np.ndarray],
     score: Callable[[np.ndarray, np.ndarray], np.ndarray],
     seed: int,
-    groups: np.ndarray | None = None,
+    groups: np.ndarray | None,
 ) -> Decision:
     """Tune offsets on held-out texts, and use them if their cross-fitted gain exceeds its standard error.
+
+    Each fold is predicted with offsets tuned on the other folds. Offsets that merely fit their tuning texts show no
+    gain. If several models predicted the texts, each fold is one model, so that offsets that correct the bias of one
+    model show no gain.
 
     Args:
         targets: of n texts.
         logits: shape (n, outputs).
-        fold: the fold of each text, shape (n,).
+        fold: the fold of each text if one model predicted all texts, shape (n,).
+        model: number of the model that predicted each text, shape (n,); ``None`` if one model predicted all texts.
         fit: returns the best offsets, shape (outputs,), for targets and logits.
         decide: returns the decisions, shaped as targets, for logits with offsets.
         score: returns the metric of every resample, for how often each resample draws each text and decisions.
@@ -107,6 +109,8 @@ def tune(
     n, n_outputs = logits.shape
     if n < MIN_TEXTS or (groups is not None and len(np.unique(groups)) < 2):
         return Decision(np.zeros(n_outputs), False, 0.0, float("nan"))
+    if model is not None and len(np.unique(model)) > 1:
+        fold = model
     plain = decide(logits)
     tuned = np.empty_like(plain)
     for f in np.unique(fold):

@@ -191,7 +191,6 @@ class Task(ABC):
     def details(self, targets: np.ndarray, scores: np.ndarray, labels: Labels) -> dict[str, Any]:
         """Return what ``metrics.json`` has for a split besides single numbers, JSON-ready."""
 
-    @abstractmethod
     def fit_rule(
         self,
         targets: np.ndarray,
@@ -211,6 +210,22 @@ class Task(ABC):
             model: number of the model that predicted each text, shape (n,); ``None`` if one model predicted all.
             groups: as for `bertsmith.evaluation.evaluate.evaluate`.
         """
+        decision = self.tune(targets, scores, seed=seed, model=model, groups=groups)
+        if not use_offsets:
+            decision = replace(decision, used=False, offsets=np.zeros(scores.shape[1]))
+        return decision, self.calibrate(targets, scores, decision)
+
+    def tune(
+        self, targets: np.ndarray, scores: np.ndarray, *, seed: int, model: np.ndarray | None, groups: np.ndarray | None
+    ) -> Decision:
+        """Return the decision of `fit_rule`: no offsets, unless a task tunes some."""
+        from bertsmith.evaluation.decision import Decision
+
+        return Decision(np.zeros(scores.shape[1]), False, 0.0, float("nan"))
+
+    @abstractmethod
+    def calibrate(self, targets: np.ndarray, scores: np.ndarray, decision: Decision) -> Rule:
+        """Return the rule of `fit_rule`: a decision, and the calibration of scores after it."""
 
     @abstractmethod
     def calibration(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -148,26 +147,21 @@ class MultiLabel(LabelTask):
             "without_labels": {name: int((~some.any(axis=1)).sum()) for name, some in sets.items()},
         }
 
-    def fit_rule(
-        self,
-        targets: np.ndarray,
-        scores: np.ndarray,
-        *,
-        seed: int,
-        use_offsets: bool = True,
-        model: np.ndarray | None = None,
-        groups: np.ndarray | None = None,
-    ) -> tuple[Decision, Rule]:
-        """Tune one threshold per label, then one temperature per label; see `Task.fit_rule`."""
-        from bertsmith.evaluation.multi_label import fit_temperatures, tune_thresholds
+    def tune(
+        self, targets: np.ndarray, scores: np.ndarray, *, seed: int, model: np.ndarray | None, groups: np.ndarray | None
+    ) -> Decision:
+        """Tune one threshold per label; see `Task.fit_rule`."""
+        from bertsmith.evaluation.multi_label import tune_thresholds
 
-        logits = self.logits(scores)
-        decision = tune_thresholds(targets, logits, seed=seed, model=model, groups=groups)
-        if not use_offsets:
-            decision = replace(decision, used=False, offsets=np.zeros(scores.shape[1]))
-        temperatures = fit_temperatures(targets, self.scores(logits + decision.offsets))
+        return tune_thresholds(targets, self.logits(scores), seed=seed, model=model, groups=groups)
+
+    def calibrate(self, targets: np.ndarray, scores: np.ndarray, decision: Decision) -> Rule:
+        """Fit one temperature per label; see `Task.calibrate`."""
+        from bertsmith.evaluation.multi_label import fit_temperatures
+
+        temperatures = fit_temperatures(targets, self.scores(self.logits(scores) + decision.offsets))
         offsets = tuple(decision.offsets.tolist()) if decision.used else ()
-        return decision, Rule(tuple(temperatures.tolist()), offsets, folded=False)
+        return Rule(tuple(temperatures.tolist()), offsets, folded=False)
 
     def calibration(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
         """Return calibration errors of the probabilities of all labels, and the bins of a reliability diagram.

@@ -45,7 +45,7 @@ class Ordinal(SingleLabel):
         "within_one": ("Within one step", "the share of texts whose prediction is at most one step from the label"),
         "log_loss": SingleLabel.metric_names["log_loss"],
     }
-    resampled_ranks = Task.resampled_ranks  # without the average precision of `LabelTask`
+    resampled_ranks, tune = Task.resampled_ranks, Task.tune  # neither average precision nor class offsets
 
     def predicted(self, scores: np.ndarray) -> np.ndarray:
         """Return the classes with the least expected squared distance, shape (n,)."""
@@ -83,25 +83,14 @@ class Ordinal(SingleLabel):
         """Return calibration errors of the predicted classes, and the bins of a reliability diagram."""
         return calibration_metrics(targets, scores, self.predicted(scores))
 
-    def fit_rule(
-        self,
-        targets: np.ndarray,
-        scores: np.ndarray,
-        *,
-        seed: int,
-        use_offsets: bool = True,
-        model: np.ndarray | None = None,
-        groups: np.ndarray | None = None,
-    ) -> tuple[Decision, Rule]:
+    def calibrate(self, targets: np.ndarray, scores: np.ndarray, decision: Decision) -> Rule:
         """Fit the temperature, and a stretch if the temperature alone lowers quadratic kappa; there are no offsets."""
         from bertsmith.evaluation.ordinal import fit_stretch
 
         temperature = fit_temperature(targets, scores)
         rule = Rule(temperature, folded=False)
         before, after = (self.validation_metrics(targets, s)[self.primary] for s in (scores, self.apply(rule, scores)))
-        if after < before:
-            rule = replace(rule, stretch=fit_stretch(scores, temperature))
-        return Decision(np.zeros(scores.shape[1]), False, 0.0, float("nan")), rule
+        return replace(rule, stretch=fit_stretch(scores, temperature)) if after < before else rule
 
     def mistakes(self, predictions: pd.DataFrame) -> pd.DataFrame:
         """Return the wrong rows of saved predictions: those with the most steps to the label first, then by confidence.

@@ -141,20 +141,9 @@ class RegressionTask(Task):
         """Return the calibration."""
         return {"calibration": self.calibration(targets, scores)}
 
-    def fit_rule(
-        self,
-        targets: np.ndarray,
-        scores: np.ndarray,
-        *,
-        seed: int,
-        use_offsets: bool = True,
-        model: np.ndarray | None = None,
-        groups: np.ndarray | None = None,
-    ) -> tuple[Decision, Rule]:
+    def calibrate(self, targets: np.ndarray, scores: np.ndarray, decision: Decision) -> Rule:
         """Return a neutral rule: squared error needs no correction."""
-        from bertsmith.evaluation.decision import Decision
-
-        return Decision(np.zeros(1), False, 0.0, float("nan")), Rule()
+        return Rule()
 
     def calibration(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
         """Return the mean error (``bias``), and mean label by mean prediction in bins of equal numbers of texts."""

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from bertsmith.data.table import SINGLE_LABEL, Labels
-from bertsmith.evaluation.calibration import (
-    calibration_metrics,
-    fit_temperature,
-    log_losses,
-    scale,
-    softmax,
-    to_logits,
-)
+from bertsmith.evaluation.calibration import calibration_metrics, fit_temperature, log_losses, softmax, to_logits
 from bertsmith.evaluation.rule import Rule
 from bertsmith.tasks.base import Names
 from bertsmith.tasks.label_task import LabelTask
@@ -104,24 +96,18 @@ class SingleLabel(LabelTask):
         matrix = confusion_matrix(targets, self.predicted(scores), labels=np.arange(len(labels)))
         return {**super().details(targets, scores, labels), "confusion": matrix.tolist()}
 
-    def fit_rule(
-        self,
-        targets: np.ndarray,
-        scores: np.ndarray,
-        *,
-        seed: int,
-        use_offsets: bool = True,
-        model: np.ndarray | None = None,
-        groups: np.ndarray | None = None,
-    ) -> tuple[Decision, Rule]:
-        """Tune class offsets, then the temperature; see `Task.fit_rule`."""
+    def tune(
+        self, targets: np.ndarray, scores: np.ndarray, *, seed: int, model: np.ndarray | None, groups: np.ndarray | None
+    ) -> Decision:
+        """Tune class offsets; see `Task.fit_rule`."""
         from bertsmith.evaluation.decision import tune_offsets
 
-        decision = tune_offsets(targets, scores, seed=seed, model=model, groups=groups)
-        if not use_offsets:
-            decision = replace(decision, used=False, offsets=np.zeros(scores.shape[1]))
-        temperature = fit_temperature(targets, scale(scores, 1.0, decision.offsets))
-        return decision, Rule(temperature, tuple(decision.offsets.tolist()) if decision.used else (), folded=False)
+        return tune_offsets(targets, scores, seed=seed, model=model, groups=groups)
+
+    def calibrate(self, targets: np.ndarray, scores: np.ndarray, decision: Decision) -> Rule:
+        """Fit the temperature; see `Task.calibrate`."""
+        temperature = fit_temperature(targets, self.scores(self.logits(scores) + decision.offsets))
+        return Rule(temperature, tuple(decision.offsets.tolist()) if decision.used else (), folded=False)
 
     def calibration(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
         """Return calibration errors and the bins of a reliability diagram."""
