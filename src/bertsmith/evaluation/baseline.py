@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bertsmith.data.template import Text, segments
-from bertsmith.evaluation.calibration import log_sum_exp
+from bertsmith.evaluation.calibration import log_sum_exp, softmax
 from bertsmith.evaluation.decision import stratified_folds
 
 SVM_C = 1.0
@@ -63,7 +63,7 @@ def bag_of_words(
     best = int(np.argmax(scores))  # the simpler variant wins ties
     temperature, offsets = variants[best]
     probabilities = np.zeros((len(texts), n_classes))
-    probabilities[:, classes] = _softmax(margins / temperature + offsets)
+    probabilities[:, classes] = softmax(margins / temperature + offsets)
     return Baseline(probabilities, ("linear SVM", "linear SVM with class offsets")[best])
 
 
@@ -107,11 +107,6 @@ def fit_regression(embeddings: np.ndarray, targets: np.ndarray, *, n_classes: in
     weight, bias = np.zeros((n_classes, embeddings.shape[1])), np.full(n_classes, ABSENT_CLASS_BIAS)
     weight[model.classes_], bias[model.classes_] = coefficients, biases - coefficients @ center
     return LinearModel(weight, bias)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    result: np.ndarray = np.exp(logits - log_sum_exp(logits)[:, None])
-    return result
 
 
 def _cross_fitted_margins(x: Any, y: np.ndarray, n_classes: int, seed: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from bertsmith.config import Config
 from bertsmith.data.split import undivided
 from bertsmith.data.table import SINGLE_LABEL, Table
 from bertsmith.evaluation.baseline import FOLDS, REGRESSION_C
-from bertsmith.evaluation.calibration import fit_temperature, scale
+from bertsmith.evaluation.calibration import fit_temperature, softmax, to_logits
 from bertsmith.evaluation.decision import stratified_folds
 from bertsmith.evaluation.evaluate import paired_differences
 from bertsmith.evaluation.label_errors import FOLDS as SEARCH_FOLDS
@@ -193,7 +193,7 @@ def _held_out(x: np.ndarray, targets: np.ndarray, majority: np.ndarray, fold: np
         model.fit(x[inside][row], label, sample_weight=targets[inside][row, label])
         p[np.ix_(outside, model.classes_)] = model.predict_proba(x[outside])
     p = np.maximum(p, SMALLEST)
-    return scale(p, fit_temperature(majority, p))
+    return softmax(to_logits(p) / fit_temperature(majority, p))
 
 
 def compare_without_suspects(
