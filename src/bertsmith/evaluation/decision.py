@@ -124,19 +124,18 @@ def tune(
     return Decision(fit(targets, logits) if used else np.zeros(n_outputs), used, gain, error)
 
 
-def best_offsets(targets: np.ndarray, logits: np.ndarray, sweeps: int = 2) -> np.ndarray:
+def best_offsets(targets: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """Return the offsets that maximize macro-F1 by coordinate ascent, then shrunk, shape (classes,).
 
     Args:
         targets: class indices, shape (n,).
         logits: shape (n, classes).
-        sweeps: passes over the classes.
     """
     n_classes = logits.shape[1]
     support = np.bincount(targets, minlength=n_classes)
     moved = logits.copy()
     found = np.zeros(n_classes)
-    for _ in range(sweeps):
+    for _ in range(2):  # a second pass, because the offsets depend on each other
         for c in np.argsort(support, kind="stable"):
             if not support[c]:
                 continue

@@ -296,7 +296,7 @@ class Task(ABC):
 
     def explained(self, scores: np.ndarray) -> int:
         """Return the output of a text that is explained by default, from scores of shape (1, outputs)."""
-        return int(scores[0].argmax())
+        return int(self.predicted(scores)[0]) if self.one_class else int(scores[0].argmax())
 
     def label_errors(
         self, featurize: Callable[[], Any], targets: np.ndarray, labels: Labels, *, seed: int, units: np.ndarray

@@ -154,10 +154,6 @@ class SingleLabel(LabelTask):
 
         return {"label": pd.Series(np.array(labels.texts, dtype=object)[targets]).astype("category")}
 
-    def explained(self, scores: np.ndarray) -> int:
-        """Return the predicted class of a text."""
-        return int(self.predicted(scores)[0])
-
     def label_errors(
         self, featurize: Callable[[], Any], targets: np.ndarray, labels: Labels, *, seed: int, units: np.ndarray
     ) -> pd.DataFrame:
