@@ -70,6 +70,12 @@ def _numbers(seed, n):
     return targets, (targets + rng.normal(0, 1, n))[:, None]
 
 
+def _sample(task, seed, n, k):
+    if task.name == "regression":
+        return _numbers(seed, n)
+    return (_sets if task.name == "multi-label" else _levels)(seed, n, k)
+
+
 def _expected_of_sets(targets, scores):
     predicted = scores > 0.5
     seen = targets.any(axis=0) | predicted.any(axis=0)
@@ -195,8 +201,7 @@ def test_metrics_of_numbers_agree_with_scikit_learn(seed, n):
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_every_epoch_logs_the_named_metrics(task):
-    sample = {"multi-label": _sets, "regression": lambda seed, n, k: _numbers(seed, n)}.get(task.name, _levels)
-    assert tuple(task.validation_metrics(*sample(0, 9, 3))) == task.epoch_metrics
+    assert tuple(task.validation_metrics(*_sample(task, 0, 9, 3))) == task.epoch_metrics
     assert task.epoch_metrics[-1] == task.primary
 
 
@@ -205,9 +210,7 @@ def test_every_epoch_logs_the_named_metrics(task):
 def test_a_resample_gives_the_metrics_of_its_rows(seed, n, k, name):
     """A draw of ones is the texts themselves; other draws repeat rows or leave them out."""
     task = TASKS[name]
-    targets, scores = (
-        _numbers(seed, n) if name == "regression" else (_sets if name == "multi-label" else _levels)(seed, n, k)
-    )
+    targets, scores = _sample(task, seed, n, k)
     rng = np.random.default_rng(seed)
     drawn = np.stack([np.ones(n, dtype=np.int64), *(rng.multinomial(n, np.ones(n) / n) for _ in range(2))])
     found, ranks = task.resampled(drawn, targets, scores), task.resampled_ranks(drawn, targets, scores)
@@ -228,9 +231,7 @@ def test_a_resample_gives_the_metrics_of_its_rows(seed, n, k, name):
 @pytest.mark.parametrize("name", TASKS)
 def test_every_metric_has_an_interval_around_its_value(name):
     task = TASKS[name]
-    targets, scores = (
-        _numbers(1, 200) if name == "regression" else (_sets if name == "multi-label" else _levels)(1, 200, 4)
-    )
+    targets, scores = _sample(task, 1, 200, 4)
     labels = Labels(tuple(range(4)), tuple("abcd")) if name != "regression" else Labels((0,), ("score",))
     result = evaluate(task, targets, scores, labels, seed=0)
     assert json.loads(json.dumps(result)) == result
@@ -246,6 +247,20 @@ def test_every_metric_has_an_interval_around_its_value(name):
     assert grouped["interval"] != result["metrics"][task.primary]["interval"]
     value, low, high = paired_difference(task, targets, scores, scores, seed=0)
     assert (value, low, high) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "expected"),
+    [
+        ("single-label", "macro_average_precision", [0.8118325, 0.9481558]),
+        ("multi-label", "macro_average_precision", [0.4310949, 0.9471265]),
+        ("regression", "spearman", [0.7473806, 0.9430723]),
+    ],
+)
+def test_the_resamples_stay_the_same_so_that_verify_finds_no_difference(name, metric, expected):
+    labels = Labels((0,), ("score",)) if name == "regression" else Labels((0, 1, 2), tuple("abc"))
+    metrics = evaluate(TASKS[name], *_sample(TASKS[name], 1, 50, 3), labels, seed=3)["metrics"]
+    assert metrics[metric]["interval"] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["single-label", "multi-label", "ordinal"])
