@@ -57,10 +57,10 @@ def logistic_regression(
 ) -> np.ndarray:
     """Return the probabilities of a logistic regression. Three folds of up to 3,000 texts choose its regularization."""
     from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import f1_score
     from sklearn.model_selection import KFold
 
     from bertsmith.evaluation.baseline import tfidf_features
-    from bertsmith.evaluation.metrics import macro_f1
 
     def fitted(c: float, x: object, y: np.ndarray) -> LogisticRegression:
         return LogisticRegression(C=c, max_iter=100, tol=1e-3).fit(x, y)
@@ -72,7 +72,7 @@ def logistic_regression(
     for inside, outside in KFold(3).split(some):
         for c in GRID:
             model = fitted(c, x[some[inside]], targets[some[inside]])
-            scores[c] += macro_f1(targets[some[outside]], model.predict(x[some[outside]]))
+            scores[c] += f1_score(targets[some[outside]], model.predict(x[some[outside]]), average="macro")
     model = fitted(max(GRID, key=scores.__getitem__), x, targets)
     probabilities = np.zeros((len(texts), n_classes))
     probabilities[:, model.classes_] = model.predict_proba(words.transform(texts).astype(np.float32))
@@ -91,7 +91,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     from bertsmith.evaluation.calibration import calibration_metrics
-    from bertsmith.evaluation.metrics import validation_metrics
+    from bertsmith.tasks.registry import get_task
 
     warnings.simplefilter("ignore")  # about logistic regressions that have not converged
     print("| table | texts | contender | seconds | macro-F1 | accuracy | ECE |\n" + "| --- " * 7 + "|")
@@ -106,7 +106,7 @@ def main() -> int:
                 began = time.process_time()
                 probabilities = CONTENDERS[contender](texts, y, test["Text"].tolist(), len(classes), given.seed)
                 taken = time.process_time() - began
-                score = validation_metrics(of_test, probabilities)
+                score = get_task().validation_metrics(of_test, probabilities)
                 error = calibration_metrics(of_test, probabilities)["expected_calibration_error"]
                 print(
                     f"| {name} | {len(rows):,} | {contender} | {taken:.1f} | {score['macro_f1']:.3f} "

@@ -29,11 +29,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import f1_score
 
 from bertsmith.config import Config
 from bertsmith.data.table import SINGLE_LABEL
 from bertsmith.evaluation.baseline import LinearModel, fit_regression
-from bertsmith.evaluation.metrics import macro_f1
 from bertsmith.labelling.choose import RANDOM_SHARE, Candidates, priorities, random_rows
 from bertsmith.labelling.pool import PoolFile
 from bertsmith.labelling.store import Decision, Project, Queued
@@ -89,7 +89,7 @@ def fit(pool: Pool, rows: np.ndarray) -> LinearModel | None:
 def test_score(pool: Pool, model: LinearModel | None) -> float:
     if model is None:
         return 0.0
-    return macro_f1(pool.test_y, model.logits(pool.test_x).argmax(axis=1))
+    return f1_score(pool.test_y, model.logits(pool.test_x).argmax(axis=1), average="macro")
 
 
 # -- labels needed -----------------------------------------------------------------------------------------------------

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import f1_score
 
 import bertsmith as bs
-from bertsmith.evaluation.metrics import macro_f1
+from bertsmith.evaluation.evaluate import paired_difference
 from bertsmith.tasks.registry import get_task
 
 LONGS = ("truncate", "head-tail", "window")
@@ -71,8 +72,8 @@ def run_table(folder: Path, options: argparse.Namespace, seed: int) -> None:
                 targets = names.map(index).to_numpy(dtype=np.int64)
                 predicted = found.argmax(axis=1)
                 reference = found if reference is None else reference
-                value, low, high = get_task(run.task).difference(targets, found, reference, seed=seed)
-                score = macro_f1(targets, predicted)
+                value, low, high = paired_difference(get_task(run.task), targets, found, reference, seed=seed)
+                score = f1_score(targets, predicted, average="macro")
                 loss = -np.log(np.clip(found[np.arange(len(targets)), targets], 1e-12, None)).mean()
                 cells = (folder.name, seed, trained, read, f"{score:.3f}", f"{value:+.3f} [{low:+.3f}, {high:+.3f}]")
                 times = (f"{seconds:.0f} s", f"{1000 * predicting / len(texts):.0f} ms")

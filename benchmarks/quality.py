@@ -270,8 +270,9 @@ def score(targets: np.ndarray, drawn: np.ndarray, result: dict) -> Score:
         drawn: how often each resample draws each text, shape (resamples, n).
         result: the saved result, with ``predicted`` and ``confidence``.
     """
+    from sklearn.metrics import f1_score
+
     from bertsmith.evaluation.intervals import resampled_label_metrics
-    from bertsmith.evaluation.metrics import macro_f1
 
     predicted, confidence = np.array(result["predicted"]), np.array(result["confidence"])
     n_classes = int(max(targets.max(), predicted.max())) + 2
@@ -279,7 +280,7 @@ def score(targets: np.ndarray, drawn: np.ndarray, result: dict) -> Score:
     bins = np.minimum((confidence * 15).astype(int), 14)
     gaps = np.bincount(bins, weights=confidence - (targets == predicted), minlength=15)
     return Score(
-        macro_f1(targets, index),
+        f1_score(targets, index, average="macro"),
         resampled_label_metrics(drawn, targets, index, n_classes)["macro_f1"],
         float(abs(gaps).sum() / len(targets)),
         result,

@@ -22,6 +22,7 @@ import pandas as pd
 import bertsmith as bs
 from bertsmith.config import DataConfig
 from bertsmith.data.read import read_table
+from bertsmith.evaluation.evaluate import paired_difference
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
 
@@ -111,7 +112,7 @@ def compare(name: str, data: Path, rows: int, test_rows: int, seed: int, folder:
         found["MiniLM at 0.5, without tuned thresholds"] = bs.load(run, device="cpu", decide=False).predict_proba(texts)
     comparisons = []
     for opponent, scores in found.items():
-        value, low, high = task.difference(targets, own_scores, scores, seed=seed)
+        value, low, high = paired_difference(task, targets, own_scores, scores, seed=seed)
         theirs = task.scalar_metrics(targets, scores)
         comparisons.append({"opponent": opponent, "metrics": theirs, "ahead": value, "interval": [low, high]})
     return {

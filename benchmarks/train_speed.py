@@ -301,11 +301,11 @@ def main() -> int:
     given = parser.parse_args()
 
     from datasets import Dataset
+    from sklearn.metrics import f1_score
     from transformers import AutoTokenizer
 
     from bertsmith.compute.device import choose_device
     from bertsmith.compute.system import keep_freed_memory
-    from bertsmith.evaluation.metrics import macro_f1
     from bertsmith.model import checkpoint
     from bertsmith.training.recipe import choose_precision
 
@@ -359,7 +359,7 @@ def main() -> int:
                     line = [model_name, table, contender, number, round(taken, 2)]
                     if given.score:
                         found = labelled(model, tokenizer, test_texts)
-                        scores[contender].append(macro_f1(test_targets, found))
+                        scores[contender].append(f1_score(test_targets, found, average="macro"))
                         line.append(round(scores[contender][-1], 4))
                     print(json.dumps(line), file=sys.stderr)
             model = new_model(model_name, n_classes)

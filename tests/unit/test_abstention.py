@@ -17,7 +17,6 @@ from bertsmith.evaluation.abstention import (
     confidence_threshold,
     conformal_threshold,
     coverage_interval,
-    label_sets,
     label_shift,
 )
 from bertsmith.tasks.registry import get_task
@@ -64,7 +63,7 @@ def test_the_threshold_is_the_lowest_that_reaches_the_accuracy_on_enough_texts(s
 @given(seeds, st.integers(1, 200), st.sampled_from([0.5, 0.8, 0.9, 0.95]))
 def test_label_sets_reach_the_coverage_on_the_held_out_texts(seed, n, coverage):
     targets, said = _world(np.random.default_rng(seed), n)
-    sets = label_sets(said, conformal_threshold(SINGLE.conformity(targets, said), coverage), SINGLE.predicted(said))
+    sets = SINGLE.label_sets(said, conformal_threshold(SINGLE.conformity(targets, said), coverage))
     assert sets[np.arange(n), targets].mean() >= coverage - 1e-9
     assert sets[np.arange(n), said.argmax(axis=1)].all()
 
@@ -76,7 +75,7 @@ def test_label_sets_reach_the_coverage_on_new_texts_on_average():
     for _ in range(300):
         targets, said = _world(rng, held + texts)
         threshold = conformal_threshold(SINGLE.conformity(targets[:held], said[:held]), coverage)
-        sets = label_sets(said[held:], threshold, SINGLE.predicted(said[held:]))
+        sets = SINGLE.label_sets(said[held:], threshold)
         covered.append(sets[np.arange(texts), targets[held:]].mean())
         low, high = coverage_interval(coverage, held, texts)
         inside += low <= covered[-1] <= high
@@ -91,7 +90,7 @@ def test_the_expected_coverage_is_the_binomial_one_where_the_held_out_texts_are_
 
 def test_too_few_texts_for_a_coverage_put_every_label_into_the_set():
     targets, said = _world(np.random.default_rng(0), 8)
-    assert label_sets(said, conformal_threshold(SINGLE.conformity(targets, said), 0.9), SINGLE.predicted(said)).all()
+    assert SINGLE.label_sets(said, conformal_threshold(SINGLE.conformity(targets, said), 0.9)).all()
     assert coverage_interval(0.9, 8, 100) == (1.0, 1.0)
 
 

@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score
 
 import bertsmith as bs
 from bertsmith.errors import RunFolderError
-from bertsmith.evaluation.calibration import scale, softmax, to_logits
+from bertsmith.evaluation.calibration import softmax, to_logits
 from bertsmith.evaluation.decision import SHRINKAGE, best_offsets, stratified_folds, tune_offsets
 from bertsmith.evaluation.rule import Rule
 from bertsmith.model.load import fold_calibration
@@ -25,7 +25,7 @@ def _skewed(rng, n, prior, shift):
     targets = rng.choice(len(prior), n, p=prior)
     logits = rng.normal(size=(n, len(prior)))
     logits[np.arange(n), targets] += 2
-    return targets, scale(np.exp(logits + shift) / np.exp(logits + shift).sum(axis=1, keepdims=True), 1.0)
+    return targets, softmax(logits + shift)
 
 
 def test_offsets_correct_a_bias_against_rare_classes():
@@ -100,10 +100,10 @@ def test_folds_spread_every_class(seed, n, k):
 @given(st.integers(0, 10**6), st.booleans(), st.floats(0.3, 3))
 def test_folded_and_unfolded_rules_agree(seed, decide, temperature):
     rng = np.random.default_rng(seed)
-    raw = scale(rng.dirichlet(np.ones(4), size=6), 1.0)
+    raw = rng.dirichlet(np.ones(4), size=6)
     shift = tuple(rng.normal(size=4))
     unfolded = softmax(Rule(temperature, shift, folded=False).adjust(to_logits(raw), decide=decide))
-    with_rule = scale(raw, temperature, np.array(shift))
+    with_rule = softmax((to_logits(raw) + shift) / temperature)
     folded = softmax(Rule(temperature, shift).adjust(to_logits(with_rule), decide=decide))
     assert folded == pytest.approx(unfolded, abs=1e-9)
     assert Rule.from_dict(Rule(temperature, shift).to_dict(), 4) == Rule(temperature, shift)
@@ -127,18 +127,18 @@ def test_every_interface_applies_the_rule_and_can_leave_it_out(cli, finished, ru
 
     texts = tiny_table(60, seed=9)["Text"].tolist()
     plain = bs.load(finished, device="cpu").predict_proba(texts)
-    expected = scale(plain, 2.0, np.array([0.0, 0.0, 9.0]))
+    expected, undecided = (softmax((to_logits(plain) + offsets) / 2.0) for offsets in ([0.0, 0.0, 9.0], 0.0))
     assert (expected.argmax(axis=1) != plain.argmax(axis=1)).any()
     assert bs.load(ruled, device="cpu").predict_proba(texts) == pytest.approx(expected, abs=1e-5)
     assert bs.load(ruled / "model", device="cpu").predict_proba(texts) == pytest.approx(expected, abs=1e-5)
     without = bs.load(ruled, device="cpu", decide=False).predict_proba(texts)
-    assert without == pytest.approx(scale(plain, 2.0), abs=1e-5)
+    assert without == pytest.approx(undecided, abs=1e-5)
     theirs = pipeline("text-classification", str(ruled / "model"), device="cpu", truncation=True)(texts)
     names = bs.load(ruled, device="cpu").labels.texts
     assert [entry["label"] for entry in theirs] == [names[i] for i in expected.argmax(axis=1)]
     assert [entry["score"] for entry in theirs] == pytest.approx(expected.max(axis=1).tolist(), abs=1e-5)
     pd.DataFrame({"Text": texts}).to_csv(tmp_path / "t.csv", index=False)
-    for flags, probabilities in (((), expected), (("--no-decision-rule",), scale(plain, 2.0))):
+    for flags, probabilities in (((), expected), (("--no-decision-rule",), undecided)):
         out = cli("predict", ruled, tmp_path / "t.csv", "--json", "--device", "cpu", *flags)[1]
         found = [json.loads(line)["predicted_text"] for line in out.splitlines()]
         assert found == [names[i] for i in probabilities.argmax(axis=1)]

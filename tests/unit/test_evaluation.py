@@ -12,24 +12,16 @@ from sklearn import metrics as sk
 
 from bertsmith.bootstrap import draw_resamples
 from bertsmith.data.table import Labels
+from bertsmith.evaluation import evaluate as evaluation
 from bertsmith.evaluation.baseline import bag_of_words, verdict
-from bertsmith.evaluation.calibration import calibration_metrics, fit_temperature, reliability, scale
-from bertsmith.evaluation.evaluate import evaluate
-from bertsmith.evaluation.intervals import (
-    bootstrap_intervals,
-    resampled_average_precision,
-    resampled_label_metrics,
-)
-from bertsmith.evaluation.metrics import (
-    SCALAR_METRICS,
-    per_class_metrics,
-    scalar_metrics,
-    validation_metrics,
-)
+from bertsmith.evaluation.calibration import calibration_metrics, fit_temperature, reliability, softmax, to_logits
+from bertsmith.evaluation.evaluate import evaluate, paired_difference
+from bertsmith.evaluation.intervals import resampled_average_precision, resampled_label_metrics
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_table
 
 SINGLE = get_task()
+ABC = Labels((5, 6, 7), ("a", "b", "c"))
 
 TARGETS = np.array([0, 0, 1, 1, 2])
 PROBABILITIES = np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.1, 0.8, 0.1], [0.2, 0.7, 0.1], [0.6, 0.2, 0.2]])
@@ -43,9 +35,16 @@ def _random(seed, n, k, sharp=1.0):
     return targets, p / p.sum(axis=1, keepdims=True)
 
 
+def _intervals(targets, probabilities, **options):
+    """Return the interval of each metric."""
+    labels = Labels(tuple(range(probabilities.shape[1])), tuple("abcdef"[: probabilities.shape[1]]))
+    found = evaluate(SINGLE, targets, probabilities, labels, detail=False, **options)
+    return {name: entry["interval"] for name, entry in found["metrics"].items()}
+
+
 def test_metrics_match_explicit_sums():
-    values = scalar_metrics(TARGETS, PROBABILITIES)
-    assert set(values) == set(SCALAR_METRICS)
+    values = SINGLE.scalar_metrics(TARGETS, PROBABILITIES)
+    assert values.keys() == SINGLE.metric_names.keys()
     assert values["accuracy"] == pytest.approx(3 / 5)
     # F1: class 0 has 1 hit, 2 texts, 2 predictions; class 1 has 2, 2, 3; class 2 has none.
     assert values["macro_f1"] == pytest.approx((0.5 + 0.8 + 0) / 3)
@@ -54,30 +53,66 @@ def test_metrics_match_explicit_sums():
 
 
 def test_undefined_metrics_are_none():
-    classes = per_class_metrics(TARGETS, PROBABILITIES)
+    classes = SINGLE.details(TARGETS, PROBABILITIES, ABC)["per_class"]
     assert classes[2]["precision"] is None  # never predicted
     assert classes[2]["recall"] == 0
-    absent = per_class_metrics(np.array([0, 0]), np.array([[0.9, 0.1, 0], [0.2, 0.8, 0]]))
+    absent = SINGLE.details(np.array([0, 0]), np.array([[0.9, 0.1, 0], [0.2, 0.8, 0]]), ABC)["per_class"]
     assert absent[1]["recall"] is None  # no such text
     assert absent[1]["precision"] == 0
     assert absent[2]["f1"] is None
     assert absent[2]["average_precision"] is None
-    one = scalar_metrics(np.array([0, 0]), np.array([[0.9, 0.1], [0.9, 0.1]]))
+    one = SINGLE.scalar_metrics(np.array([0, 0]), np.array([[0.9, 0.1], [0.9, 0.1]]))
     assert one["mcc"] is None
     assert one["macro_average_precision"] is None
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.integers(0, 10**6), st.integers(2, 60), st.integers(2, 6))
-def test_label_metrics_agree_with_scikit_learn(seed, n, k):
+def _expected(targets, probabilities):
+    """Return the metrics by scikit-learn."""
+    predicted, present = probabilities.argmax(axis=1), np.unique(targets)
+    recalls = sk.recall_score(targets, predicted, labels=present, average=None, zero_division=0)
+    found = {"accuracy": sk.accuracy_score(targets, predicted), "balanced_accuracy": recalls.mean()}
+    for average in ("macro", "weighted"):
+        values = sk.precision_recall_fscore_support(targets, predicted, average=average, zero_division=0)
+        found |= {f"{average}_{name}": v for name, v in zip(("precision", "recall", "f1"), values[:3], strict=True)}
+    precisions = [sk.average_precision_score(targets == c, probabilities[:, c]) for c in present]
+    several = len(present) > 1
+    return {
+        **found,
+        "mcc": sk.matthews_corrcoef(targets, predicted) if several else None,
+        "log_loss": sk.log_loss(targets, probabilities, labels=np.arange(probabilities.shape[1])),
+        "macro_average_precision": np.mean(precisions) if several else None,
+    }
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 60), st.integers(2, 6), st.sampled_from([0.0, 8.0]))
+def test_metrics_agree_with_scikit_learn(seed, n, k, sharp):
+    """With few texts, there are tables of a single class; sharp scores give predictions that are all correct."""
+    targets, probabilities = _random(seed, n, k, sharp)
+    values, expected = SINGLE.scalar_metrics(targets, probabilities), _expected(targets, probabilities)
+    assert values.keys() == expected.keys()
+    for name, value in values.items():
+        assert value == pytest.approx(expected[name], abs=1e-12), name
+    epoch = SINGLE.validation_metrics(targets, probabilities)
+    assert epoch == {name: values[name] for name in ("accuracy", "macro_f1")}
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(2, 6))
+def test_metrics_per_class_and_the_confusion_matrix_agree_with_scikit_learn(seed, n, k):
     targets, probabilities = _random(seed, n, k)
-    predicted = probabilities.argmax(axis=1)
-    ours = resampled_label_metrics(np.ones((1, n)), targets, predicted, k)
-    theirs = scalar_metrics(targets, probabilities)
-    for name, value in ours.items():
-        if theirs[name] is not None:
-            assert value[0] == pytest.approx(theirs[name], abs=1e-12), name
-    assert validation_metrics(targets, probabilities)["macro_f1"] == pytest.approx(theirs["macro_f1"])
+    predicted, classes = probabilities.argmax(axis=1), np.arange(k)
+    details = SINGLE.details(targets, probabilities, Labels(tuple(range(k)), tuple("abcdef"[:k])))
+    theirs = sk.precision_recall_fscore_support(targets, predicted, labels=classes, average=None, zero_division=np.nan)
+    for name, expected in zip(("precision", "recall", "f1", "texts"), theirs, strict=True):
+        found = [np.nan if entry[name] is None else entry[name] for entry in details["per_class"]]
+        assert found == pytest.approx(expected.tolist(), nan_ok=True), name
+    for c, entry in enumerate(details["per_class"]):
+        truth = targets == c
+        expected = sk.average_precision_score(truth, probabilities[:, c]) if truth.any() else None
+        assert entry["average_precision"] == pytest.approx(expected)
+        assert (entry["predicted"], entry["label_text"]) == ((predicted == c).sum(), "abcdef"[c])
+    assert details["confusion"] == sk.confusion_matrix(targets, predicted, labels=classes).tolist()
 
 
 def test_resampled_metrics_equal_metrics_of_the_drawn_texts():
@@ -101,12 +136,12 @@ def test_average_precision_agrees_with_scikit_learn(seed, n, k, decimals):
     once = resampled_average_precision(
         np.eye(probabilities.shape[1], dtype=bool)[targets], probabilities, np.ones((1, n))
     )
-    assert once[0] == pytest.approx(expected, abs=1e-6)
+    assert once[0] == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_accuracy_interval_is_binomial():
     targets, probabilities = _random(1, 400, 3)
-    low, high = bootstrap_intervals(targets, probabilities, seed=0)["accuracy"]
+    low, high = _intervals(targets, probabilities, seed=0)["accuracy"]
     hits = (probabilities.argmax(axis=1) == targets).sum()
     expected = stats.binom(400, hits / 400).ppf([0.025, 0.975]) / 400
     assert [low, high] == pytest.approx(expected.tolist(), abs=0.008)
@@ -118,31 +153,30 @@ def test_the_accuracy_interval_is_exact_where_all_or_no_texts_are_right(right, n
     targets = np.arange(6) % 2
     probabilities = np.eye(2)[targets if right else 1 - targets]
     groups = None if n_groups is None else np.arange(6) % n_groups
-    intervals = bootstrap_intervals(targets, probabilities, seed=0, groups=groups)
+    intervals = _intervals(targets, probabilities, seed=0, groups=groups)
     far = 0.025 ** (1 / (n_groups or 6))  # of no mistakes in n trials, the closed form
     assert intervals["accuracy"] == pytest.approx((far, 1) if right else (0, 1 - far))
     assert intervals["weighted_recall"] == intervals["accuracy"]
-    shown = evaluate(SINGLE, targets, probabilities, Labels((0, 1), ("a", "b")), seed=0, groups=groups)["metrics"][
-        "accuracy"
-    ]
-    assert shown["value"] == right
-    assert shown["interval"] == list(intervals["accuracy"])
+    ordinal = get_task("ordinal")
+    levels = evaluate(ordinal, targets, probabilities, Labels((0, 1), ("a", "b")), seed=0, groups=groups)["metrics"]
+    assert levels["accuracy"] == {"value": right, "interval": intervals["accuracy"]}
 
 
-def test_intervals_have_about_nominal_coverage():
-    truth = np.mean([validation_metrics(*_random(s, 4000, 3))["macro_f1"] for s in range(5)])
+def test_intervals_have_about_nominal_coverage(monkeypatch):
+    monkeypatch.setattr(evaluation, "RESAMPLES", 300)
+    truth = np.mean([SINGLE.validation_metrics(*_random(s, 4000, 3))["macro_f1"] for s in range(5)])
     inside = 0
     for seed in range(60):
-        low, high = bootstrap_intervals(*_random(100 + seed, 150, 3), seed=seed, resamples=300)["macro_f1"]
+        low, high = _intervals(*_random(100 + seed, 150, 3), seed=seed)["macro_f1"]
         inside += low <= truth <= high
     assert inside >= 51  # 95 % of 60 is 57; fewer than 51 has a chance below 1 in 100
 
 
 def test_bootstrap_is_seeded_and_covers_every_metric():
     targets, probabilities = _random(0, 50, 3)
-    first = bootstrap_intervals(targets, probabilities, seed=7, resamples=50)
-    assert first == bootstrap_intervals(targets, probabilities, seed=7, resamples=50)
-    assert set(first) == set(SCALAR_METRICS)
+    first = _intervals(targets, probabilities, seed=7)
+    assert first == _intervals(targets, probabilities, seed=7)
+    assert first.keys() == SINGLE.metric_names.keys()
     assert all(low <= high for low, high in first.values())
 
 
@@ -186,10 +220,8 @@ def test_the_temperature_of_a_distorted_model_is_found(seed, distortion):
     logits = rng.normal(size=(4000, 4)) * 2
     honest = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     targets = (honest.cumsum(axis=1) < rng.random((4000, 1))).sum(axis=1)  # drawn as the probabilities say
-    distorted = scale(honest, 1 / distortion)
+    distorted = softmax(to_logits(honest) * distortion)
     assert fit_temperature(targets, distorted) == pytest.approx(distortion, rel=0.15)
-    assert scale(distorted, distortion) == pytest.approx(honest)
-    assert (scale(distorted, distortion).argmax(axis=1) == distorted.argmax(axis=1)).all()
 
 
 @pytest.mark.parametrize("n", [6, 25])
@@ -202,7 +234,7 @@ def test_a_temperature_fitted_on_few_texts_hardly_raises_the_loss(n):
         logits = 1.5 * (rng.normal(size=(n + 500, 2)) + np.eye(2)[targets])
         honest = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
         targets = (honest[:, 0] < rng.random(n + 500)).astype(int)
-        found = scale(honest, fit_temperature(targets[:n], honest[:n]))
+        found = softmax(to_logits(honest) / fit_temperature(targets[:n], honest[:n]))
         loss = [-np.log(p[np.arange(n, n + 500), targets[n:]]).mean() for p in (found, honest)]
         worse.append(loss[0] - loss[1])
     assert np.mean(worse) < 0.02
@@ -219,7 +251,7 @@ def test_the_majority_baseline_predicts_training_shares():
     name, probabilities = SINGLE.naive_baseline(np.repeat([0, 1], [30, 10]), 3, Labels((1, 2), ("a", "b")))
     assert name == "a"
     assert probabilities.tolist() == [[0.75, 0.25]] * 3
-    assert scalar_metrics(np.array([0, 1, 0]), probabilities)["macro_f1"] == pytest.approx((2 * 2 / 5) / 2)
+    assert SINGLE.scalar_metrics(np.array([0, 1, 0]), probabilities)["macro_f1"] == pytest.approx((2 * 2 / 5) / 2)
 
 
 def test_a_paired_difference_has_a_narrower_interval():
@@ -227,14 +259,14 @@ def test_a_paired_difference_has_a_narrower_interval():
     targets = rng.integers(0, 3, 400)
     one = np.where(rng.random(400) < 0.85, targets, rng.integers(0, 3, 400))
     two = np.where(rng.random(400) < 0.9, one, (one + 1) % 3)  # wrong where `one` is, and in some more places
-    value, low, high = SINGLE.difference(targets, np.eye(3)[one], np.eye(3)[two], seed=0)
+    value, low, high = paired_difference(SINGLE, targets, np.eye(3)[one], np.eye(3)[two], seed=0)
     assert value == pytest.approx(
         sk.f1_score(targets, one, average="macro") - sk.f1_score(targets, two, average="macro")
     )
     assert 0 < low < value < high
-    intervals = [bootstrap_intervals(targets, np.eye(3)[p], seed=0)["macro_f1"] for p in (one, two)]
+    intervals = [_intervals(targets, np.eye(3)[p], seed=0)["macro_f1"] for p in (one, two)]
     assert high - low < sum(b - a for a, b in intervals) / 2
-    same = SINGLE.difference(targets, np.eye(3)[one], np.eye(3)[one], seed=0)
+    same = paired_difference(SINGLE, targets, np.eye(3)[one], np.eye(3)[one], seed=0)
     assert same == (0, 0, 0)
 
 
@@ -291,12 +323,12 @@ def test_the_bootstrap_resamples_whole_groups():
     targets = np.repeat(rng.integers(0, 2, 40), 10)
     right = np.repeat(rng.random(40) < 0.8, 10)  # all texts of a group are right, or none
     probabilities = np.eye(2)[np.where(right, targets, 1 - targets)]
-    by_text = bootstrap_intervals(targets, probabilities, seed=0)["accuracy"]
-    by_group = bootstrap_intervals(targets, probabilities, seed=0, groups=groups)["accuracy"]
+    by_text = _intervals(targets, probabilities, seed=0)["accuracy"]
+    by_group = _intervals(targets, probabilities, seed=0, groups=groups)["accuracy"]
     expected = np.sqrt(right.mean() * (1 - right.mean()) / 40) * 2 * 1.96
     assert by_group[1] - by_group[0] == pytest.approx(expected, rel=0.2)
     assert by_group[1] - by_group[0] > 2.5 * (by_text[1] - by_text[0])
-    alone = bootstrap_intervals(targets, probabilities, seed=0, groups=np.arange(400))["accuracy"]
+    alone = _intervals(targets, probabilities, seed=0, groups=np.arange(400))["accuracy"]
     assert alone[1] - alone[0] == pytest.approx(by_text[1] - by_text[0], rel=0.15)
     (drawn,) = draw_resamples(6, np.array([5, 5, 7, 7, 7, 9]), np.random.default_rng(1), 50)
     assert drawn.shape == (50, 6)
@@ -305,7 +337,7 @@ def test_the_bootstrap_resamples_whole_groups():
 
 
 def test_an_evaluation_is_json_ready():
-    result = evaluate(SINGLE, TARGETS, PROBABILITIES, Labels((5, 6, 7), ("a", "b", "c")), seed=0)
+    result = evaluate(SINGLE, TARGETS, PROBABILITIES, ABC, seed=0)
     assert json.loads(json.dumps(result)) == result
     assert result["texts"] == 5
     assert result["confusion"] == [[1, 1, 0], [0, 2, 0], [1, 0, 0]]

@@ -6,10 +6,10 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import f1_score
 
 import bertsmith as bs
 from bertsmith.errors import DataError, Interrupted, RunFolderError
-from bertsmith.evaluation.metrics import macro_f1
 from bertsmith.folders.run import Run
 from bertsmith.report.methods import write_methods
 from bertsmith.testing import tiny_table
@@ -51,7 +51,9 @@ def test_spread_and_ensemble_are_computed_from_the_members(seeds, tokenized):
     frame = seeds.predictions
     mean = np.mean([np.stack(m.predictions["probabilities"].to_list()) for m in seeds.members], axis=0)
     targets = frame["label"].to_numpy()
-    assert summary["ensemble"]["metrics"]["macro_f1"]["value"] == pytest.approx(macro_f1(targets, mean.argmax(axis=1)))
+    assert summary["ensemble"]["metrics"]["macro_f1"]["value"] == pytest.approx(
+        f1_score(targets, mean.argmax(axis=1), average="macro")
+    )
     ensemble = bs.load(seeds, device="cpu", ensemble=True).predict_proba(frame["text"].tolist())
     assert tokenized == frame["text"].tolist()  # tokenized once for all members
     assert ensemble == pytest.approx(mean, abs=1e-5)

@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from bertsmith.data.table import Labels
 from bertsmith.evaluation.abstention import conformal_threshold
-from bertsmith.evaluation.evaluate import evaluate
+from bertsmith.evaluation.evaluate import evaluate, paired_difference
 from bertsmith.evaluation.linear_models import (
     bag_of_words_for_numbers,
     bag_of_words_for_sets,
@@ -34,7 +34,7 @@ from bertsmith.evaluation.multi_label import (
     tune_thresholds,
 )
 from bertsmith.evaluation.ordinal import least_cost
-from bertsmith.evaluation.regression import evaluate_intervals, interval_half_width, resampled_spearman
+from bertsmith.evaluation.regression import evaluate_intervals, interval_half_width
 from bertsmith.evaluation.rule import Rule
 from bertsmith.model.load import fold_calibration
 from bertsmith.model.tokens import Tokens
@@ -69,6 +69,12 @@ def _numbers(seed, n):
     rng = np.random.default_rng(seed)
     targets = np.round(rng.normal(3, 2, n), 1)
     return targets, (targets + rng.normal(0, 1, n))[:, None]
+
+
+def _sample(task, seed, n, k):
+    if task.name == "regression":
+        return _numbers(seed, n)
+    return (_sets if task.name == "multi-label" else _levels)(seed, n, k)
 
 
 def _expected_of_sets(targets, scores):
@@ -196,41 +202,37 @@ def test_metrics_of_numbers_agree_with_scikit_learn(seed, n):
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_every_epoch_logs_the_named_metrics(task):
-    sample = {"multi-label": _sets, "regression": lambda seed, n, k: _numbers(seed, n)}.get(task.name, _levels)
-    assert tuple(task.validation_metrics(*sample(0, 9, 3))) == task.epoch_metrics
+    assert tuple(task.validation_metrics(*_sample(task, 0, 9, 3))) == task.epoch_metrics
     assert task.epoch_metrics[-1] == task.primary
 
 
 @few
-@given(seeds, st.integers(2, 30), st.integers(2, 5), st.sampled_from(["multi-label", "ordinal", "regression"]))
+@given(seeds, st.integers(2, 30), st.integers(2, 5), st.sampled_from([*TASKS]))
 def test_a_resample_gives_the_metrics_of_its_rows(seed, n, k, name):
     """A draw of ones is the texts themselves; other draws repeat rows or leave them out."""
     task = TASKS[name]
-    targets, scores = (
-        _numbers(seed, n) if name == "regression" else (_sets if name == "multi-label" else _levels)(seed, n, k)
-    )
+    targets, scores = _sample(task, seed, n, k)
     rng = np.random.default_rng(seed)
     drawn = np.stack([np.ones(n, dtype=np.int64), *(rng.multinomial(n, np.ones(n) / n) for _ in range(2))])
-    found = task.resampled(drawn, targets, scores)
+    found, ranks = task.resampled(drawn, targets, scores), task.resampled_ranks(drawn, targets, scores)
+    assert found.keys() | ranks.keys() == task.metric_names.keys()
     for i, times in enumerate(drawn):
         rows = np.repeat(np.arange(n), times)
         expected = task.scalar_metrics(targets[rows], scores[rows])
         for metric, values in found.items():
             assert values.shape == (3,)
             assert values[i] == pytest.approx(expected[metric] if expected[metric] is not None else 0.0, abs=1e-6)
-    if name == "regression":
-        for i, value in enumerate(resampled_spearman(drawn, targets, scores[:, 0])):
-            rows = np.repeat(np.arange(n), drawn[i])
-            expected = task.scalar_metrics(targets[rows], scores[rows])["spearman"]
-            assert np.isnan(value) if expected is None else value == pytest.approx(expected)
+        for metric, values in ranks.items():
+            if expected[metric] is not None:
+                assert values[i] == pytest.approx(expected[metric])
+            elif metric == "spearman":
+                assert np.isnan(values[i])
 
 
-@pytest.mark.parametrize("name", ["multi-label", "ordinal", "regression"])
+@pytest.mark.parametrize("name", TASKS)
 def test_every_metric_has_an_interval_around_its_value(name):
     task = TASKS[name]
-    targets, scores = (
-        {"multi-label": _sets, "ordinal": _levels}[name](1, 200, 4) if name != "regression" else _numbers(1, 200)
-    )
+    targets, scores = _sample(task, 1, 200, 4)
     labels = Labels(tuple(range(4)), tuple("abcd")) if name != "regression" else Labels((0,), ("score",))
     result = evaluate(task, targets, scores, labels, seed=0)
     assert json.loads(json.dumps(result)) == result
@@ -244,8 +246,22 @@ def test_every_metric_has_an_interval_around_its_value(name):
     grouped = evaluate(task, targets, scores, labels, seed=0, groups=halves)["metrics"][task.primary]
     assert grouped["value"] == result["metrics"][task.primary]["value"]
     assert grouped["interval"] != result["metrics"][task.primary]["interval"]
-    value, low, high = task.difference(targets, scores, scores, seed=0)
+    value, low, high = paired_difference(task, targets, scores, scores, seed=0)
     assert (value, low, high) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "expected"),
+    [
+        ("single-label", "macro_average_precision", [0.8118325, 0.9481558]),
+        ("multi-label", "macro_average_precision", [0.4310949, 0.9471265]),
+        ("regression", "spearman", [0.7473806, 0.9430723]),
+    ],
+)
+def test_the_resamples_stay_the_same_so_that_verify_finds_no_difference(name, metric, expected):
+    labels = Labels((0,), ("score",)) if name == "regression" else Labels((0, 1, 2), tuple("abc"))
+    metrics = evaluate(TASKS[name], *_sample(TASKS[name], 1, 50, 3), labels, seed=3)["metrics"]
+    assert metrics[metric]["interval"] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["single-label", "multi-label", "ordinal"])

@@ -22,6 +22,7 @@ from bertsmith.model import checkpoint, forward
 from bertsmith.model.load import load_model
 from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.registry import get_task
+from bertsmith.tasks.single_label import SingleLabel
 from bertsmith.testing import ARCHITECTURES, tiny_model
 from bertsmith.training import checkpoints, trainer
 from bertsmith.training.arguments import argument_problems, training_arguments
@@ -315,9 +316,7 @@ def test_the_best_epoch_is_kept_and_patience_stops(tiny, tmp_path):
 
 
 def test_of_equal_epochs_the_one_with_the_lower_loss_is_kept(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "bertsmith.evaluation.metrics.validation_metrics", lambda targets, p: {"accuracy": 0.5, "macro_f1": 0.5}
-    )
+    monkeypatch.setattr(SingleLabel, "validation_metrics", lambda task, *_: {"accuracy": 0.5, "macro_f1": 0.5})
     settings = {"epochs": 6, "patience": 6, "validation_size": 0.2, "learning_rate": 3e-3}
     whole = _train(tiny, tmp_path / "whole", **settings)
     losses = [e["validation_loss"] for e in whole.history]
@@ -334,10 +333,7 @@ def test_of_equal_epochs_the_one_with_the_lower_loss_is_kept(tiny, tmp_path, mon
 
 def test_with_few_validation_texts_the_last_weights_are_kept(tiny, tmp_path, monkeypatch):
     scores = iter([0.9, 0.5, 0.4, 0.3])
-    monkeypatch.setattr(
-        "bertsmith.evaluation.metrics.validation_metrics",
-        lambda targets, p: {"accuracy": 0.5, "macro_f1": next(scores)},
-    )
+    monkeypatch.setattr(SingleLabel, "validation_metrics", lambda task, *_: {"accuracy": 0.5, "macro_f1": next(scores)})
     run = _train(tiny, tmp_path / "run", epochs=4, patience=1)
     training = run.info["training"]
     assert run.info["data"]["splits"]["validation"] < 20

@@ -137,13 +137,14 @@ class Findings:
     _repr_html_ = rendered_by("bertsmith.progress.display:to_html", optional=True)
 
 
-def join_names(names: Sequence[str], limit: int = 8) -> str:
-    """Join the first ``limit`` names for a message, and count the others."""
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
+def join_names(names: Sequence[str]) -> str:
+    """Join the first names for a message, and count the others."""
+    shown, others = names[:8], len(names[8:])
+    return ", ".join(shown) + (f" and {others:,} more" if others else "")
 
 
-MAX_CLASSES = 30
-"""Maximum number of classes in a chart; of more classes, it shows the largest and the smallest."""
+MAX_CLASSES, BAR = 30, 30
+"""Maximum number of classes in a chart, and its longest bar. Of more classes, it shows the largest and smallest."""
 
 _STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
@@ -194,7 +195,7 @@ def label_chart(findings: Findings) -> RenderableType:
         values = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in findings.numbers.items())
         return Text(f"{findings.classes[0].text}: {values}")
     several = findings.task == MULTI_LABEL
-    return class_chart(findings.classes, rows=findings.splits.get("train", findings.usable) if several else None)
+    return class_chart(findings.classes, findings.splits.get("train", findings.usable) if several else None)
 
 
 def _imbalance(findings: Findings) -> str:
@@ -206,13 +207,12 @@ def _imbalance(findings: Findings) -> str:
     return f", imbalance {findings.imbalance:.1f} : 1" if findings.imbalance == findings.imbalance else ""
 
 
-def class_chart(classes: tuple[ClassCount, ...], width: int = 30, rows: int | None = None) -> RenderableType:
+def class_chart(classes: tuple[ClassCount, ...], rows: int | None) -> RenderableType:
     """Render the number of rows of every class, by given split, with bars for the rows to train on.
 
     Args:
         classes: the classes.
-        width: of the longest bar.
-        rows: total for the shares; by default the sum over the classes.
+        rows: total for the shares; ``None`` for the sum over the classes.
     """
     ordered = sorted(classes, key=lambda c: (-c.training, -c.rows))
     most = max(c.training for c in ordered) or 1
@@ -235,7 +235,7 @@ def class_chart(classes: tuple[ClassCount, ...], width: int = 30, rows: int | No
         if entry is None:
             grid.add_row("", f"… {len(ordered) - MAX_CLASSES:,} more …")
             continue
-        bar = "█" * round(width * entry.training / most) or ("▏" if entry.training else "")
+        bar = "█" * round(BAR * entry.training / most) or ("▏" if entry.training else "")
         counts = [f"{n:,}" for n in entry.splits.values()] or [f"{entry.rows:,}"]
         grid.add_row(str(entry.number), Text(entry.text), *counts, f"{entry.training / total:.1%}", bar)
     return grid

@@ -87,13 +87,6 @@ def conformal_threshold(conformity: np.ndarray, coverage: float) -> float:
     return float(np.sort(conformity)[::-1][k - 1]) if k <= n else 0.0
 
 
-def label_sets(probabilities: np.ndarray, threshold: float, predicted: np.ndarray) -> np.ndarray:
-    """Return which labels are in each text's set, bool of shape (n, classes); the predicted one always is."""
-    sets: np.ndarray = probabilities >= threshold
-    sets[np.arange(len(sets)), predicted] = True
-    return sets
-
-
 @dataclass(frozen=True)
 class CheckedPredictions:
     """Predictions of n texts, compared with their labels.

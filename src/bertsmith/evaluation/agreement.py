@@ -65,7 +65,7 @@ class Agreement:
         }
 
 
-def measure_agreement(coded: Coded, labels: Sequence[str], task: str, *, seed: int = 0) -> Agreement:
+def measure_agreement(coded: Coded, labels: Sequence[str], task: str) -> Agreement:
     """Measure the agreement of coders on the texts that at least two of them labelled.
 
     Args:
@@ -73,7 +73,6 @@ def measure_agreement(coded: Coded, labels: Sequence[str], task: str, *, seed: i
         labels: all labels; for ordinal labels in their order.
         task: the kind of label, which determines the distance of two labels: equal or not, squared difference of
             ranks, or Jaccard distance of sets.
-        seed: of the bootstrap.
     """
     by_text: dict[int, dict[str, LabelSet]] = {}
     for (text, coder), given in sorted(coded.items()):
@@ -91,7 +90,7 @@ def measure_agreement(coded: Coded, labels: Sequence[str], task: str, *, seed: i
     for label in labels:
         inside = np.array([label in value for value in values], dtype=bool)
         split = np.stack([counts[:, ~inside].sum(axis=1), counts[:, inside].sum(axis=1)], axis=1)
-        classes[label] = alpha(split, 1 - np.eye(2), seed=seed)
+        classes[label] = alpha(split, 1 - np.eye(2))
     coders = sorted({coder for some in shared.values() for coder in some})
     ranks = np.array([order(value)[0] if value else 0 for value in values])
     weights = (ranks[:, None] - ranks) ** 2.0 if task == ORDINAL else 1 - np.eye(len(values))
@@ -100,19 +99,18 @@ def measure_agreement(coded: Coded, labels: Sequence[str], task: str, *, seed: i
         both = [(some[one], some[two]) for some in shared.values() if one in some and two in some]
         if both:
             a, b = (np.array([position[pair[i]] for pair in both]) for i in (0, 1))
-            pairs[one, two] = kappa(a, b, weights, seed=seed)
-            same.append(_same(a, b, seed))
+            pairs[one, two] = kappa(a, b, weights)
+            same.append(_same(a, b))
     disputed = tuple(text for text, some in shared.items() if len(set(some.values())) > 1)
-    return Agreement(alpha(counts, distance, seed=seed), classes, pairs, _mean(same), disputed)
+    return Agreement(alpha(counts, distance), classes, pairs, _mean(same), disputed)
 
 
-def alpha(counts: np.ndarray, distance: np.ndarray, *, seed: int = 0) -> Coefficient:
+def alpha(counts: np.ndarray, distance: np.ndarray) -> Coefficient:
     """Return Krippendorff's alpha (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability").
 
     Args:
         counts: how many coders gave each value to each text, shape (texts, values). Texts with one label do not count.
         distance: of two values, symmetric, with zeros on the diagonal, shape (values, values).
-        seed: of the bootstrap over texts.
     """
     counts = counts[counts.sum(axis=1) > 1]
     n = len(counts)
@@ -126,16 +124,15 @@ def alpha(counts: np.ndarray, distance: np.ndarray, *, seed: int = 0) -> Coeffic
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.asarray(1 - (drawn @ disagreement) / expected)
 
-    return _with_interval(of, n, seed)
+    return _with_interval(of, n)
 
 
-def kappa(one: np.ndarray, two: np.ndarray, weights: np.ndarray, *, seed: int = 0) -> Coefficient:
+def kappa(one: np.ndarray, two: np.ndarray, weights: np.ndarray) -> Coefficient:
     """Return Cohen's weighted kappa of two coders (Cohen 1968).
 
     Args:
         one, two: value index of each text, shape (texts,).
         weights: disagreement of two values, shape (values, values).
-        seed: of the bootstrap over texts.
     """
     n_values = len(weights)
     rows, columns = np.eye(n_values)[one], np.eye(n_values)[two]
@@ -146,13 +143,13 @@ def kappa(one: np.ndarray, two: np.ndarray, weights: np.ndarray, *, seed: int = 
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.asarray(1 - (drawn @ disagreement) / expected)
 
-    return _with_interval(of, len(one), seed)
+    return _with_interval(of, len(one))
 
 
-def _same(one: np.ndarray, two: np.ndarray, seed: int) -> Coefficient:
+def _same(one: np.ndarray, two: np.ndarray) -> Coefficient:
     """Return the share of texts with the same value, from value indices of shape (texts,)."""
     same = (one == two).astype(float)
-    return _with_interval(lambda drawn: np.asarray(drawn @ same / drawn.sum(axis=1)), len(same), seed)
+    return _with_interval(lambda drawn: np.asarray(drawn @ same / drawn.sum(axis=1)), len(same))
 
 
 def _mean(found: Sequence[Coefficient]) -> Coefficient:
@@ -169,11 +166,11 @@ def _mean(found: Sequence[Coefficient]) -> Coefficient:
     )
 
 
-def _with_interval(of: Callable[[np.ndarray], np.ndarray], n: int, seed: int) -> Coefficient:
+def _with_interval(of: Callable[[np.ndarray], np.ndarray], n: int) -> Coefficient:
     value = float(of(np.ones((1, n)))[0])
     if not np.isfinite(value):
         return Coefficient(None, None, n)
-    drawn = np.concatenate([of(some) for some in draw_resamples(n, None, np.random.default_rng(seed))])
+    drawn = np.concatenate([of(some) for some in draw_resamples(n, None, np.random.default_rng(0))])
     drawn = drawn[np.isfinite(drawn)]
     low, high = np.percentile(drawn, TAILS).tolist() if len(drawn) else (value, value)
     return Coefficient(value, (low, high), n)

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from bertsmith.data.template import Text, segments
-from bertsmith.evaluation.calibration import log_sum_exp
+from bertsmith.evaluation.calibration import log_sum_exp, softmax
 from bertsmith.evaluation.decision import stratified_folds
-from bertsmith.evaluation.metrics import macro_f1
 
 SVM_C = 1.0
 REGRESSION_C = 0.1
@@ -52,17 +51,19 @@ def bag_of_words(
         n_classes: number of classes; classes without training texts get probability 0.
         seed: of the folds.
     """
+    from sklearn.metrics import f1_score
+
     x, others = word_features(train, texts)
     classes, y = np.unique(targets, return_inverse=True)
     sample = np.random.default_rng(seed).permutation(len(y))[:MAX_CALIBRATION_TEXTS]
     held_out = _cross_fitted_margins(x[sample], y[sample], len(classes), seed)
     margins = svm_margins(x, y, others, len(classes))
     variants = [_fit_softmax(held_out, y[sample], with_offsets=use) for use in (False, True)]
-    scores = [macro_f1(y[sample], (held_out / t + b).argmax(axis=1)) for t, b in variants]
+    scores = [f1_score(y[sample], (held_out / t + b).argmax(axis=1), average="macro") for t, b in variants]
     best = int(np.argmax(scores))  # the simpler variant wins ties
     temperature, offsets = variants[best]
     probabilities = np.zeros((len(texts), n_classes))
-    probabilities[:, classes] = _softmax(margins / temperature + offsets)
+    probabilities[:, classes] = softmax(margins / temperature + offsets)
     return Baseline(probabilities, ("linear SVM", "linear SVM with class offsets")[best])
 
 
@@ -106,11 +107,6 @@ def fit_regression(embeddings: np.ndarray, targets: np.ndarray, *, n_classes: in
     weight, bias = np.zeros((n_classes, embeddings.shape[1])), np.full(n_classes, ABSENT_CLASS_BIAS)
     weight[model.classes_], bias[model.classes_] = coefficients, biases - coefficients @ center
     return LinearModel(weight, bias)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    result: np.ndarray = np.exp(logits - log_sum_exp(logits)[:, None])
-    return result
 
 
 def _cross_fitted_margins(x: Any, y: np.ndarray, n_classes: int, seed: int) -> np.ndarray:

@@ -42,22 +42,9 @@ def fit_temperature(targets: np.ndarray, probabilities: np.ndarray) -> float:
     if found.fun >= loss(0.0):
         return 1.0
     scaled = logits / np.exp(found.x)
-    p = np.exp(scaled - log_sum_exp(scaled)[:, None])
+    p = softmax(scaled)
     information = float(((p * scaled**2).sum(axis=1) - (p * scaled).sum(axis=1) ** 2).sum())
     return float(np.exp(found.x * information / (information + PRIOR**-2)))
-
-
-def scale(probabilities: np.ndarray, temperature: float, offsets: np.ndarray | float = 0.0) -> np.ndarray:
-    """Add offsets to the logits, divide them by a temperature, and return probabilities of shape (n, classes).
-
-    Args:
-        probabilities: shape (n, classes).
-        temperature: divides the logits.
-        offsets: shape (classes,).
-    """
-    scaled = (to_logits(probabilities) + offsets) / temperature
-    result: np.ndarray = np.exp(scaled - log_sum_exp(scaled)[:, None])
-    return result
 
 
 def calibration_metrics(
@@ -115,6 +102,13 @@ def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> di
             if n
         ],
     }
+
+
+def log_losses(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return the log loss of each text, shape (n,), from class indices, shape (n,), and shape (n, classes)."""
+    likelihood = probabilities[np.arange(len(targets)), targets] / probabilities.sum(axis=1, dtype=np.float64)
+    losses: np.ndarray = -np.log(np.clip(likelihood, np.finfo(np.float64).eps, 1))
+    return losses
 
 
 def to_logits(probabilities: np.ndarray) -> np.ndarray:

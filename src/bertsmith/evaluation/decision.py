@@ -58,22 +58,18 @@ def tune_offsets(
 ) -> Decision:
     """Tune class offsets for macro-F1 on held-out texts.
 
-    The gain is cross-fitted: each fold is predicted with offsets tuned on the other folds. Offsets that merely fit
-    their tuning texts show no gain. If several models predicted the texts, each fold is one model, so that offsets that
-    correct the bias of one model show no gain.
-
     Args:
         targets: class indices, shape (n,).
         probabilities: of the same texts, shape (n, classes).
         seed: of the folds and of the bootstrap.
-        model: number of the model that predicted each text, shape (n,); ``None`` if one model predicted all texts.
-        groups: as for `draw_resamples`.
+        model, groups: as for `tune`.
     """
     logits, n_classes = to_logits(probabilities), probabilities.shape[1]
     return tune(
         targets,
         logits,
-        stratified_folds(targets, seed, FOLDS) if model is None or len(np.unique(model)) < 2 else model,
+        fold=stratified_folds(targets, seed, FOLDS),
+        model=model,
         fit=best_offsets,
         decide=lambda moved: moved.argmax(axis=1),
         score=lambda drawn, decided: resampled_label_metrics(drawn, targets, decided, n_classes)[PRIMARY],
@@ -85,20 +81,26 @@ def tune_offsets(
 def tune(
     targets: np.ndarray,
     logits: np.ndarray,
-    fold: np.ndarray,
     *,
+    fold: np.ndarray,
+    model: np.ndarray | None,
     fit: Callable[[np.ndarray, np.ndarray], np.ndarray],
     decide: Callable[[np.ndarray], np.ndarray],
     score: Callable[[np.ndarray, np.ndarray], np.ndarray],
     seed: int,
-    groups: np.ndarray | None = None,
+    groups: np.ndarray | None,
 ) -> Decision:
     """Tune offsets on held-out texts, and use them if their cross-fitted gain exceeds its standard error.
+
+    Each fold is predicted with offsets tuned on the other folds. Offsets that merely fit their tuning texts show no
+    gain. If several models predicted the texts, each fold is one model, so that offsets that correct the bias of one
+    model show no gain.
 
     Args:
         targets: of n texts.
         logits: shape (n, outputs).
-        fold: the fold of each text, shape (n,).
+        fold: the fold of each text if one model predicted all texts, shape (n,).
+        model: number of the model that predicted each text, shape (n,); ``None`` if one model predicted all texts.
         fit: returns the best offsets, shape (outputs,), for targets and logits.
         decide: returns the decisions, shaped as targets, for logits with offsets.
         score: returns the metric of every resample, for how often each resample draws each text and decisions.
@@ -108,6 +110,8 @@ def tune(
     n, n_outputs = logits.shape
     if n < MIN_TEXTS or (groups is not None and len(np.unique(groups)) < 2):
         return Decision(np.zeros(n_outputs), False, 0.0, float("nan"))
+    if model is not None and len(np.unique(model)) > 1:
+        fold = model
     plain = decide(logits)
     tuned = np.empty_like(plain)
     for f in np.unique(fold):
@@ -121,19 +125,18 @@ def tune(
     return Decision(fit(targets, logits) if used else np.zeros(n_outputs), used, gain, error)
 
 
-def best_offsets(targets: np.ndarray, logits: np.ndarray, sweeps: int = 2) -> np.ndarray:
+def best_offsets(targets: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """Return the offsets that maximize macro-F1 by coordinate ascent, then shrunk, shape (classes,).
 
     Args:
         targets: class indices, shape (n,).
         logits: shape (n, classes).
-        sweeps: passes over the classes.
     """
     n_classes = logits.shape[1]
     support = np.bincount(targets, minlength=n_classes)
     moved = logits.copy()
     found = np.zeros(n_classes)
-    for _ in range(sweeps):
+    for _ in range(2):  # a second pass, because the offsets depend on each other
         for c in np.argsort(support, kind="stable"):
             if not support[c]:
                 continue

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertsmith.bootstrap import LEVEL, RESAMPLES
+from bertsmith.bootstrap import LEVEL, RESAMPLES, TAILS, draw_resamples
 from bertsmith.data.table import Labels
-from bertsmith.evaluation.intervals import exact_accuracy
+from bertsmith.evaluation.intervals import RANKING_RESAMPLES, exact_accuracy
 
 if TYPE_CHECKING:
     from bertsmith.tasks.base import Task
@@ -79,11 +79,37 @@ def compare_classifiers(
     for (name, table), seed in zip(scores.items(), seeds, strict=True):
         difference = None
         if name != names[0]:
-            value, low, high = task.difference(targets, table, scores[names[0]], seed=seeds[0], groups=groups)
+            value, low, high = paired_difference(task, targets, table, scores[names[0]], seed=seeds[0], groups=groups)
             difference = {"value": value, "interval": [low, high], "distinguishable": low > 0 or high < 0}
         metrics = _metrics(task, targets, table, seed, groups)
         entries.append({"name": name, "metrics": metrics, "difference": difference})
     return entries
+
+
+def paired_difference(
+    task: Task, targets: np.ndarray, one: np.ndarray, two: np.ndarray, *, seed: int, groups: np.ndarray | None = None
+) -> tuple[float, float, float]:
+    """Return the difference of the primary metric and its 95 % interval; see `paired_differences`."""
+    value, draws = paired_differences(task, targets, one, two, seed=seed, groups=groups)
+    low, high = np.percentile(draws, TAILS)
+    return value, float(low), float(high)
+
+
+def paired_differences(
+    task: Task, targets: np.ndarray, one: np.ndarray, two: np.ndarray, *, seed: int, groups: np.ndarray | None = None
+) -> tuple[float, np.ndarray]:
+    """Return the primary metric of one model's scores minus that of another's, and the same on every resample.
+
+    Both have the same resamples, so variation that affects both cancels. The other arguments are those of `evaluate`.
+    """
+
+    def difference(drawn: np.ndarray) -> np.ndarray:
+        first, second = (task.resampled(drawn, targets, scores)[task.primary] for scores in (one, two))
+        return np.asarray(first - second)
+
+    resamples = draw_resamples(len(targets), groups, np.random.default_rng(seed), RESAMPLES)
+    once = np.ones((1, len(targets)), dtype=np.int64)
+    return float(difference(once)[0]), np.concatenate([difference(drawn) for drawn in resamples])
 
 
 def _metrics(
@@ -91,15 +117,32 @@ def _metrics(
 ) -> dict[str, dict[str, Any]]:
     """Return the value and the interval of every single-number metric, by name.
 
-    If all predictions are correct, every metric of 1 has the interval of `exact_accuracy`.
+    If all predictions are correct, every metric of 1 has the interval of `exact_accuracy`. If none is, accuracy has it.
     """
     values = task.scalar_metrics(targets, scores)
-    intervals = task.intervals(targets, scores, seed=seed, groups=groups)
+    intervals = _intervals(task, targets, scores, seed, groups)
     right = task.is_right(targets, scores)
-    if task.decides and right.all() and (exact := exact_accuracy(right, groups)):
+    if task.decides and (exact := exact_accuracy(right, groups)):
         perfect = [name for name, value in values.items() if value is not None and isclose(value, 1)]
-        intervals = {**intervals, **dict.fromkeys(perfect, exact)}
+        wrong = ["accuracy", "weighted_recall"]  # recall weighted by support is accuracy
+        intervals |= dict.fromkeys(perfect if right.all() else wrong, exact)
     return {
         name: {"value": value, "interval": None if value is None else list(intervals[name])}
         for name, value in values.items()
     }
+
+
+def _intervals(
+    task: Task, targets: np.ndarray, scores: np.ndarray, seed: int, groups: np.ndarray | None
+) -> dict[str, tuple[float, float]]:
+    """Return the 95 % bootstrap interval of every metric, by name; NaN if the metric is undefined in every resample."""
+    rng, found = np.random.default_rng(seed), {}
+    for metrics, resamples in ((task.resampled, RESAMPLES), (task.resampled_ranks, RANKING_RESAMPLES)):
+        chunks = [metrics(drawn, targets, scores) for drawn in draw_resamples(len(targets), groups, rng, resamples)]
+        for name in chunks[0]:
+            values = np.concatenate([chunk[name] for chunk in chunks])
+            low, high = np.nanpercentile(values, TAILS) if np.isfinite(values).any() else (np.nan, np.nan)
+            found[name] = float(low), float(high)
+        if not task.one_class:  # so that `verify` finds the intervals of bertsmith 0.2.0
+            rng = np.random.default_rng(seed)
+    return found

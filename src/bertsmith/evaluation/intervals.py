@@ -4,60 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from bertsmith.bootstrap import LEVEL, RESAMPLES, TAILS, draw_resamples
+from bertsmith.bootstrap import LEVEL
 
 RANKING_RESAMPLES = 200
 """Fewer, because average precision is computed class by class, and ranks resample by resample."""
-
-
-def bootstrap_intervals(
-    targets: np.ndarray,
-    probabilities: np.ndarray,
-    *,
-    seed: int,
-    resamples: int = RESAMPLES,
-    groups: np.ndarray | None = None,
-) -> dict[str, tuple[float, float]]:
-    """Return the interval of every metric in `metrics.SCALAR_METRICS`.
-
-    Class averages are taken over the classes that occur in the resample, as in `metrics.scalar_metrics`. Accuracy has
-    the interval of `exact_accuracy`, if there is one.
-
-    Args:
-        targets: class indices, shape (n,).
-        probabilities: shape (n, classes).
-        seed: of the resampling.
-        resamples: number of resamples.
-        groups: as for `draw_resamples`.
-
-    Returns:
-        Lower and upper bound by metric name.
-    """
-    n, n_classes = probabilities.shape
-    predicted = probabilities.argmax(axis=1)
-    normalised = probabilities.astype(np.float64)
-    normalised /= normalised.sum(axis=1, keepdims=True)
-    losses = -np.log(np.clip(normalised[np.arange(n), targets], np.finfo(np.float64).eps, 1))
-    rng = np.random.default_rng(seed)
-    chunks = [
-        {
-            **resampled_label_metrics(drawn, targets, predicted, n_classes),
-            "log_loss": drawn @ losses / drawn.sum(axis=1),
-        }
-        for drawn in draw_resamples(n, groups, rng, resamples)
-    ]
-    values = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
-    values["macro_average_precision"] = np.concatenate(
-        [
-            resampled_average_precision(np.eye(n_classes, dtype=bool)[targets], probabilities, drawn)
-            for drawn in draw_resamples(n, groups, rng, RANKING_RESAMPLES)
-        ]
-    )
-    intervals = {name: tuple(np.nanpercentile(v, TAILS).tolist()) for name, v in values.items()}
-    if exact := exact_accuracy(predicted == targets, groups):
-        # Recall weighted by support is accuracy.
-        intervals |= dict.fromkeys(("accuracy", "weighted_recall"), exact)
-    return intervals
 
 
 def exact_accuracy(right: np.ndarray, groups: np.ndarray | None = None) -> tuple[float, float] | None:
@@ -95,7 +45,7 @@ def resampled_average_precision(truth: np.ndarray, probabilities: np.ndarray, dr
         positions = np.flatnonzero(truth[order, c])
         # Texts with equal probabilities have the same rank, the last one of them, as in scikit-learn.
         ranked = np.cumsum(times, axis=1)[:, np.searchsorted(ordered, ordered[positions], side="right") - 1]
-        times = times[:, positions]
+        times = times[:, positions].astype(np.float64)
         last = np.searchsorted(ordered[positions], ordered[positions], side="right") - 1
         hits = np.cumsum(times, axis=1)[:, last]
         positives = hits[:, -1]

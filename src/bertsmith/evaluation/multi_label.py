@@ -115,21 +115,17 @@ def tune_thresholds(
 ) -> Decision:
     """Tune one threshold per label for macro-F1 on held-out texts, as an offset of the label's logit.
 
-    The gain is cross-fitted, as in `bertsmith.evaluation.decision.tune_offsets`.
-
     Args:
         targets: whether each text has each label, bool, shape (n, labels).
         logits: shape (n, labels).
         seed: of folds and bootstrap.
-        model: number of the model that predicted each text, shape (n,); ``None`` if one model predicted all texts.
-        groups: as for `draw_resamples`.
+        model, groups: as for `bertsmith.evaluation.decision.tune`.
     """
     return tune(
         targets,
         logits,
-        np.random.default_rng(seed).permutation(len(logits)) % FOLDS
-        if model is None or len(np.unique(model)) < 2
-        else model,
+        fold=np.random.default_rng(seed).permutation(len(logits)) % FOLDS,
+        model=model,
         fit=best_thresholds,
         decide=lambda moved: moved > 0,
         score=lambda drawn, decided: resampled_set_metrics(drawn, targets, decided)["macro_f1"],

@@ -78,18 +78,6 @@ def resampled_level_metrics(
     }
 
 
-def level_metrics(targets: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """Return macro-F1 and quadratic kappa, the metrics logged at every epoch.
-
-    Args:
-        targets, predicted: class indices, shape (n,).
-    """
-    n_classes = int(max(targets.max(), predicted.max())) + 1
-    once = np.ones((1, len(targets)))
-    values = resampled_level_metrics(once, targets, predicted, n_classes)
-    return {name: float(values[name][0]) for name in ("macro_f1", "quadratic_kappa")}
-
-
 def _rank_correlation(table: np.ndarray, rows: np.ndarray, columns: np.ndarray, n: np.ndarray) -> np.ndarray:
     """Return Spearman's correlation, with mean ranks for ties, of contingency tables; 0 if one side is constant."""
     ranks = [np.cumsum(counts, axis=1) - (counts - 1) / 2 - ((n + 1) / 2)[:, None] for counts in (rows, columns)]

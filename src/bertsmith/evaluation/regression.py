@@ -10,27 +10,6 @@ import numpy as np
 from bertsmith.evaluation.abstention import TARGET_COVERAGES, coverage_interval
 
 
-def number_metrics(targets: np.ndarray, predicted: np.ndarray) -> dict[str, float | None]:
-    """Return the mean absolute error, root mean squared error, R² and Spearman's correlation.
-
-    Args:
-        targets, predicted: numbers, shape (n,).
-
-    Returns:
-        Metrics by name, ``None`` if undefined.
-    """
-    from scipy.stats import spearmanr
-
-    once = np.ones((1, len(targets)))
-    values: dict[str, float | None] = {k: float(v[0]) for k, v in resampled_errors(once, targets, predicted).items()}
-    varies = len(np.unique(targets)) > 1
-    values["r2"] = values["r2"] if varies else None
-    values["spearman"] = None
-    if varies and len(np.unique(predicted)) > 1:
-        values["spearman"] = float(spearmanr(targets, predicted).statistic)
-    return values
-
-
 def resampled_errors(drawn: np.ndarray, targets: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
     """Return R² and both errors of every resample, each of shape (resamples,).
 

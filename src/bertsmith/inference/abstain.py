@@ -29,11 +29,6 @@ class Abstention:
     confidence: float | None = None
     in_set: float | None = None
 
-    def answered(self, confidence: np.ndarray) -> np.ndarray:
-        """Return which texts get a label, shape (n,), from their confidence, shape (n,)."""
-        result: np.ndarray = confidence >= (0.0 if self.confidence is None else self.confidence)
-        return result
-
 
 @dataclass(frozen=True)
 class HeldOutPredictions:

@@ -94,7 +94,7 @@ def _label(
             result[i] = value
         return result
 
-    answered = abstain.answered(task.confidence(scores)).tolist()
+    answered = (task.confidence(scores) >= (abstain.confidence or 0.0)).tolist()
     columns = task.prediction_columns(scores, labels)
     predictions: Cells = {
         name: column(

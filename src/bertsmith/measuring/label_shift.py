@@ -49,7 +49,6 @@ def adjusted_count(
     outcomes: np.ndarray | None = None,
     *,
     groups: np.ndarray | None = None,
-    seed: int = 0,
 ) -> AdjustedCount:
     """Estimate the shares of the classes in a corpus from the predicted labels, or means of other outcomes.
 
@@ -58,8 +57,9 @@ def adjusted_count(
         counts: texts of the corpus by predicted class, shape (classes,).
         outcomes: of the texts of each class, from 0 to 1, shape (classes, columns); ``None`` for the shares.
         groups: group of each held-out text, such as its author, shape (n,); ``None`` for independent texts.
-        seed: of the draws from the posterior of the error rates, whose percentiles are the interval. With groups, the
-            rates come from a bootstrap over groups.
+
+    The interval has the percentiles of draws from the posterior of the error rates. With groups, the rates come from a
+    bootstrap over groups.
     """
     k, n_corpus = len(counts), counts.sum()
     table = np.zeros((k, k))
@@ -68,7 +68,7 @@ def adjusted_count(
     shares = counts / n_corpus
     value = _mixture(rates, shares)
     outcomes = np.eye(k) if outcomes is None else outcomes
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     # Observed rates of 0 and 1 are uncertain: a Dirichlet prior that is worth one text per class.
     drawn: np.ndarray
     if groups is None:

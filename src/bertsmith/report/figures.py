@@ -200,17 +200,16 @@ def _dots(bins: Sequence[Mapping[str, float]], x: str, y: str, limits: tuple[flo
     return svg(parts, HALF_WIDTH, title)
 
 
-def heatmap(matrix: np.ndarray, names: Sequence[str], size: int = 900, *, confusion: bool = True) -> Markup:
+def heatmap(matrix: np.ndarray, names: Sequence[str], *, confusion: bool = True) -> Markup:
     """Draw a large matrix of texts, one square per nonzero cell: red for confused classes, otherwise blue.
 
     Args:
         matrix: texts by class (rows) and prediction (columns), or by two labels, shape (classes, classes).
         names: label texts.
         confusion: whether the columns are predictions.
-        size: width and height in user units.
     """
-    k = len(matrix)
-    cell = size / k
+    size = 900  # width and height in user units
+    cell = size / len(matrix)
     totals = np.maximum(matrix.sum(axis=1), 1)
     parts = [Markup('<rect class="ground" width="{0}" height="{0}"/>').format(size)]
     for i, j in zip(*np.nonzero(matrix), strict=True):

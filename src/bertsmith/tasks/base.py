@@ -108,9 +108,10 @@ class Task(ABC):
         """Undo the standardisation of the targets in the weights; return the rule for what the weights cannot undo."""
         return Rule()
 
-    @abstractmethod
     def validation_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float]:
         """Return the values of `epoch_metrics`."""
+        found = self.resampled(np.ones((1, len(targets)), dtype=np.int64), targets, scores)
+        return {name: float(found[name][0]) for name in self.epoch_metrics}
 
     # -- scores and decisions ------------------------------------------------------------------------------------------
 
@@ -138,10 +139,9 @@ class Task(ABC):
     def predicted(self, scores: np.ndarray) -> np.ndarray:
         """Return the decisions, shaped as targets."""
 
+    @abstractmethod
     def confidence(self, scores: np.ndarray) -> np.ndarray:
         """Return the probability that a text's prediction is correct, shape (n,)."""
-        highest: np.ndarray = scores.max(axis=1, initial=0.0)
-        return highest
 
     def is_right(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Return whether each prediction is correct, bool, shape (n,)."""
@@ -164,63 +164,33 @@ class Task(ABC):
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
-    @abstractmethod
     def scalar_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float | None]:
         """Return every metric of `metric_names`; ``None`` if undefined."""
+        once, undefined = np.ones((1, len(targets)), dtype=np.int64), self.undefined(targets, scores)
+        found = {**self.resampled(once, targets, scores), **self.resampled_ranks(once, targets, scores)}
+        return {name: None if name in undefined else float(found[name][0]) for name in self.metric_names}
 
     @abstractmethod
     def resampled(self, drawn: np.ndarray, targets: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
-        """Return metrics of resamples, each of shape (resamples,), among them the primary one.
+        """Return metrics of resamples, each of shape (resamples,): all but those of `resampled_ranks`.
 
         Args:
             drawn: how often each resample draws each text, shape (resamples, n).
             targets, scores: of all texts.
         """
 
-    def intervals(
-        self, targets: np.ndarray, scores: np.ndarray, *, seed: int, groups: np.ndarray | None
-    ) -> dict[str, tuple[float, float]]:
-        """Return the 95 % interval of every metric."""
-        from bertsmith.bootstrap import TAILS, draw_resamples
-
-        rng = np.random.default_rng(seed)
-        chunks = [self.resampled(d, targets, scores) for d in draw_resamples(len(targets), groups, rng)]
-        values = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
-        return {name: tuple(np.nanpercentile(v, TAILS).tolist()) for name, v in values.items()}
-
-    def details(self, targets: np.ndarray, scores: np.ndarray, labels: Labels) -> dict[str, Any]:
-        """Return what ``metrics.json`` has for a split besides single numbers, JSON-ready."""
+    def resampled_ranks(self, drawn: np.ndarray, targets: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the metrics of resamples that rank texts, which takes long; see `resampled`."""
         return {}
 
-    def differences(
-        self, targets: np.ndarray, first: np.ndarray, second: np.ndarray, *, seed: int, groups: np.ndarray | None = None
-    ) -> tuple[float, np.ndarray]:
-        """Return the difference of the primary metric, and that on every resample, shape (resamples,).
-
-        Both models are scored on the same resamples, so variation that affects both cancels.
-        """
-        from bertsmith.bootstrap import draw_resamples
-
-        def difference(drawn: np.ndarray) -> np.ndarray:
-            one, two = (self.resampled(drawn, targets, scores)[self.primary] for scores in (first, second))
-            result: np.ndarray = one - two
-            return result
-
-        resamples = draw_resamples(len(targets), groups, np.random.default_rng(seed))
-        once = np.ones((1, len(targets)), dtype=np.int64)
-        return float(difference(once)[0]), np.concatenate([difference(drawn) for drawn in resamples])
-
-    def difference(
-        self, targets: np.ndarray, first: np.ndarray, second: np.ndarray, *, seed: int, groups: np.ndarray | None = None
-    ) -> tuple[float, float, float]:
-        """Return the difference of the primary metric (first minus second) and its 95 % interval; see `differences`."""
-        from bertsmith.bootstrap import TAILS
-
-        value, draws = self.differences(targets, first, second, seed=seed, groups=groups)
-        low, high = np.percentile(draws, TAILS)
-        return value, float(low), float(high)
+    @abstractmethod
+    def undefined(self, targets: np.ndarray, scores: np.ndarray) -> set[str]:
+        """Return the names of the metrics that are undefined for these texts."""
 
     @abstractmethod
+    def details(self, targets: np.ndarray, scores: np.ndarray, labels: Labels) -> dict[str, Any]:
+        """Return what ``metrics.json`` has for a split besides single numbers, JSON-ready."""
+
     def fit_rule(
         self,
         targets: np.ndarray,
@@ -240,27 +210,32 @@ class Task(ABC):
             model: number of the model that predicted each text, shape (n,); ``None`` if one model predicted all.
             groups: as for `bertsmith.evaluation.evaluate.evaluate`.
         """
+        decision = self.tune(targets, scores, seed=seed, model=model, groups=groups)
+        if not use_offsets:
+            decision = replace(decision, used=False, offsets=np.zeros(scores.shape[1]))
+        return decision, self.calibrate(targets, scores, decision)
+
+    def tune(
+        self, targets: np.ndarray, scores: np.ndarray, *, seed: int, model: np.ndarray | None, groups: np.ndarray | None
+    ) -> Decision:
+        """Return the decision of `fit_rule`: no offsets, unless a task tunes some."""
+        from bertsmith.evaluation.decision import Decision
+
+        return Decision(np.zeros(scores.shape[1]), False, 0.0, float("nan"))
+
+    @abstractmethod
+    def calibrate(self, targets: np.ndarray, scores: np.ndarray, decision: Decision) -> Rule:
+        """Return the rule of `fit_rule`: a decision, and the calibration of scores after it."""
 
     @abstractmethod
     def calibration(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
         """Return how far the scores are from what they claim, JSON-ready."""
 
+    @abstractmethod
     def abstention(
         self, targets: np.ndarray, scores: np.ndarray, held_out: tuple[np.ndarray, np.ndarray]
     ) -> dict[str, Any]:
-        """Evaluate thresholds and label sets on texts other than the held-out ones that set them, JSON-ready."""
-        from bertsmith.evaluation.abstention import CheckedPredictions, evaluate_abstention, label_shift
-
-        def check(t: np.ndarray, s: np.ndarray) -> CheckedPredictions:
-            return CheckedPredictions(self.confidence(s), self.is_right(t, s), self.conformity(t, s))
-
-        both = (held_out[0], targets)
-        evaluated = evaluate_abstention(
-            check(targets, scores), check(*held_out), lambda threshold: self.evaluate_sets(targets, scores, threshold)
-        )
-        before, now = (self.label_counts(t, scores.shape[1]) for t in both)
-        texts = None if targets.ndim == 1 else [len(t) for t in both]
-        return {**evaluated, "label_shift": label_shift(before, now, texts)}
+        """Evaluate thresholds and prediction sets on texts other than the held-out ones that set them, JSON-ready."""
 
     def label_counts(self, targets: np.ndarray, n_labels: int) -> np.ndarray:
         """Return how often each label occurs, shape (labels,)."""
@@ -321,7 +296,7 @@ class Task(ABC):
 
     def explained(self, scores: np.ndarray) -> int:
         """Return the output of a text that is explained by default, from scores of shape (1, outputs)."""
-        return int(scores[0].argmax())
+        return int(self.predicted(scores)[0]) if self.one_class else int(scores[0].argmax())
 
     def label_errors(
         self, featurize: Callable[[], Any], targets: np.ndarray, labels: Labels, *, seed: int, units: np.ndarray

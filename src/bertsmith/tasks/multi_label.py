@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -12,7 +11,8 @@ from bertsmith.data.outcomes import join_labels
 from bertsmith.data.table import MULTI_LABEL, Labels
 from bertsmith.evaluation.calibration import reliability
 from bertsmith.evaluation.rule import Rule
-from bertsmith.tasks.base import Names, Task
+from bertsmith.tasks.base import Names
+from bertsmith.tasks.label_task import LabelTask
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _EPSILON = 1e-12
 
 
-class MultiLabel(Task):
+class MultiLabel(LabelTask):
     """Any number of labels per text: independent probabilities, and every label above 0.5 after its threshold."""
 
     name = MULTI_LABEL
@@ -121,18 +121,6 @@ class MultiLabel(Task):
         result: np.ndarray = (agree | (abs(first - 0.5) <= tie)).all(axis=1)
         return result
 
-    def scalar_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float | None]:
-        """Return every metric; ``None`` if undefined."""
-        from bertsmith.evaluation.multi_label import average_precisions
-
-        once = np.ones((1, len(targets)))
-        values: dict[str, float | None] = {
-            name: float(value[0]) for name, value in self.resampled(once, targets, scores).items()
-        }
-        precisions = average_precisions(targets, scores)
-        values["macro_average_precision"] = float(np.nanmean(precisions)) if targets.any() else None
-        return {name: values[name] for name in self.metric_names}
-
     def resampled(self, drawn: np.ndarray, targets: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
         """Return every metric but the macro average precision, of every resample."""
         from bertsmith.evaluation.multi_label import log_losses, ranking_precision, resampled_set_metrics
@@ -144,60 +132,36 @@ class MultiLabel(Task):
             "log_loss": drawn @ log_losses(targets, scores) / n,
         }
 
-    def intervals(
-        self, targets: np.ndarray, scores: np.ndarray, *, seed: int, groups: np.ndarray | None
-    ) -> dict[str, tuple[float, float]]:
-        """Return the 95 % interval of every metric."""
-        from bertsmith.bootstrap import TAILS, draw_resamples
-        from bertsmith.evaluation.intervals import RANKING_RESAMPLES, resampled_average_precision
-
-        rng = np.random.default_rng(seed)
-        precisions = np.concatenate(
-            [
-                resampled_average_precision(targets, scores, drawn)
-                for drawn in draw_resamples(len(targets), groups, rng, RANKING_RESAMPLES)
-            ]
-        )
-        low, high = np.nanpercentile(precisions, TAILS).tolist()
-        found = super().intervals(targets, scores, seed=seed, groups=groups)
-        return {**found, "macro_average_precision": (low, high)}
+    def undefined(self, targets: np.ndarray, scores: np.ndarray) -> set[str]:
+        """Return the macro average precision, if no text has a label."""
+        return set() if targets.any() else {"macro_average_precision"}
 
     def details(self, targets: np.ndarray, scores: np.ndarray, labels: Labels) -> dict[str, Any]:
-        """Return metrics per label, the co-occurrence of labels and of predictions, and the calibration."""
-        from bertsmith.evaluation.multi_label import cooccurrence, per_label_metrics
+        """Return metrics per label, the calibration, and the co-occurrence of labels and of predictions."""
+        from bertsmith.evaluation.multi_label import cooccurrence
 
-        predicted = self.predicted(scores)
-        without = {"labels": ~targets.any(axis=1), "predicted": ~predicted.any(axis=1)}
-        entries = per_label_metrics(targets, scores, predicted)
-        for entry, number, text in zip(entries, labels.numbers, labels.texts, strict=True):
-            entry |= {"label": number, "label_text": text}
+        sets = {"labels": targets, "predicted": self.predicted(scores)}
         return {
-            "per_class": entries,
-            "cooccurrence": {"labels": cooccurrence(targets).tolist(), "predicted": cooccurrence(predicted).tolist()},
-            "without_labels": {name: int(none.sum()) for name, none in without.items()},
-            "calibration": self.calibration(targets, scores),
+            **super().details(targets, scores, labels),
+            "cooccurrence": {name: cooccurrence(some).tolist() for name, some in sets.items()},
+            "without_labels": {name: int((~some.any(axis=1)).sum()) for name, some in sets.items()},
         }
 
-    def fit_rule(
-        self,
-        targets: np.ndarray,
-        scores: np.ndarray,
-        *,
-        seed: int,
-        use_offsets: bool = True,
-        model: np.ndarray | None = None,
-        groups: np.ndarray | None = None,
-    ) -> tuple[Decision, Rule]:
-        """Tune one threshold per label, then one temperature per label; see `Task.fit_rule`."""
-        from bertsmith.evaluation.multi_label import fit_temperatures, tune_thresholds
+    def tune(
+        self, targets: np.ndarray, scores: np.ndarray, *, seed: int, model: np.ndarray | None, groups: np.ndarray | None
+    ) -> Decision:
+        """Tune one threshold per label; see `Task.fit_rule`."""
+        from bertsmith.evaluation.multi_label import tune_thresholds
 
-        logits = self.logits(scores)
-        decision = tune_thresholds(targets, logits, seed=seed, model=model, groups=groups)
-        if not use_offsets:
-            decision = replace(decision, used=False, offsets=np.zeros(scores.shape[1]))
-        temperatures = fit_temperatures(targets, self.scores(logits + decision.offsets))
+        return tune_thresholds(targets, self.logits(scores), seed=seed, model=model, groups=groups)
+
+    def calibrate(self, targets: np.ndarray, scores: np.ndarray, decision: Decision) -> Rule:
+        """Fit one temperature per label; see `Task.calibrate`."""
+        from bertsmith.evaluation.multi_label import fit_temperatures
+
+        temperatures = fit_temperatures(targets, self.scores(self.logits(scores) + decision.offsets))
         offsets = tuple(decision.offsets.tolist()) if decision.used else ()
-        return decision, Rule(tuple(temperatures.tolist()), offsets, folded=False)
+        return Rule(tuple(temperatures.tolist()), offsets, folded=False)
 
     def calibration(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
         """Return calibration errors of the probabilities of all labels, and the bins of a reliability diagram.
@@ -213,31 +177,6 @@ class MultiLabel(Task):
         """Return how often each label occurs, shape (labels,)."""
         result: np.ndarray = targets.sum(axis=0)
         return result
-
-    def conformity(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Return the lowest probability of the labels of each text that has any, shape (texts with labels,).
-
-        Every set contains the labels of a text without labels. If most texts had none, empty sets would suffice.
-        """
-        has_labels = targets.any(axis=1)
-        result: np.ndarray = np.where(targets, scores, 1.0)[has_labels].min(axis=1)
-        return result
-
-    def evaluate_sets(self, targets: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return whether each set contains all labels of its text, for texts with labels, and the size of all sets."""
-        sets = self._sets(scores, threshold)
-        return (sets | ~targets).all(axis=1)[targets.any(axis=1)], sets.sum(axis=1)
-
-    def _sets(self, scores: np.ndarray, threshold: float) -> np.ndarray:
-        """Return which labels are in each text's set, bool, shape (n, labels); the predicted ones always are."""
-        sets: np.ndarray = (scores >= threshold) | self.predicted(scores)
-        return sets
-
-    def set_columns(self, scores: np.ndarray, threshold: float, labels: Labels) -> dict[str, list[Any]]:
-        """Return ``label_set``: the label texts of each set, likeliest first."""
-        inside = self._sets(scores, threshold)
-        order = np.argsort(-scores, axis=1, kind="stable")
-        return {"label_set": [[labels.texts[c] for c in row if inside[i, c]] for i, row in enumerate(order)]}
 
     def naive_baseline(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
         """Return the labels that most texts have, and the share of texts with each label."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from bertsmith.data.table import ORDINAL, Labels
-from bertsmith.evaluation.calibration import calibration_metrics, fit_temperature
+from bertsmith.evaluation.calibration import calibration_metrics, fit_temperature, log_losses
 from bertsmith.evaluation.decision import MIN_TEXTS, Decision
 from bertsmith.evaluation.rule import Rule
 from bertsmith.tasks.base import Names, Task
@@ -45,13 +45,7 @@ class Ordinal(SingleLabel):
         "within_one": ("Within one step", "the share of texts whose prediction is at most one step from the label"),
         "log_loss": SingleLabel.metric_names["log_loss"],
     }
-    intervals = Task.intervals  # those of `resampled`; `SingleLabel` has other metrics
-
-    def validation_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-        """Return macro-F1 and quadratic kappa."""
-        from bertsmith.evaluation.ordinal import level_metrics
-
-        return level_metrics(targets, self.predicted(scores))
+    resampled_ranks, tune = Task.resampled_ranks, Task.tune  # neither average precision nor class offsets
 
     def predicted(self, scores: np.ndarray) -> np.ndarray:
         """Return the classes with the least expected squared distance, shape (n,)."""
@@ -71,54 +65,32 @@ class Ordinal(SingleLabel):
         result: np.ndarray = distance <= 0.5 + tie * len(levels)
         return result
 
-    def scalar_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float | None]:
-        """Return every metric; ``None`` if undefined.
-
-        Spearman's correlation needs two classes among the labels, and two among the predictions. Quadratic kappa needs
-        two classes among both together.
-        """
-        from bertsmith.evaluation.metrics import log_loss
-
-        once = np.ones((1, len(targets)))
-        values: dict[str, float | None] = {k: float(v[0]) for k, v in self.resampled(once, targets, scores).items()}
-        found = [{*levels.tolist()} for levels in (targets, self.predicted(scores))]
-        if min(map(len, found)) < 2:
-            values["spearman"] = None
-        if len(set.union(*found)) < 2:
-            values["quadratic_kappa"] = None
-        return {**values, "log_loss": log_loss(targets, scores)}
-
     def resampled(self, drawn: np.ndarray, targets: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
         """Return every metric of every resample."""
         from bertsmith.evaluation.ordinal import resampled_level_metrics
 
-        losses = -np.log(np.clip(scores[np.arange(len(targets)), targets], 1e-15, 1))
         metrics = resampled_level_metrics(drawn, targets, self.predicted(scores), scores.shape[1])
-        return {**metrics, "log_loss": drawn @ losses / drawn.sum(axis=1)}
+        return {**metrics, "log_loss": drawn @ log_losses(targets, scores) / drawn.sum(axis=1)}
+
+    def undefined(self, targets: np.ndarray, scores: np.ndarray) -> set[str]:
+        """Return Spearman's correlation if labels or predictions are constant, and kappa if both are the same class."""
+        labels, predicted = set(targets.tolist()), set(self.predicted(scores).tolist())
+        if len(labels | predicted) < 2:
+            return {"spearman", "quadratic_kappa"}
+        return {"spearman"} if min(len(labels), len(predicted)) < 2 else set()
 
     def calibration(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
         """Return calibration errors of the predicted classes, and the bins of a reliability diagram."""
         return calibration_metrics(targets, scores, self.predicted(scores))
 
-    def fit_rule(
-        self,
-        targets: np.ndarray,
-        scores: np.ndarray,
-        *,
-        seed: int,
-        use_offsets: bool = True,
-        model: np.ndarray | None = None,
-        groups: np.ndarray | None = None,
-    ) -> tuple[Decision, Rule]:
+    def calibrate(self, targets: np.ndarray, scores: np.ndarray, decision: Decision) -> Rule:
         """Fit the temperature, and a stretch if the temperature alone lowers quadratic kappa; there are no offsets."""
         from bertsmith.evaluation.ordinal import fit_stretch
 
         temperature = fit_temperature(targets, scores)
         rule = Rule(temperature, folded=False)
         before, after = (self.validation_metrics(targets, s)[self.primary] for s in (scores, self.apply(rule, scores)))
-        if after < before:
-            rule = replace(rule, stretch=fit_stretch(scores, temperature))
-        return Decision(np.zeros(scores.shape[1]), False, 0.0, float("nan")), rule
+        return replace(rule, stretch=fit_stretch(scores, temperature)) if after < before else rule
 
     def mistakes(self, predictions: pd.DataFrame) -> pd.DataFrame:
         """Return the wrong rows of saved predictions: those with the most steps to the label first, then by confidence.

@@ -80,11 +80,6 @@ class RegressionTask(Task):
             return Rule()
         return rule
 
-    def validation_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-        """Return the mean absolute error and R²."""
-        values = self.resampled(np.ones((1, len(targets))), targets, scores)
-        return {name: float(values[name][0]) for name in self.epoch_metrics}
-
     def scores(self, logits: np.ndarray) -> np.ndarray:
         """Return the numbers, shape (n, 1)."""
         return logits * self.scale + self.mean
@@ -124,56 +119,31 @@ class RegressionTask(Task):
         """Return the number of texts, shape (1,)."""
         return np.array([len(targets)])
 
-    def scalar_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float | None]:
-        """Return every metric; ``None`` if undefined."""
-        from bertsmith.evaluation.regression import number_metrics
-
-        values = number_metrics(targets, self.predicted(scores))
-        return {name: values[name] for name in self.metric_names}
-
     def resampled(self, drawn: np.ndarray, targets: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
         """Return R² and both errors of every resample."""
         from bertsmith.evaluation.regression import resampled_errors
 
         return resampled_errors(drawn, targets, self.predicted(scores))
 
-    def intervals(
-        self, targets: np.ndarray, scores: np.ndarray, *, seed: int, groups: np.ndarray | None
-    ) -> dict[str, tuple[float, float]]:
-        """Return the 95 % interval of every metric."""
-        from bertsmith.bootstrap import TAILS, draw_resamples
-        from bertsmith.evaluation.intervals import RANKING_RESAMPLES
+    def resampled_ranks(self, drawn: np.ndarray, targets: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
+        """Return Spearman's correlation of every resample."""
         from bertsmith.evaluation.regression import resampled_spearman
 
-        rng = np.random.default_rng(seed)
-        ranks = np.concatenate(
-            [
-                resampled_spearman(drawn, targets, self.predicted(scores))
-                for drawn in draw_resamples(len(targets), groups, rng, RANKING_RESAMPLES)
-            ]
-        )
-        bounds = np.nanpercentile(ranks, TAILS).tolist() if np.isfinite(ranks).any() else [float("nan")] * 2
-        found = super().intervals(targets, scores, seed=seed, groups=groups)
-        return {**found, "spearman": (bounds[0], bounds[1])}
+        return {"spearman": resampled_spearman(drawn, targets, self.predicted(scores))}
+
+    def undefined(self, targets: np.ndarray, scores: np.ndarray) -> set[str]:
+        """Return R² if the labels are constant, and Spearman's correlation if labels or predictions are."""
+        if len(np.unique(targets)) < 2:
+            return {"r2", "spearman"}
+        return {"spearman"} if len(np.unique(self.predicted(scores))) < 2 else set()
 
     def details(self, targets: np.ndarray, scores: np.ndarray, labels: Labels) -> dict[str, Any]:
         """Return the calibration."""
         return {"calibration": self.calibration(targets, scores)}
 
-    def fit_rule(
-        self,
-        targets: np.ndarray,
-        scores: np.ndarray,
-        *,
-        seed: int,
-        use_offsets: bool = True,
-        model: np.ndarray | None = None,
-        groups: np.ndarray | None = None,
-    ) -> tuple[Decision, Rule]:
+    def calibrate(self, targets: np.ndarray, scores: np.ndarray, decision: Decision) -> Rule:
         """Return a neutral rule: squared error needs no correction."""
-        from bertsmith.evaluation.decision import Decision
-
-        return Decision(np.zeros(1), False, 0.0, float("nan")), Rule()
+        return Rule()
 
     def calibration(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
         """Return the mean error (``bias``), and mean label by mean prediction in bins of equal numbers of texts."""

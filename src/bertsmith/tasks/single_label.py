@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from bertsmith.data.table import SINGLE_LABEL, Labels
-from bertsmith.evaluation.abstention import label_sets
-from bertsmith.evaluation.calibration import calibration_metrics, fit_temperature, scale, softmax, to_logits
+from bertsmith.evaluation.calibration import calibration_metrics, fit_temperature, log_losses, softmax, to_logits
 from bertsmith.evaluation.rule import Rule
-from bertsmith.tasks.base import Names, Task
+from bertsmith.tasks.base import Names
+from bertsmith.tasks.label_task import LabelTask
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from bertsmith.training.losses import Loss
 
 
-class SingleLabel(Task):
+class SingleLabel(LabelTask):
     """One class per text: softmax, cross-entropy, and the most likely class after class offsets."""
 
     name = SINGLE_LABEL
@@ -61,12 +60,6 @@ class SingleLabel(Task):
 
         return LOSSES[imbalance](counts, smoothing)
 
-    def validation_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-        """Return accuracy and macro-F1."""
-        from bertsmith.evaluation.metrics import validation_metrics
-
-        return validation_metrics(targets, scores)
-
     def scores(self, logits: np.ndarray) -> np.ndarray:
         """Return the softmax."""
         return softmax(logits)
@@ -85,78 +78,40 @@ class SingleLabel(Task):
         predicted = np.unique(self.predicted(scores))
         return id2label[int(predicted[0])] if len(predicted) == 1 else None
 
-    def scalar_metrics(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float | None]:
-        """Return every metric, see `bertsmith.evaluation.metrics.scalar_metrics`."""
-        from bertsmith.evaluation.metrics import scalar_metrics
-
-        return scalar_metrics(targets, scores)
-
     def resampled(self, drawn: np.ndarray, targets: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the metrics that need predicted classes only."""
+        """Return every metric but the macro average precision, of every resample."""
         from bertsmith.evaluation.intervals import resampled_label_metrics
 
-        return resampled_label_metrics(drawn, targets, self.predicted(scores), scores.shape[1])
+        metrics = resampled_label_metrics(drawn, targets, self.predicted(scores), scores.shape[1])
+        return {**metrics, "log_loss": drawn @ log_losses(targets, scores) / drawn.sum(axis=1)}
 
-    def intervals(
-        self, targets: np.ndarray, scores: np.ndarray, *, seed: int, groups: np.ndarray | None
-    ) -> dict[str, tuple[float, float]]:
-        """Return the interval of every metric, see `bertsmith.evaluation.intervals.bootstrap_intervals`."""
-        from bertsmith.evaluation.intervals import bootstrap_intervals
-
-        return bootstrap_intervals(targets, scores, seed=seed, groups=groups)
+    def undefined(self, targets: np.ndarray, scores: np.ndarray) -> set[str]:
+        """Return the names of the metrics that need texts of several classes."""
+        return {"mcc", "macro_average_precision"} if len(np.unique(targets)) < 2 else set()
 
     def details(self, targets: np.ndarray, scores: np.ndarray, labels: Labels) -> dict[str, Any]:
-        """Return metrics per class, the confusion matrix (rows are classes) and the calibration."""
-        from bertsmith.evaluation.metrics import confusion_matrix, per_class_metrics
+        """Return metrics per class, the calibration and the confusion matrix, whose rows are classes."""
+        from sklearn.metrics import confusion_matrix
 
-        predicted = self.predicted(scores)
-        classes = per_class_metrics(targets, scores, predicted)
-        for entry, number, text in zip(classes, labels.numbers, labels.texts, strict=True):
-            entry |= {"label": number, "label_text": text}
-        return {
-            "per_class": classes,
-            "confusion": confusion_matrix(targets, predicted, len(labels)).tolist(),
-            "calibration": self.calibration(targets, scores),
-        }
+        matrix = confusion_matrix(targets, self.predicted(scores), labels=np.arange(len(labels)))
+        return {**super().details(targets, scores, labels), "confusion": matrix.tolist()}
 
-    def fit_rule(
-        self,
-        targets: np.ndarray,
-        scores: np.ndarray,
-        *,
-        seed: int,
-        use_offsets: bool = True,
-        model: np.ndarray | None = None,
-        groups: np.ndarray | None = None,
-    ) -> tuple[Decision, Rule]:
-        """Tune class offsets, then the temperature; see `Task.fit_rule`."""
+    def tune(
+        self, targets: np.ndarray, scores: np.ndarray, *, seed: int, model: np.ndarray | None, groups: np.ndarray | None
+    ) -> Decision:
+        """Tune class offsets; see `Task.fit_rule`."""
         from bertsmith.evaluation.decision import tune_offsets
 
-        decision = tune_offsets(targets, scores, seed=seed, model=model, groups=groups)
-        if not use_offsets:
-            decision = replace(decision, used=False, offsets=np.zeros(scores.shape[1]))
-        temperature = fit_temperature(targets, scale(scores, 1.0, decision.offsets))
-        return decision, Rule(temperature, tuple(decision.offsets.tolist()) if decision.used else (), folded=False)
+        return tune_offsets(targets, scores, seed=seed, model=model, groups=groups)
+
+    def calibrate(self, targets: np.ndarray, scores: np.ndarray, decision: Decision) -> Rule:
+        """Fit the temperature; see `Task.calibrate`."""
+        temperature = fit_temperature(targets, self.scores(self.logits(scores) + decision.offsets))
+        return Rule(temperature, tuple(decision.offsets.tolist()) if decision.used else (), folded=False)
 
     def calibration(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
         """Return calibration errors and the bins of a reliability diagram."""
         return calibration_metrics(targets, scores)
-
-    def conformity(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Return the probability of each text's class, shape (n,)."""
-        result: np.ndarray = scores[np.arange(len(targets)), targets]
-        return result
-
-    def evaluate_sets(self, targets: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return whether each label set contains the class, and its size, each shape (n,)."""
-        sets = label_sets(scores, threshold, self.predicted(scores))
-        return sets[np.arange(len(targets)), targets], sets.sum(axis=1)
-
-    def set_columns(self, scores: np.ndarray, threshold: float, labels: Labels) -> dict[str, list[Any]]:
-        """Return ``label_set``: the label texts of each set, likeliest first."""
-        inside = label_sets(scores, threshold, self.predicted(scores))
-        order = np.argsort(-scores, axis=1, kind="stable")
-        return {"label_set": [[labels.texts[c] for c in row if inside[i, c]] for i, row in enumerate(order)]}
 
     def naive_baseline(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
         """Return the most frequent class, and the class shares as probabilities."""
@@ -198,10 +153,6 @@ class SingleLabel(Task):
         import pandas as pd
 
         return {"label": pd.Series(np.array(labels.texts, dtype=object)[targets]).astype("category")}
-
-    def explained(self, scores: np.ndarray) -> int:
-        """Return the predicted class of a text."""
-        return int(self.predicted(scores)[0])
 
     def label_errors(
         self, featurize: Callable[[], Any], targets: np.ndarray, labels: Labels, *, seed: int, units: np.ndarray

@@ -14,6 +14,7 @@ from bertsmith.data.table import Table
 from bertsmith.data.template import Template, texts_of
 from bertsmith.data.texts import normalise
 from bertsmith.errors import listing
+from bertsmith.evaluation.evaluate import paired_difference
 from bertsmith.events import AblationStarted, RunListener
 from bertsmith.folders.run import Run
 from bertsmith.inference.classifier import Classifier
@@ -85,7 +86,7 @@ def compare_columns(
             predicted = _train(tables, soft_labels, config, recipe, stop)
         without = _train(alone, soft_labels, config, recipe, stop)
     task, groups = get_task(scored.task), scored.groups
-    value, low, high = task.difference(scored.targets, predicted, without, seed=config.seed, groups=groups)
+    value, low, high = paired_difference(task, scored.targets, predicted, without, seed=config.seed, groups=groups)
     values = [task.scalar_metrics(scored.targets, scores)[task.primary] for scores in (predicted, without)]
     return {
         "added": list(template.added),

@@ -12,6 +12,7 @@ import numpy as np
 from bertsmith.data.table import Table
 from bertsmith.data.template import texts_of
 from bertsmith.evaluation.baseline import LinearModel, combine_pairs, verdict
+from bertsmith.evaluation.evaluate import paired_difference
 from bertsmith.model.load import Loaded
 from bertsmith.model.tokenizer import encoder_for
 from bertsmith.model.tokens import Tokens
@@ -166,7 +167,7 @@ def baselines(
             frozen_scores[outside[rows]] = frozen.baseline_scores(inside, outside[rows], seed)
 
     def compare(classifier: str, baseline: np.ndarray, model: np.ndarray, table: Table, name: str) -> dict[str, Any]:
-        value, low, high = task.difference(table.targets, model, baseline, seed=seed, groups=table.groups)
+        value, low, high = paired_difference(task, table.targets, model, baseline, seed=seed, groups=table.groups)
         return {
             "classifier": classifier,
             "test": task.scalar_metrics(table.targets, baseline),

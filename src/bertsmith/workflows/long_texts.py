@@ -13,6 +13,7 @@ from bertsmith.config import Config
 from bertsmith.data.table import Table
 from bertsmith.data.template import Template, Texts, texts_of
 from bertsmith.evaluation.decision import MIN_TEXTS
+from bertsmith.evaluation.evaluate import paired_difference, paired_differences
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model.tokens import Tokens
 from bertsmith.training.recipe import Recipe
@@ -109,7 +110,9 @@ def choose_reading(
             found[name] = predict_reading(classifier, name, tokens["validation"], texts, progress)
         gain, error = 0.0, 0.0
         if name != best:
-            gain, drawn = task.differences(table.targets, found[name], found[best], seed=config.seed, groups=groups)
+            gain, drawn = paired_differences(
+                task, table.targets, found[name], found[best], seed=config.seed, groups=groups
+            )
             error = float(drawn.std())
         score = task.scalar_metrics(table.targets, found[name])[task.primary]
         compared[name] = {task.primary: score, "gain": gain, "standard_error": error, "over": best}
@@ -161,7 +164,9 @@ def measure_reading(
         else:
             texts = texts_of(test.take(longer).frame)
             truncated[longer] = predict_reading(classifier, "truncate", tokens.take(longer), texts)
-        value, low, high = task.difference(test.targets, with_choice, truncated, seed=config.seed, groups=test.groups)
+        value, low, high = paired_difference(
+            task, test.targets, with_choice, truncated, seed=config.seed, groups=test.groups
+        )
         score = task.scalar_metrics(test.targets, truncated)[task.primary]
         measured = {"metric": task.primary, "truncate": score, "value": value, "interval": [low, high]}
         measured |= {"texts": len(test), "longer": len(longer)}

@@ -14,7 +14,7 @@ from bertsmith.config import Config
 from bertsmith.data.table import Table
 from bertsmith.data.template import stored_groups
 from bertsmith.errors import ConfigError
-from bertsmith.evaluation.evaluate import evaluate
+from bertsmith.evaluation.evaluate import evaluate, paired_difference
 from bertsmith.events import RunFinished, RunListener, SeedStarted
 from bertsmith.folders import atomic
 from bertsmith.folders.claim import claim
@@ -158,7 +158,7 @@ def _compare(members: list[Run], best: Run, seed: int) -> dict[str, Any]:
     groups = stored_groups(best.predictions)
     ensemble = evaluate(task, targets, scores, best.labels, seed=seed, detail=False, groups=groups)
     single = task.stored_scores(best.predictions)
-    difference, low, high = task.difference(targets, scores, single, seed=seed, groups=groups)
+    difference, low, high = paired_difference(task, targets, scores, single, seed=seed, groups=groups)
     return {
         "each": each,
         "best": int(best.path.name),

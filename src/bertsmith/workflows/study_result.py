@@ -18,6 +18,7 @@ from bertsmith.data.table import Table
 from bertsmith.data.template import stored_groups
 from bertsmith.errors import ConfigError, RunFolderError
 from bertsmith.evaluation.baseline import verdict
+from bertsmith.evaluation.evaluate import paired_differences
 from bertsmith.events import FinalStarted, StudyListener
 from bertsmith.folders import atomic
 from bertsmith.folders.claim import known_settings
@@ -179,7 +180,7 @@ def _difference(best: Run, baseline: Run) -> tuple[float, float, float]:
         first, second = (task.stored_scores(frame) for frame in frames)
         targets, groups = task.stored_targets(frames[0], best.labels), stored_groups(frames[0])
         seed = best.info["config"]["seed"]  # the same resamples for every seed of the models
-        value, drawn = task.differences(targets, first, second, seed=seed, groups=groups)
+        value, drawn = paired_differences(task, targets, first, second, seed=seed, groups=groups)
         values.append(value)
         draws.append(drawn)
     low, high = np.percentile(np.mean(draws, axis=0), TAILS)

@@ -21,8 +21,9 @@ from bertsmith.config import Config
 from bertsmith.data.split import undivided
 from bertsmith.data.table import SINGLE_LABEL, Table
 from bertsmith.evaluation.baseline import FOLDS, REGRESSION_C
-from bertsmith.evaluation.calibration import fit_temperature, scale
+from bertsmith.evaluation.calibration import fit_temperature, softmax, to_logits
 from bertsmith.evaluation.decision import stratified_folds
+from bertsmith.evaluation.evaluate import paired_differences
 from bertsmith.evaluation.label_errors import FOLDS as SEARCH_FOLDS
 from bertsmith.evaluation.label_errors import find_label_errors
 from bertsmith.folders.run import Run
@@ -171,7 +172,7 @@ def compare_labels(
     macro_f1 = [float(task.scalar_metrics(majority, p)["macro_f1"] or 0.0) for p in scores]
     gains = losses[0] - losses[1]
     gain, error = float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains)))
-    f1_error = float(task.differences(majority, scores[1], scores[0], seed=seed)[1].std())
+    f1_error = float(paired_differences(task, majority, scores[1], scores[0], seed=seed)[1].std())
     used = gain > error and macro_f1[1] - macro_f1[0] >= -f1_error
     means = float(losses[0].mean()), float(losses[1].mean())
     return SoftLabels(used, means, (macro_f1[0], macro_f1[1]), gain, error, f1_error)
@@ -192,7 +193,7 @@ def _held_out(x: np.ndarray, targets: np.ndarray, majority: np.ndarray, fold: np
         model.fit(x[inside][row], label, sample_weight=targets[inside][row, label])
         p[np.ix_(outside, model.classes_)] = model.predict_proba(x[outside])
     p = np.maximum(p, SMALLEST)
-    return scale(p, fit_temperature(majority, p))
+    return softmax(to_logits(p) / fit_temperature(majority, p))
 
 
 def compare_without_suspects(
@@ -216,9 +217,8 @@ def compare_without_suspects(
         The comparison; ``None`` if fewer than two classes have enough texts to search for label errors.
     """
     from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import f1_score
     from sklearn.preprocessing import normalize
-
-    from bertsmith.evaluation.metrics import macro_f1
 
     first = np.unique(units, return_index=True)[1]
     if (np.bincount(y[first]) >= 2 * SEARCH_FOLDS).sum() < 2:  # so that enough of them are outside of each fold
@@ -236,11 +236,11 @@ def compare_without_suspects(
     right = predicted == y
     gains = right[:, 1].astype(np.float64) - right[:, 0]
     gain, error = gains.mean(axis=1), gains.std(axis=1, ddof=1) / np.sqrt(len(y))
-    f1 = macro_f1(y, predicted[0, 0]), macro_f1(y, predicted[0, 1])
+    f1 = [float(f1_score(y, some, average="macro")) for some in predicted[0]]
     used = bool((gain > error).all() and f1[1] >= f1[0])
     accuracy = float(right[0, 0].mean()), float(right[0, 1].mean())
     n_suspects = len(find_suspects(x, y, units, n_classes, seed))
-    return LabelNoise(used, n_suspects, accuracy, f1, float(error[0]), float(gain[1]), float(error[1]))
+    return LabelNoise(used, n_suspects, accuracy, (f1[0], f1[1]), float(error[0]), float(gain[1]), float(error[1]))
 
 
 def find_suspects(x: np.ndarray, y: np.ndarray, units: np.ndarray, n_classes: int, seed: int) -> pd.DataFrame:
