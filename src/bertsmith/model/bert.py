@@ -169,8 +169,7 @@ def _layer(
     x = module(names.out_norm)(dropout.add(module(names.out)(context), residual, rate))
     inner = module(names.activation)(module(names.up)(x))
     rate = module(names.down_dropout).p
-    output: torch.Tensor = module(names.down_norm)(dropout.add(module(names.down)(inner), x, rate))
-    return output
+    return module(names.down_norm)(dropout.add(module(names.down)(inner), x, rate))
 
 
 def _relative_bias(table: Any, batch: Batch) -> torch.Tensor:
@@ -184,8 +183,7 @@ def _relative_bias(table: Any, batch: Batch) -> torch.Tensor:
     near = distance.abs()
     far = 8 + (torch.log(near.clamp(min=1).float() / 8) / math.log(128 / 8) * 8).long()
     bucket = torch.where(distance < 0, 16, 0) + torch.where(near < 8, near, far.clamp(max=15))
-    bias: torch.Tensor = F.embedding(bucket, table.weight).permute(2, 0, 1)
-    return bias
+    return F.embedding(bucket, table.weight).permute(2, 0, 1)
 
 
 def to_matmul_dtype(x: torch.Tensor, linear: Any) -> torch.Tensor:

@@ -39,15 +39,13 @@ class Dropout:
             return x
         if not 0 < p < 1 or x.device.type != "cpu":
             return F.dropout(x, p)
-        result: torch.Tensor = _DropoutAdd.apply(x, None, self.mask(x.shape, p), 1 / (1 - p))
-        return result
+        return _DropoutAdd.apply(x, None, self.mask(x.shape, p), 1 / (1 - p))
 
     def add(self, x: torch.Tensor, residual: torch.Tensor, p: float) -> torch.Tensor:
         """Return ``residual + dropout(x)``."""
         if not self.active or not 0 < p < 1 or x.device.type != "cpu":
             return residual + self(x, p)
-        result: torch.Tensor = _DropoutAdd.apply(x, residual, self.mask(x.shape, p), 1 / (1 - p))
-        return result
+        return _DropoutAdd.apply(x, residual, self.mask(x.shape, p), 1 / (1 - p))
 
     def mask(self, shape: torch.Size, p: float) -> torch.Tensor:
         """Draw an int16 mask: -1 (all bits set) for each element to keep, 0 for each element to drop."""

@@ -66,8 +66,7 @@ def logits(
     x = features(model, batch, dropout=dropout, compiled=compiled)
     classifier = "classifier" if _is_modernbert(model) else MODULE_NAMES[model.config.model_type].classifier
     with torch.autocast(x.device.type, enabled=False):  # the head is small: full precision
-        result: torch.Tensor = attrgetter(classifier)(model)(x)
-        return result
+        return attrgetter(classifier)(model)(x)
 
 
 def features(
@@ -105,8 +104,7 @@ def outputs(
     inputs = _padded_inputs(loaded, batch)
     if only_features:
         return _head(loaded.model, loaded.model.base_model(**inputs).last_hidden_state, NO_DROPOUT)
-    result: torch.Tensor = loaded.model(**inputs).logits
-    return result
+    return loaded.model(**inputs).logits
 
 
 def inference_outputs(loaded: Loaded, batch: TokenBatch, *, only_features: bool = False) -> torch.Tensor:
@@ -137,8 +135,7 @@ def logits_from_embeddings(loaded: Loaded, batch: TokenBatch, embeddings: torch.
     repeated = batch.take(torch.zeros(len(embeddings), dtype=torch.long))
     inputs = _padded_inputs(loaded, repeated, pad_to_multiple_of=1)
     del inputs["input_ids"]
-    result: torch.Tensor = loaded.model(inputs_embeds=embeddings, **inputs).logits
-    return result
+    return loaded.model(inputs_embeds=embeddings, **inputs).logits
 
 
 def _is_modernbert(model: PreTrainedModel) -> bool:

@@ -21,8 +21,7 @@ def embedding_lookup(table: torch.nn.Embedding, ids: torch.Tensor) -> torch.Tens
     weight = table.weight
     trainable = weight.is_leaf and weight.requires_grad and torch.is_grad_enabled()
     own_gradient = trainable and ids.device.type == "cpu"
-    rows: torch.Tensor = _EmbeddingLookup.apply(weight, ids, table.padding_idx) if own_gradient else table(ids)
-    return rows
+    return _EmbeddingLookup.apply(weight, ids, table.padding_idx) if own_gradient else table(ids)
 
 
 class _EmbeddingLookup(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
