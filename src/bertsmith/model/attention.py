@@ -207,9 +207,8 @@ def has_kernel(device: torch.device, dtype: torch.dtype, head_size: int) -> bool
     """Return whether a device has a working kernel of variable-length attention."""
     if dtype == torch.float32 and torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
-    return (
-        device.type == "cuda" and dtype in (torch.float16, torch.bfloat16) and _kernel_matches(device, dtype, head_size)
-    )
+    half = dtype in (torch.float16, torch.bfloat16)
+    return device.type == "cuda" and half and _kernel_matches(device, dtype, head_size)
 
 
 def _attend_packed(qkv: QKV, batch: PackedBatch, window: int | None, p: float) -> torch.Tensor:

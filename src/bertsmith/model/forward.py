@@ -74,10 +74,9 @@ def features(
 ) -> torch.Tensor:
     """Compute the input of the last layer of the head for packed texts, shape (texts, hidden size); see `logits`."""
     dropout = dropout or NO_DROPOUT
-    if _is_modernbert(model) and model.config.classifier_pooling == "mean":
-        x = batch.mean(_hidden_states(model, batch, dropout, compiled=compiled))
-    else:
-        x = _hidden_states(model, batch, dropout, compiled=compiled, cls_only=True)
+    pools = _is_modernbert(model) and model.config.classifier_pooling == "mean"
+    x = _hidden_states(model, batch, dropout, compiled=compiled, cls_only=not pools)
+    x = batch.mean(x) if pools else x
     with torch.autocast(x.device.type, enabled=False):
         return _head(model, x, dropout)
 
@@ -109,10 +108,9 @@ def outputs(
 
 def inference_outputs(loaded: Loaded, batch: TokenBatch, *, only_features: bool = False) -> torch.Tensor:
     """Compute `outputs` of texts, packed if `supports` accepts the model."""
-    if supports(loaded.model):
-        packed = pack_for(loaded.model, batch).to(loaded.device)
-        return outputs(loaded, packed, only_features=only_features)
-    return outputs(loaded, batch, only_features=only_features)
+    packs = supports(loaded.model)
+    inputs = pack_for(loaded.model, batch).to(loaded.device) if packs else batch
+    return outputs(loaded, inputs, only_features=only_features)
 
 
 def embeddings(loaded: Loaded, batch: TokenBatch) -> torch.Tensor:
@@ -127,10 +125,7 @@ def embeddings(loaded: Loaded, batch: TokenBatch) -> torch.Tensor:
 def logits_from_embeddings(loaded: Loaded, batch: TokenBatch, embeddings: torch.Tensor) -> torch.Tensor:
     """Compute the logits of one text for n variants of its word embeddings, shape (n, classes).
 
-    Args:
-        loaded: a model in evaluation mode.
-        batch: one text, on the host.
-        embeddings: word embeddings of its tokens, shape (n, tokens, embedding size).
+    The model is in evaluation mode. The embeddings have the shape (n, tokens, embedding size).
     """
     repeated = batch.take(torch.zeros(len(embeddings), dtype=torch.long))
     inputs = _padded_inputs(loaded, repeated, pad_to_multiple_of=1)
@@ -139,8 +134,7 @@ def logits_from_embeddings(loaded: Loaded, batch: TokenBatch, embeddings: torch.
 
 
 def _is_modernbert(model: PreTrainedModel) -> bool:
-    result: bool = model.config.model_type == "modernbert"
-    return result
+    return bool(model.config.model_type == "modernbert")
 
 
 def _padded_inputs(loaded: Loaded, batch: TokenBatch, **options: Any) -> dict[str, torch.Tensor]:

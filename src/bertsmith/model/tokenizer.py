@@ -61,13 +61,7 @@ class Encoder(ABC):
     def encode(
         self, texts: Sequence[Text], names: Sequence[str] = ("input_ids",), max_length: int | None = None
     ) -> Tokens:
-        """Tokenize texts.
-
-        Args:
-            texts: n texts, or n pairs.
-            names: names in `COLUMNS`, including ``input_ids``.
-            max_length: maximum number of tokens; ``None`` for no truncation.
-        """
+        """Tokenize n texts or pairs, and truncate them unless ``max_length`` is ``None``; see `tokenize`."""
         parts = []
         for start in range(0, max(len(texts), 1), CHUNK):
             rows = self.tokenize(texts[start : start + CHUNK], names)
@@ -88,12 +82,7 @@ class Encoder(ABC):
 
 
 class FastEncoder(Encoder):
-    """An `Encoder` with the tokenizers library.
-
-    Args:
-        content: of a ``tokenizer.json``.
-        truncation_side: ``"right"`` or ``"left"``.
-        by_line: as for `Encoder`.
+    """An `Encoder` with the tokenizers library, from the content of a ``tokenizer.json``.
 
     Raises:
         Exception: if the content is not a tokenizer; the library raises plain ``Exception``.
@@ -142,9 +131,8 @@ _LOCK = threading.Lock()
 
 
 class _SlowEncoder(Encoder):
-    """An `Encoder` for tokenizers in Python."""
+    """An `Encoder` for tokenizers in Python. They do not know where a token comes from, so lines are not parts."""
 
-    # Lines are not parts here, because such tokenizers do not know where a token comes from.
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.key, self.unknown_id = None, tokenizer.unk_token_id
@@ -180,13 +168,7 @@ def encoder_for(tokenizer: PreTrainedTokenizerBase, *, by_line: bool = False) ->
 
 
 def encode(texts: Sequence[Text], loaded: Loaded, *, truncate: bool = True) -> Tokens:
-    """Tokenize texts with the tokenizer and inputs of a model.
-
-    Args:
-        texts: the texts.
-        loaded: the model.
-        truncate: whether to truncate at the maximum length of the model, which takes less memory.
-    """
+    """Tokenize texts with the tokenizer and inputs of a model; truncation at its maximum length saves memory."""
     encoder = encoder_for(loaded.tokenizer, by_line=loaded.template.by_line)
     return encoder.encode(texts, loaded.columns, loaded.max_length if truncate else None)
 

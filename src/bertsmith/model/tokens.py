@@ -75,6 +75,11 @@ class Tokens:
         return len(self.truncated_lengths)
 
     @property
+    def special_counts(self) -> tuple[int, int]:
+        """Number of special tokens before and after a text."""
+        return self.encoder.special_counts if self.encoder else (0, 0)
+
+    @property
     def is_truncated(self) -> np.ndarray:
         """Whether each text is truncated, bool, shape (texts,)."""
         return np.asarray(self.full_lengths > self.truncated_lengths)
@@ -89,18 +94,17 @@ class Tokens:
         return self._slices(np.asarray(texts, dtype=np.int64))
 
     def truncate(self, max_length: int, *, left: bool | None = None) -> Tokens:
-        """Truncate longer texts as the tokenizer does, with their special tokens.
+        """Truncate longer texts, and keep their special tokens.
 
-        Args:
-            max_length: maximum number of tokens.
-            left: whether to remove the beginning; ``None`` for the setting of the tokenizer.
+        Truncation removes the beginning if ``left``, else the end. ``None`` takes the setting of the tokenizer.
         """
         if not len(self) or self.truncated_lengths.max() <= max_length:
             return self
-        left = self.encoder.truncates_left if left is None and self.encoder else left
+        left = self.encoder.truncates_left if left is None and self.encoder else bool(left)
         if self.parts is not None:
-            special = self.encoder.special_counts if self.encoder else (0, 0)
-            parts, offsets, sizes = cut_parts(self.parts, self.truncated_lengths, special, max_length, left=bool(left))
+            parts, offsets, sizes = cut_parts(
+                self.parts, self.truncated_lengths, self.special_counts, max_length, left=left
+            )
             positions = ranges((self.starts[:, None] + offsets).ravel(), sizes.ravel())
             columns = {name: values[positions] for name, values in self.columns.items()}
             return replace(self, columns=columns, truncated_lengths=sizes.sum(axis=1), parts=parts)
@@ -114,7 +118,7 @@ class Tokens:
         """
         if not len(self) or self.truncated_lengths.max() <= max_length:
             return self
-        content = max(max_length - sum(self.encoder.special_counts if self.encoder else (0, 0)), 0)
+        content = max(max_length - sum(self.special_counts), 0)
         shifts = np.maximum(self.truncated_lengths - max_length, 0)
         return self._slices(np.arange(len(self)), shifts, max_length, head=round(content * HEAD_SHARE))
 
@@ -135,7 +139,7 @@ class Tokens:
         Returns:
             The windows, each with special tokens, and the number of windows of each text, shape (texts,).
         """
-        content = max_length - sum(self.encoder.special_counts if self.encoder else (0, 0))
+        content = max_length - sum(self.special_counts)
         step = max(content - content // 4, 1)
         shifts = [[*range(0, n - max_length, step), max(n - max_length, 0)] for n in self.truncated_lengths.tolist()]
         counts = np.fromiter(map(len, shifts), np.int64)
@@ -149,11 +153,11 @@ class Tokens:
 
         The first ``head`` tokens of the content are not shifted.
         """
-        before, after = self.encoder.special_counts if max_length is not None and self.encoder else (0, 0)
         full = self.truncated_lengths[texts]
         lengths = full if max_length is None else np.minimum(full, max_length)
         positions = ranges(self.starts[texts], lengths)
         if max_length is not None:
+            before, after = self.special_counts
             within = ranges(np.zeros_like(lengths), lengths)
             moved = np.where(within < before + head, 0, np.repeat(np.broadcast_to(shifts, lengths.shape), lengths))
             is_end = within >= np.repeat(lengths - after, lengths)

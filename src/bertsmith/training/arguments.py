@@ -73,13 +73,10 @@ def training_arguments(
     saves: bool = True,
     validates: bool = True,
 ) -> TrainingArguments:
-    """Return the training arguments of a recipe, overridden by the user's.
+    """Return the training arguments of a recipe, overridden by the user's, which are in ``config``.
 
     Args:
-        recipe: the recipe.
-        config: with the user's arguments.
-        folder: for checkpoints.
-        device: device of the training.
+        recipe, config, folder, device: of the training. The folder is for checkpoints.
         task: its primary metric selects the best epoch, unless the user chose another one; ``None`` if no epoch is
             selected.
         saves: whether to save checkpoints and load the best one at the end.

@@ -73,8 +73,7 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
             control.should_save = True
         if stop or control.should_evaluate or control.should_save or control.should_training_stop:
             self.engine.guard.finish()  # no checkpoint of a step whose loss is not finite
-        if self.interrupted:
-            control.should_training_stop = True
+        control.should_training_stop |= self.interrupted
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Save a checkpoint that is due, and skip the evaluation of an interrupted epoch."""

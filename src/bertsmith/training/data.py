@@ -20,12 +20,9 @@ if TYPE_CHECKING:
 class TokenDataset(Dataset[Any]):  # type: ignore[misc]  # torch is untyped here
     """Tokenized texts with labels. A batch has the fields of a `TokenBatch`.
 
-    Args:
+    Attributes:
         tokens: n texts.
         labels: targets, shape (n,) or (n, labels): class indices, label sets or numbers.
-
-    Attributes:
-        tokens, labels: as given.
         soft_labels: probabilities of the classes to train on instead, shape (n, classes); ``None`` to train on labels.
         lengths: number of tokens of each text, shape (n,).
     """

@@ -64,7 +64,7 @@ class CrossEntropy(Loss):
         if self.shift is not None:
             self.shift = self.shift.to(logits.device)
             logits = logits + self.shift
-        losses: torch.Tensor = cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
+        losses = cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
         if self.weights is None:
             return losses
         self.weights = self.weights.to(logits.device)
@@ -111,12 +111,9 @@ class BinaryCrossEntropy(Loss):
         smoothed = truth * (1 - self.label_smoothing) + self.label_smoothing / 2
         if self.positive_weights is not None:
             self.positive_weights = self.positive_weights.to(logits.device)
-        losses: torch.Tensor = binary_cross_entropy_with_logits(
-            logits, smoothed, reduction="none", pos_weight=self.positive_weights
-        )
+        losses = binary_cross_entropy_with_logits(logits, smoothed, reduction="none", pos_weight=self.positive_weights)
         if self.focal:
-            missing = torch.sigmoid(torch.where(truth > 0.5, -logits, logits))
-            losses = missing**FOCAL_GAMMA * losses
+            losses = torch.sigmoid(torch.where(truth > 0.5, -logits, logits)) ** FOCAL_GAMMA * losses
         return losses.mean(dim=-1)
 
     def divergence(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -153,12 +150,9 @@ class SquaredError(Loss):
 
 
 def inverse_weights(counts: np.ndarray) -> np.ndarray:
-    """Return class weights that give all classes the same total weight, shape (classes,).
+    """Return class weights that give all classes the same total weight, from their numbers of texts, shape (classes,).
 
-    Args:
-        counts: number of training texts of each class, shape (classes,). An empty class gets weight 0.
-
-    The mean weight of a text is 1.
+    The mean weight of a text is 1. An empty class gets weight 0.
     """
     return _normalize(np.divide(1.0, counts, out=np.zeros(len(counts)), where=counts > 0), counts)
 
@@ -167,7 +161,7 @@ def effective_number_weights(counts: np.ndarray) -> np.ndarray:
     """Return the inverse of the effective number of texts of each class (Cui et al. 2019, arXiv:1901.05555).
 
     The effective number is (1 - βⁿ) / (1 - β) with β = 1 - 1/N, where N is the mean size of a class. The weights lie
-    between equal weights and `inverse_weights`, whose arguments and normalization apply.
+    between equal weights and `inverse_weights`, whose shapes and normalization apply.
     """
     present = counts > 0
     beta = 1 - 1 / max(float(counts[present].mean()), 1.0)
@@ -182,13 +176,11 @@ def log_prior(counts: np.ndarray) -> np.ndarray:
     (logit adjustment, Menon et al. 2021, arXiv:2007.07314).
     """
     smoothed = np.maximum(counts, 0.5)
-    result: np.ndarray = np.log(smoothed / smoothed.sum())
-    return result
+    return np.asarray(np.log(smoothed / smoothed.sum()))
 
 
 def _normalize(weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    result: np.ndarray = weights * counts.sum() / (weights * counts).sum()
-    return result
+    return np.asarray(weights * counts.sum() / (weights * counts).sum())
 
 
 LOSSES: dict[str, Callable[[np.ndarray, float], Loss]] = {

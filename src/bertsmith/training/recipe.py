@@ -32,13 +32,7 @@ CONTRASTIVE_STEPS, LABEL_STEPS, MAX_CONTRASTIVE_CLASSES = 30, 30, 16
 classes, a batch has few pairs of one class.
 """
 _SCHEDULE_ARGUMENTS = frozenset(
-    (
-        "max_steps",
-        "num_train_epochs",
-        "gradient_accumulation_steps",
-        "lr_scheduler_type",
-        "lr_scheduler_kwargs",
-    )
+    {"max_steps", "num_train_epochs", "gradient_accumulation_steps", "lr_scheduler_type", "lr_scheduler_kwargs"}
 )
 CONTRASTIVE_ONLY_TEXTS = 48
 """Up to this number of texts, the contrastive stage is the only one."""

@@ -105,16 +105,7 @@ def fit(
         try:
             with quiet_transformers(), keep_freed_memory():
                 engine = Engine(
-                    loaded,
-                    train,
-                    validation,
-                    settings,
-                    recipe,
-                    task,
-                    callback,
-                    group,
-                    on_scores=on_scores,
-                    halved=halved,
+                    loaded, train, validation, settings, recipe, task, callback, group, on_scores, halved=halved
                 )
                 if callback.selects:
                     patience = recipe.patience * _evaluations_per_epoch(settings, len(train))
