@@ -99,7 +99,7 @@ def _pad(rows: torch.Tensor, group: AttentionGroup, *, cls_only: bool = False) -
     if cls_only:
         return rows[group.texts, :, None]
     inside = rows[group.tokens] if group.pad_indices is None else rows.index_select(0, group.pad_indices)
-    return inside.unflatten(0, group.shape).transpose(1, 2)
+    return inside.unflatten(0, (-1, group.width)).transpose(1, 2)
 
 
 def _unpad(padded: torch.Tensor, group: AttentionGroup) -> torch.Tensor:
@@ -188,14 +188,13 @@ class _CpuAttention(torch.autograd.Function):  # type: ignore[misc]  # torch is 
         return grad_query, grad_key, grad_value, grad_bias, None, None, None, None
 
 
-def _write(rows: torch.Tensor | None, matrices: torch.Tensor, group: AttentionGroup, *, cls_only: bool = False) -> None:
+def _write(rows: torch.Tensor, matrices: torch.Tensor, group: AttentionGroup, *, cls_only: bool = False) -> None:
     """Write one matrix per text and head, shape (texts * heads, width or 1, n), into the rows, without padding."""
-    assert rows is not None
     padded = matrices.unflatten(0, (-1, rows.shape[1]))
     if cls_only:
         rows[group.texts] = padded[:, :, 0]
     elif group.unpad_indices is None:
-        rows[group.tokens].unflatten(0, group.shape).copy_(padded.transpose(1, 2))
+        rows[group.tokens].unflatten(0, (-1, group.width)).copy_(padded.transpose(1, 2))
     else:
         rows[group.tokens] = _unpad(padded, group)
 

@@ -47,7 +47,6 @@ class TokenBatch:
     labels: torch.Tensor | None = None
 
     def __len__(self) -> int:
-        """Return the number of texts."""
         return len(self.lengths)
 
     @classmethod
@@ -161,11 +160,6 @@ class AttentionGroup:
     mask: torch.Tensor | None = None
     pad_indices: torch.Tensor | None = None
     unpad_indices: torch.Tensor | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Number of texts, and width."""
-        return self.texts.stop - self.texts.start, self.width
 
 
 @dataclass(frozen=True)

@@ -201,14 +201,7 @@ def _package_folder(name: str) -> Path | None:
 
 
 def _from_hub(name: str, allow_pickle: bool) -> Checkpoint:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub import HfApi, errors, snapshot_download
 
     reason = hub.unreachable_reason()
     if reason is None:
@@ -225,15 +218,15 @@ def _from_hub(name: str, allow_pickle: bool) -> Checkpoint:
             # By branch, not by commit: the cache then finds the checkpoint while the hub is unreachable.
             path = snapshot_download(name, allow_patterns=patterns, endpoint=hub.endpoint(), etag_timeout=hub.TIMEOUT)
             return Checkpoint(name, Path(path), revision=Path(path).name)
-        except HFValidationError as error:
+        except errors.HFValidationError as error:
             raise ModelError(f"{name!r} is neither a folder nor a hub id", remedy="Check --model.") from error
-        except GatedRepoError as error:
+        except errors.GatedRepoError as error:
             raise ModelError(
                 f"the checkpoint {name!r} is gated: you must accept its terms first",
                 where=hub.endpoint(),
                 remedy="Accept the terms on the page of the checkpoint, then log in with: hf auth login",
             ) from error
-        except RepositoryNotFoundError as error:
+        except errors.RepositoryNotFoundError as error:
             raise ModelError(
                 f"the hub has no checkpoint {name!r}, or it is private",
                 where=hub.endpoint(),
@@ -243,13 +236,13 @@ def _from_hub(name: str, allow_pickle: bool) -> Checkpoint:
             # The HTTP library's errors have different types in different versions.
             library = type(error).__module__.split(".")[0]
             http = library in ("httpx", "httpx2", "httpcore", "httpcore2", "requests")
-            if not http and not isinstance(error, HfHubHTTPError | OSError):
+            if not http and not isinstance(error, errors.HfHubHTTPError | OSError):
                 raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
     try:
         path = snapshot_download(name, local_files_only=True)
         return Checkpoint(name, Path(path), revision=Path(path).name)
-    except (LocalEntryNotFoundError, HFValidationError, OSError) as error:
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError, OSError) as error:
         raise ModelError(
             f"the checkpoint {name!r} is not on this machine and cannot be downloaded: {reason}",
             where=hub.endpoint(),

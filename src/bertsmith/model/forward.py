@@ -53,7 +53,12 @@ def pack_for(model: PreTrainedModel, batch: TokenBatch) -> PackedBatch:
 
 
 def logits(
-    model: PreTrainedModel, batch: Batch, *, dropout: Dropout | None = None, compiled: bool = False
+    model: PreTrainedModel,
+    batch: Batch,
+    *,
+    dropout: Dropout | None = None,
+    compiled: bool = False,
+    only_features: bool = False,
 ) -> torch.Tensor:
     """Compute the logits of packed texts, shape (texts, classes).
 
@@ -62,44 +67,31 @@ def logits(
         batch: the texts, on the device of the model.
         dropout: applied at the rates of the model; ``None`` for no dropout.
         compiled: run layers through `torch.compile`.
+        only_features: return the input of the last layer of the head instead, shape (texts, hidden size).
     """
-    x = features(model, batch, dropout=dropout, compiled=compiled)
-    classifier = "classifier" if _is_modernbert(model) else MODULE_NAMES[model.config.model_type].classifier
-    with torch.autocast(x.device.type, enabled=False):  # the head is small: full precision
-        return attrgetter(classifier)(model)(x)
-
-
-def features(
-    model: PreTrainedModel, batch: Batch, *, dropout: Dropout | None = None, compiled: bool = False
-) -> torch.Tensor:
-    """Compute the input of the last layer of the head for packed texts, shape (texts, hidden size); see `logits`."""
     dropout = dropout or NO_DROPOUT
     pools = _is_modernbert(model) and model.config.classifier_pooling == "mean"
     x = _hidden_states(model, batch, dropout, compiled=compiled, cls_only=not pools)
     x = batch.mean(x) if pools else x
-    with torch.autocast(x.device.type, enabled=False):
-        return _head(model, x, dropout)
+    classifier = "classifier" if _is_modernbert(model) else MODULE_NAMES[model.config.model_type].classifier
+    with torch.autocast(x.device.type, enabled=False):  # the head is small: full precision
+        features = _head(model, x, dropout)
+        return features if only_features else attrgetter(classifier)(model)(features)
 
 
 def outputs(
-    loaded: Loaded,
-    batch: PackedBatch | TokenBatch,
-    *,
-    only_features: bool = False,
-    dropout: Dropout | None = None,
-    compiled: bool = False,
+    loaded: Loaded, batch: PackedBatch | TokenBatch, *, only_features: bool = False, **options: Any
 ) -> torch.Tensor:
-    """Compute `logits` or `features` of packed texts; for padded texts, use Hugging Face's forward pass.
+    """Compute `logits` of packed texts; for padded texts, use Hugging Face's forward pass.
 
     Args:
         loaded: any sequence-classification model. For padded texts, its mode decides about dropout in the encoder.
         batch: packed texts on the device of the model, or texts on the host, which are padded.
-        only_features: compute features; for padded texts, the type must be in `bertsmith.model.bert.MODULE_NAMES`.
-        dropout, compiled: for packed texts, see `logits`.
+        only_features: see `logits`; for padded texts, the type must be in `bertsmith.model.bert.MODULE_NAMES`.
+        options: of `logits` for packed texts.
     """
     if isinstance(batch, PackedBatch):
-        compute = features if only_features else logits
-        return compute(loaded.model, batch, dropout=dropout, compiled=compiled)
+        return logits(loaded.model, batch, only_features=only_features, **options)
     inputs = _padded_inputs(loaded, batch)
     if only_features:
         return _head(loaded.model, loaded.model.base_model(**inputs).last_hidden_state, NO_DROPOUT)

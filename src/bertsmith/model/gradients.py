@@ -53,12 +53,9 @@ def _add_rows(weight: torch.Tensor, ids: torch.Tensor, rows: torch.Tensor) -> No
 
 
 class TableGradients:
-    """The gradients of embedding tables, in memory that stays allocated between steps.
+    """The gradients of embedding tables on a CPU, in memory that stays allocated between steps.
 
     The system would clear new blocks of this size page by page, which is slow.
-
-    Args:
-        model: a model on a CPU; on other devices, nothing is kept.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:

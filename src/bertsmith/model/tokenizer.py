@@ -7,16 +7,17 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
+import numpy as np
 import xxhash
 
 from bertsmith.data.template import Text, segments
 from bertsmith.model.tokens import Tokens
-from bertsmith.model.truncation import count_parts
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerBase
 
     from bertsmith.model.load import Loaded
@@ -114,7 +115,7 @@ class FastEncoder(Encoder):
         rows = {name: [getattr(encoding, COLUMNS[name]) for encoding in encodings] for name in names}
         if self.by_line or (texts and isinstance(texts[0], tuple)):
             rows[PARTS] = [
-                count_parts(text, encoding, by_line=self.by_line)
+                _count_parts(text, encoding, by_line=self.by_line)
                 for text, encoding in zip(texts, encodings, strict=True)
             ]
         return rows
@@ -188,3 +189,20 @@ def _count_special(ids: list[int], content: list[int]) -> tuple[int, int]:
     extra = len(ids) - len(content)
     before = next((i for i in range(extra + 1) if ids[i : i + len(content)] == content), extra)
     return before, extra - before
+
+
+def _count_parts(text: Text, encoding: Encoding, *, by_line: bool) -> list[int]:
+    """Return the number of tokens of each part of a text or pair, without special tokens.
+
+    If ``by_line``, the lines of the first segment are parts, and the encoding needs offsets.
+    """
+    sequence = encoding.sequence_ids
+    first, *second = segments(text)
+    counts = [sequence.count(0)]
+    if by_line:
+        line_ends = list(accumulate(len(line) + 1 for line in first.split("\n")))
+        # A token belongs to the line of its last character: some tokenizers include the space before a word.
+        ends = [end for (_, end), part in zip(encoding.offsets, sequence, strict=True) if part == 0]
+        lines = np.searchsorted(line_ends, np.maximum.accumulate(np.maximum(ends, 1)) - 1, side="right")
+        counts = np.bincount(np.minimum(lines, len(line_ends) - 1), minlength=len(line_ends)).tolist()
+    return [*counts, *(sequence.count(1) for _ in second)]

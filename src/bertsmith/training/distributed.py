@@ -35,12 +35,7 @@ TIMEOUT = timedelta(days=7)
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes of a run. With a single process, all operations are local.
-
-    Attributes:
-        rank: rank of this process, from 0.
-        size: number of processes.
-    """
+    """The processes of a run, whose ranks count from 0. With a single process, all operations are local."""
 
     rank: int = 0
     size: int = 1

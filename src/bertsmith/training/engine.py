@@ -247,7 +247,6 @@ class Engine(ResumableTrainer):
         seed = (self.args.seed, *self._position, index, self.group.rank)
         if not self.plan.packed or self.args.device.type != "cpu":
             torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(1)))
-        assert part.labels is not None
         labels = to_device(self.step_loss.loss.targets(part.labels), self.args.device)
         return forward.pack_for(self.model, part) if self.plan.packed else part, labels, Dropout(*seed)
 
@@ -258,7 +257,7 @@ class Engine(ResumableTrainer):
             batch, _, dropout = self._inputs(parts[index], index)
             return self._outputs(self.model, batch, dropout)
 
-        labels = [to_device(part.labels, self.args.device) for part in parts if part.labels is not None]
+        labels = [to_device(part.labels, self.args.device) for part in parts]
         return part_losses(features, labels, parallel=self.plan.workers > 1)
 
     def _outputs(self, model: Any, batch: PackedBatch | TokenBatch, dropout: Dropout) -> torch.Tensor:

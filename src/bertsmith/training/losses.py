@@ -127,11 +127,7 @@ class BinaryCrossEntropy(Loss):
 
 
 class SquaredError(Loss):
-    """The squared error of standardised numbers.
-
-    Args:
-        mean, scale: of the training targets.
-    """
+    """The squared error of numbers, standardised by mean and scale of the training targets."""
 
     def __init__(self, mean: float, scale: float) -> None:
         self.mean, self.scale = mean, scale
@@ -197,10 +193,8 @@ LOSSES: dict[str, Callable[[np.ndarray, float], Loss]] = {
 class StepLoss:
     """The share of some training texts in the mean loss of their step.
 
-    Args:
-        loss: loss of single texts.
-        consistency: weight of the R-Drop term, the divergence between two forward passes (Wu et al. 2021,
-            arXiv:2106.14448). If positive, the batches contain all texts twice, in two halves.
+    ``consistency`` is the weight of the R-Drop term, the divergence between two forward passes (Wu et al. 2021,
+    arXiv:2106.14448). If positive, the batches contain all texts twice, in two halves.
     """
 
     def __init__(self, loss: Loss, consistency: float = 0.0) -> None:
