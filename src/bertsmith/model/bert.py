@@ -105,14 +105,10 @@ MODULE_NAMES = {
 def hidden_states(
     model: Any, batch: Batch, dropout: Dropout, *, compiled: bool = False, cls_only: bool = False
 ) -> torch.Tensor:
-    """Return the last hidden states, shape (tokens, hidden size).
+    """Return the last hidden states of a model in `MODULE_NAMES`, shape (tokens, hidden size).
 
-    Args:
-        model: of a type in `MODULE_NAMES`.
-        batch: the texts, on the device of the model.
-        dropout: applied at the rates of the model.
-        compiled: run layers through `torch.compile`.
-        cls_only: compute the last layer for first tokens only, shape (texts, hidden size).
+    If ``cls_only``, the last layer computes first tokens only, shape (texts, hidden size). The other arguments are
+    those of `bertsmith.model.forward.logits`.
     """
     names, body = MODULE_NAMES[model.config.model_type], model.base_model
     layers = attrgetter(names.layers)(body)

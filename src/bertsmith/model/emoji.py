@@ -114,7 +114,7 @@ def _charsmap(replacements: Mapping[str, str]) -> bytes:
         base = free
         while any(base ^ label in taken for label in node):
             base += 1
-        units += [0] * max(0, (base | 255) + 1 - len(units))
+        units += [0] * ((base | 255) + 1 - len(units))
         units[index] |= (index ^ base) << 10 | (0 in node) << 8
         for label, child in node.items():
             taken.add(base ^ label)

@@ -56,10 +56,6 @@ def add_pooling_layer(model: PreTrainedModel) -> None:
         _set_scaled_identity(head.dense, SLOPE)
     layers.append(layer)
     model.config.num_hidden_layers = len(layers)
-    for i, each in enumerate(layers):  # transformers numbers the attention of each layer
-        for submodule in each.modules():
-            if hasattr(submodule, "layer_idx"):
-                submodule.layer_idx = i
 
 
 def set_head(model: PreTrainedModel, weight: np.ndarray, bias: np.ndarray) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
@@ -17,8 +18,6 @@ from bertsmith.errors import ConfigError, did_you_mean, listing
 from bertsmith.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    import torch
-
     from bertsmith.tasks.base import Task
 
 NEVER = 2**31 - 1

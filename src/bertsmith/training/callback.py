@@ -20,14 +20,10 @@ SAVE_SECONDS = 300.0
 
 
 class EventCallback(TrainerCallback):  # type: ignore[misc]
-    """Connects an engine with a listener.
-
-    Args:
-        emit: receives events.
-        stop: called after each step; ``True`` interrupts the training.
-        selects: whether the best epoch is selected; otherwise the last one.
+    """Connects an engine with the listener ``emit``, and with ``stop``; see `bertsmith.training.trainer.fit`.
 
     Attributes:
+        selects: whether the best epoch is selected; otherwise the last one.
         path: the newest checkpoint of this training.
         initial: initial weights, until the first checkpoint.
         only_label: label text if the last evaluation predicted the same class for all texts.

@@ -6,18 +6,16 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file, save_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bertsmith.compute.system import LOCKS_OPEN_FILES
 from bertsmith.errors import TrainingError, write_error
 from bertsmith.folders.atomic import RESUME_REMEDY, replaced_folder, seal
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WEIGHTS = "model.safetensors"
 TENSORS = "training.safetensors"

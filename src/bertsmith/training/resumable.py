@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import Trainer
 from transformers.trainer_callback import ExportableState, TrainerState
 
 from bertsmith.training import checkpoints
-
-if TYPE_CHECKING:
-    from bertsmith.training.distributed import ProcessGroup
-    from bertsmith.training.nan_guard import NanGuard
+from bertsmith.training.distributed import ProcessGroup
+from bertsmith.training.nan_guard import NanGuard
 
 TRAINER_STATE = "trainer_state.json"
 OVERRIDDEN = {

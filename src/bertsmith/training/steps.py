@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from transformers import TrainingArguments
 
 from bertsmith.compute import batching, threads
 from bertsmith.compute.machine import cpu_capabilities
@@ -18,9 +19,6 @@ from bertsmith.model.load import Loaded
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.losses import inverse_weights
 from bertsmith.training.recipe import Recipe
-
-if TYPE_CHECKING:
-    from transformers import TrainingArguments
 
 BACKWARD = 3.0
 """Time of a training step in forward passes: the backward pass takes about two; see benchmarks/LOG.md."""

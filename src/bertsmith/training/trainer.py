@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import extract_model_from_parallel
 from transformers import EarlyStoppingCallback, TrainingArguments
@@ -31,8 +32,6 @@ from bertsmith.training.recipe import Recipe
 from bertsmith.training.steps import longest_text
 
 if TYPE_CHECKING:
-    import torch
-
     from bertsmith.tasks.base import Task
 
 
