@@ -66,7 +66,7 @@ def training_arguments(
     recipe: Recipe,
     config: TrainConfig,
     folder: Path,
-    device: torch.device | None = None,
+    device: torch.device,
     *,
     task: Task | None = None,
     saves: bool = True,
@@ -103,7 +103,7 @@ def training_arguments(
         "weight_decay": recipe.weight_decay,
         "bf16": recipe.precision == "bf16",
         "fp16": recipe.precision == "fp16",
-        "use_cpu": device is not None and device.type == "cpu",
+        "use_cpu": device.type == "cpu",
         "eval_strategy": "epoch",
         "logging_strategy": "epoch",
         "save_total_limit": 3,  # the best, the newest, and the one before, in case the newest is damaged
@@ -130,11 +130,11 @@ def training_arguments(
         result = TrainingArguments(**arguments)
     except (ValueError, TypeError, ImportError) as error:
         raise arguments_error(config.set, error) from error
-    if result.fp16 and device is not None and device.type == "cpu":  # the loss is scaled on a GPU only
+    if result.fp16 and device.type == "cpu":  # the loss is scaled on a GPU only
         raise ConfigError(
             "fp16 training needs a GPU: on a CPU, small gradients become 0", remedy="Pass --precision fp32 or bf16."
         )
-    if device is not None and device.type == "cuda":
+    if device.type == "cuda":
         result._n_gpu = min(result.n_gpu, 1)  # DataParallel would silently multiply the batch size
     return result
 

@@ -150,7 +150,7 @@ def inverse_weights(counts: np.ndarray) -> np.ndarray:
 
     The mean weight of a text is 1. An empty class gets weight 0.
     """
-    return _normalize(np.divide(1.0, counts, out=np.zeros(len(counts)), where=counts > 0), counts)
+    return _inverse(counts, counts)
 
 
 def effective_number_weights(counts: np.ndarray) -> np.ndarray:
@@ -159,10 +159,8 @@ def effective_number_weights(counts: np.ndarray) -> np.ndarray:
     The effective number is (1 - βⁿ) / (1 - β) with β = 1 - 1/N, where N is the mean size of a class. The weights lie
     between equal weights and `inverse_weights`, whose shapes and normalization apply.
     """
-    present = counts > 0
-    beta = 1 - 1 / max(float(counts[present].mean()), 1.0)
-    number = (1 - beta**counts) / (1 - beta)
-    return _normalize(np.divide(1.0, number, out=np.zeros(len(counts)), where=present), counts)
+    beta = 1 - 1 / max(float(counts[counts > 0].mean()), 1.0)
+    return _inverse((1 - beta**counts) / (1 - beta), counts)
 
 
 def log_prior(counts: np.ndarray) -> np.ndarray:
@@ -175,7 +173,8 @@ def log_prior(counts: np.ndarray) -> np.ndarray:
     return np.asarray(np.log(smoothed / smoothed.sum()))
 
 
-def _normalize(weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def _inverse(sizes: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    weights = np.divide(1.0, sizes, out=np.zeros(len(counts)), where=counts > 0)
     return np.asarray(weights * counts.sum() / (weights * counts).sum())
 
 
