@@ -191,4 +191,5 @@ def to_matmul_dtype(x: torch.Tensor, linear: Any) -> torch.Tensor:
 def compile_layer(layer: Layer) -> Layer:
     """Compile a layer without its attention. A layer that cannot be compiled runs as it is."""
     compiled = torch.compile(partial(layer, attention=torch.compiler.disable(attend)), dynamic=True)
-    return torch._dynamo.config.patch(suppress_errors=True)(compiled)
+    compute: Layer = torch._dynamo.config.patch(suppress_errors=True)(compiled)
+    return compute

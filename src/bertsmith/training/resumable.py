@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer
+from transformers import Trainer, TrainerControl
 from transformers.trainer_callback import ExportableState, TrainerState
 
 from bertsmith.training import checkpoints
@@ -35,6 +35,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
 
     group: ProcessGroup
     guard: NanGuard
+    control: TrainerControl
 
     def __init__(self, **arguments: Any) -> None:
         with warnings.catch_warnings():
