@@ -138,8 +138,9 @@ def test_attention_groups_do_not_change_the_result(architecture, models, lengths
     expected, expected_gradient = _with_gradient(model, lambda: model(**_padded(model, batch)).logits)
     monkeypatch.setattr(batches, "MAX_CPU_SCORES", scores)
     packed = forward.pack_for(model, batch)
-    assert all(texts == 1 or texts * width**2 <= scores for texts, width in (group.shape for group in packed.groups))
-    assert sum(group.shape[0] for group in packed.groups) == len(lengths)
+    sizes = [(group.texts.stop - group.texts.start, group.width) for group in packed.groups]
+    assert all(texts == 1 or texts * width**2 <= scores for texts, width in sizes)
+    assert sum(texts for texts, _ in sizes) == len(lengths)
     found, gradient = _with_gradient(model, lambda: forward.logits(model, packed))
     assert _close(found, expected)
     assert _close(gradient, expected_gradient)

@@ -30,7 +30,7 @@ from bertsmith.training.cuda_graphs import (
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.nan_guard import BatchLoss, FiniteCheck
 from bertsmith.training.optimizer import can_skip_step
-from bertsmith.training.timing import StepMeter
+from bertsmith.training.steps import StepMeter
 
 CPU = torch.device("cpu")
 LABELS = Labels((0, 1, 2), ("a", "b", "c"))

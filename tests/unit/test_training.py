@@ -34,7 +34,7 @@ from bertsmith.training.nan_guard import NotFiniteError
 from bertsmith.training.optimizer import lr_factors, set_param_groups
 from bertsmith.training.recipe import choose, choose_precision
 from bertsmith.training.resumable import OVERRIDDEN, ResumableTrainer
-from bertsmith.training.timing import estimate_seconds
+from bertsmith.training.steps import estimate_seconds
 from tests.conftest import same_weights as _same
 from tests.conftest import train as _train
 from tests.conftest import weights_of as _weights

@@ -52,8 +52,7 @@ def attend(
     if bias is None and has_kernel(query.device, query.dtype, query.shape[2]):
         return _attend_packed((query, key, value), batch, window, p)
     if query.device.type == "cpu" and (p > 0 or (torch.is_grad_enabled() and query.requires_grad)):
-        output: torch.Tensor = _CpuAttention.apply(query, key, value, bias, batch, window, dropout, p)
-        return output
+        return _CpuAttention.apply(query, key, value, bias, batch, window, dropout, p)
     return _attend_in_groups((query, key, value), batch, bias, window, p)
 
 
@@ -87,7 +86,7 @@ def _attend_in_groups(
         if bias is not None:
             mask = bias[:, : 1 if cls_only else group.width, : group.width].to(query.dtype)[None]
             mask = mask if masked is None else mask.masked_fill(masked, -torch.inf)
-        queries = query[group.texts, :, None] if cls_only else _pad(query, group)
+        queries = _pad(query, group, cls_only=cls_only)
         output = F.scaled_dot_product_attention(queries, _pad(key, group), _pad(value, group), mask, p)
         outputs.append(output[:, :, 0] if cls_only else _unpad(output, group))
     if not cls_only:
@@ -95,10 +94,12 @@ def _attend_in_groups(
     return torch.cat(outputs)
 
 
-def _pad(rows: torch.Tensor, group: AttentionGroup) -> torch.Tensor:
-    """Pad the rows of a group: (tokens, heads, n) to (texts, heads, width, n)."""
+def _pad(rows: torch.Tensor, group: AttentionGroup, *, cls_only: bool = False) -> torch.Tensor:
+    """Pad the rows of a group: (tokens or texts, heads, n) to (texts, heads, width or 1, n)."""
+    if cls_only:
+        return rows[group.texts, :, None]
     inside = rows[group.tokens] if group.pad_indices is None else rows.index_select(0, group.pad_indices)
-    return inside.unflatten(0, group.shape).transpose(1, 2)
+    return inside.unflatten(0, (-1, group.width)).transpose(1, 2)
 
 
 def _unpad(padded: torch.Tensor, group: AttentionGroup) -> torch.Tensor:
@@ -143,8 +144,8 @@ class _CpuAttention(torch.autograd.Function):  # type: ignore[misc]  # torch is 
             output[sum(batch.lengths) :] = 0
         saved: list[torch.Tensor | None] = []
         for group in batch.groups:
-            q = _matrices(query, group, cls_only=cls_only) * query.shape[2] ** -0.5
-            k, v = _matrices(key, group), _matrices(value, group)
+            q = _pad(query, group, cls_only=cls_only).flatten(0, 1) * query.shape[2] ** -0.5
+            k, v = _pad(key, group).flatten(0, 1), _pad(value, group).flatten(0, 1)
             scores = (q @ k.transpose(-1, -2)).unflatten(0, (-1, query.shape[1]))
             if bias is not None:
                 scores += bias[:, : scores.shape[2], : group.width]
@@ -170,7 +171,7 @@ class _CpuAttention(torch.autograd.Function):  # type: ignore[misc]  # torch is 
         for group in ctx.batch.groups:
             q, k, v, weights, mask = (next(saved) for _ in range(5))
             # Padding takes the gradient of an empty token, which is zero.
-            grad = _matrices(grad_output, group, cls_only=cls_only)
+            grad = _pad(grad_output, group, cls_only=cls_only).flatten(0, 1)
             if mask is not None:
                 grad = grad * ctx.scale
             grad_weights = grad @ v.transpose(-1, -2)
@@ -187,20 +188,13 @@ class _CpuAttention(torch.autograd.Function):  # type: ignore[misc]  # torch is 
         return grad_query, grad_key, grad_value, grad_bias, None, None, None, None
 
 
-def _matrices(rows: torch.Tensor, group: AttentionGroup, *, cls_only: bool = False) -> torch.Tensor:
-    """Return one matrix per text and head, shape (texts * heads, width or 1, n), from (tokens or texts, heads, n)."""
-    padded = rows[group.texts, :, None] if cls_only else _pad(rows, group)
-    return padded.reshape(-1, *padded.shape[2:])
-
-
-def _write(rows: torch.Tensor | None, matrices: torch.Tensor, group: AttentionGroup, *, cls_only: bool = False) -> None:
-    """Invert `_matrices`: write one matrix per text and head into the rows."""
-    assert rows is not None
+def _write(rows: torch.Tensor, matrices: torch.Tensor, group: AttentionGroup, *, cls_only: bool = False) -> None:
+    """Write one matrix per text and head, shape (texts * heads, width or 1, n), into the rows, without padding."""
     padded = matrices.unflatten(0, (-1, rows.shape[1]))
     if cls_only:
         rows[group.texts] = padded[:, :, 0]
     elif group.unpad_indices is None:
-        rows[group.tokens].unflatten(0, group.shape).copy_(padded.transpose(1, 2))
+        rows[group.tokens].unflatten(0, (-1, group.width)).copy_(padded.transpose(1, 2))
     else:
         rows[group.tokens] = _unpad(padded, group)
 
@@ -212,9 +206,8 @@ def has_kernel(device: torch.device, dtype: torch.dtype, head_size: int) -> bool
     """Return whether a device has a working kernel of variable-length attention."""
     if dtype == torch.float32 and torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
-    return (
-        device.type == "cuda" and dtype in (torch.float16, torch.bfloat16) and _kernel_matches(device, dtype, head_size)
-    )
+    half = dtype in (torch.float16, torch.bfloat16)
+    return device.type == "cuda" and half and _kernel_matches(device, dtype, head_size)
 
 
 def _attend_packed(qkv: QKV, batch: PackedBatch, window: int | None, p: float) -> torch.Tensor:
@@ -226,11 +219,13 @@ def _attend_packed(qkv: QKV, batch: PackedBatch, window: int | None, p: float) -
     window_size = (-1, -1) if window is None else (window, window)
     if torch.is_autocast_enabled(query.device.type):
         query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
-    cu_seqlens, max_seqlen = batch.cu_seqlens, batch.max_seqlen
-    if len(query) == len(key):
-        return _flash_attention(query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, p, window_size)
-    one_each = torch.arange(len(query) + 2, dtype=torch.int32, device=query.device).clamp_(max=len(query))
-    return _flash_attention(query, key, value, one_each, cu_seqlens, 1, max_seqlen, p, window_size)
+    cu_seqlens_q, max_seqlen_q = batch.cu_seqlens, batch.max_seqlen
+    if len(query) != len(key):  # one query per text
+        cu_seqlens_q = torch.arange(len(query) + 2, dtype=torch.int32, device=query.device).clamp_(max=len(query))
+        max_seqlen_q = 1
+    return _flash_attention(
+        query, key, value, cu_seqlens_q, batch.cu_seqlens, max_seqlen_q, batch.max_seqlen, p, window_size
+    )
 
 
 def _flash_attention(
@@ -249,8 +244,7 @@ def _flash_attention(
     if not p:
         from torch.nn.attention.varlen import varlen_attn
 
-        output: torch.Tensor = varlen_attn(*inputs, window_size=window_size)
-        return output
+        return varlen_attn(*inputs, window_size=window_size)
     output, *_ = torch.ops.aten._flash_attention_forward(
         *inputs,
         p,

@@ -47,7 +47,6 @@ class TokenBatch:
     labels: torch.Tensor | None = None
 
     def __len__(self) -> int:
-        """Return the number of texts."""
         return len(self.lengths)
 
     @classmethod
@@ -83,14 +82,8 @@ class TokenBatch:
     def pad(
         self, values: Mapping[str, int], *, padding_side: str = "right", pad_to_multiple_of: int = PAD_TO_MULTIPLE_OF
     ) -> dict[str, torch.Tensor]:
-        """Return the inputs of a Hugging Face model, each of shape (texts, width).
-
-        Args:
-            values: padding value of each input; 0 by default.
-            padding_side: ``"right"`` or ``"left"``.
-            pad_to_multiple_of: the width is a multiple of this.
-        """
-        width = -(-int(self.lengths.max()) // pad_to_multiple_of) * pad_to_multiple_of
+        """Return the inputs of a Hugging Face model, each of shape (texts, width); see `bertsmith.model.tokens.pad`."""
+        width = -(-self.longest // pad_to_multiple_of) * pad_to_multiple_of
         columns = {"input_ids": self.input_ids.numpy()}
         if self.token_type_ids is not None:
             columns["token_type_ids"] = self.token_type_ids.numpy()
@@ -168,11 +161,6 @@ class AttentionGroup:
     pad_indices: torch.Tensor | None = None
     unpad_indices: torch.Tensor | None = None
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Number of texts, and width."""
-        return self.texts.stop - self.texts.start, self.width
-
 
 @dataclass(frozen=True)
 class PackedBatch:
@@ -236,7 +224,7 @@ class PackedBatch:
         groups, text, token = [], 0, 0
         for lengths in split:
             groups.append(_attention_group(lengths, text, token, empty=len(self.input_ids) - 1, device=device))
-            text, token = groups[-1].texts.stop, groups[-1].tokens.stop
+            text, token = text + len(lengths), token + sum(lengths)
         return groups
 
 
@@ -247,10 +235,8 @@ Batch = PackedBatch | PaddedBatch
 def pack(batch: TokenBatch, *, padding_idx: int | None = None) -> PackedBatch:
     """Pack texts end to end, on the host.
 
-    Args:
-        batch: the texts.
-        padding_idx: id of the padding token, for models whose positions start at ``padding_idx + 1`` (RoBERTa, MPNet);
-            ``None`` if positions start at 0.
+    For models whose positions start at ``padding_idx + 1`` (RoBERTa, MPNet), ``padding_idx`` is the id of the padding
+    token. It is ``None`` if positions start at 0.
     """
     tokens = len(batch.input_ids)
     step = max(2 ** max(tokens.bit_length() - 1, 0) // SIZES_PER_DOUBLING, 1)

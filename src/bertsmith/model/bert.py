@@ -44,8 +44,8 @@ def _relu_head(model: Any, x: torch.Tensor, dropout: Dropout) -> torch.Tensor:
 class ModuleNames:
     """Names of the modules of an architecture.
 
-    ``layers``, ``relative_positions`` and ``projection`` are attributes of the base model, ``num_heads`` of the
-    configuration, ``classifier`` of the model, and all others of a layer.
+    ``layers`` and ``relative_positions`` are attributes of the base model, ``classifier`` of the model, and all others
+    of a layer.
     """
 
     query: str = "attention.self.query"
@@ -61,9 +61,7 @@ class ModuleNames:
     down_dropout: str = "output.dropout"
     down_norm: str = "output.LayerNorm"
     layers: str = "encoder.layer"
-    num_heads: str = "num_attention_heads"
     relative_positions: str | None = None
-    projection: str | None = None
     head: Head = _dense_head
     classifier: str = "classifier.out_proj"
 
@@ -72,7 +70,7 @@ MODULE_NAMES = {
     "bert": ModuleNames(head=_pooler_head, classifier="classifier"),
     "roberta": ModuleNames(),
     "xlm-roberta": ModuleNames(),
-    "electra": ModuleNames(projection="embeddings_project"),
+    "electra": ModuleNames(),
     "mpnet": ModuleNames(
         query="attention.attn.q",
         key="attention.attn.k",
@@ -97,7 +95,6 @@ MODULE_NAMES = {
         down_dropout="ffn.dropout",
         down_norm="output_layer_norm",
         layers="transformer.layer",
-        num_heads="n_heads",
         head=_relu_head,
         classifier="classifier",
     ),
@@ -108,28 +105,24 @@ MODULE_NAMES = {
 def hidden_states(
     model: Any, batch: Batch, dropout: Dropout, *, compiled: bool = False, cls_only: bool = False
 ) -> torch.Tensor:
-    """Return the last hidden states, shape (tokens, hidden size).
+    """Return the last hidden states of a model in `MODULE_NAMES`, shape (tokens, hidden size).
 
-    Args:
-        model: of a type in `MODULE_NAMES`.
-        batch: the texts, on the device of the model.
-        dropout: applied at the rates of the model.
-        compiled: run layers through `torch.compile`.
-        cls_only: compute the last layer for first tokens only, shape (texts, hidden size).
+    If ``cls_only``, the last layer computes first tokens only, shape (texts, hidden size). The other arguments are
+    those of `bertsmith.model.forward.logits`.
     """
     names, body = MODULE_NAMES[model.config.model_type], model.base_model
     layers = attrgetter(names.layers)(body)
-    x = to_matmul_dtype(_embed(body, names, batch, dropout), attrgetter(names.query)(layers[0]))
+    x = to_matmul_dtype(_embed(body, batch, dropout), attrgetter(names.query)(layers[0]))
     table = names.relative_positions
     bias = None if table is None else _relative_bias(attrgetter(table)(body), batch)
-    num_heads = getattr(model.config, names.num_heads)
+    num_heads = model.config.num_attention_heads
     compute_layer = compile_layer(_layer) if compiled else _layer
     for layer in layers[:-1]:
         x = compute_layer(layer, names, x, batch, num_heads, bias, dropout)
     return compute_layer(layers[-1], names, x, batch, num_heads, bias, dropout, cls_only=cls_only)
 
 
-def _embed(body: Any, names: ModuleNames, batch: Batch, dropout: Dropout) -> torch.Tensor:
+def _embed(body: Any, batch: Batch, dropout: Dropout) -> torch.Tensor:
     """Return the embedded tokens, shape (tokens, hidden size)."""
     modules = body.embeddings
     x = embedding_lookup(modules.word_embeddings, batch.input_ids)
@@ -138,9 +131,8 @@ def _embed(body: Any, names: ModuleNames, batch: Batch, dropout: Dropout) -> tor
         x = x + (types.weight[0] if batch.token_type_ids is None else embedding_lookup(types, batch.token_type_ids))
     x = x + embedding_lookup(modules.position_embeddings, batch.position_ids)
     x = dropout(modules.LayerNorm(x), modules.dropout.p)
-    if names.projection is not None and hasattr(body, names.projection):
-        x = getattr(body, names.projection)(x)
-    return x
+    # Only ELECTRA's embeddings may have another size than the hidden states.
+    return body.embeddings_project(x) if hasattr(body, "embeddings_project") else x
 
 
 def _layer(
@@ -169,8 +161,7 @@ def _layer(
     x = module(names.out_norm)(dropout.add(module(names.out)(context), residual, rate))
     inner = module(names.activation)(module(names.up)(x))
     rate = module(names.down_dropout).p
-    output: torch.Tensor = module(names.down_norm)(dropout.add(module(names.down)(inner), x, rate))
-    return output
+    return module(names.down_norm)(dropout.add(module(names.down)(inner), x, rate))
 
 
 def _relative_bias(table: Any, batch: Batch) -> torch.Tensor:
@@ -184,8 +175,7 @@ def _relative_bias(table: Any, batch: Batch) -> torch.Tensor:
     near = distance.abs()
     far = 8 + (torch.log(near.clamp(min=1).float() / 8) / math.log(128 / 8) * 8).long()
     bucket = torch.where(distance < 0, 16, 0) + torch.where(near < 8, near, far.clamp(max=15))
-    bias: torch.Tensor = F.embedding(bucket, table.weight).permute(2, 0, 1)
-    return bias
+    return F.embedding(bucket, table.weight).permute(2, 0, 1)
 
 
 def to_matmul_dtype(x: torch.Tensor, linear: Any) -> torch.Tensor:
@@ -201,10 +191,5 @@ def to_matmul_dtype(x: torch.Tensor, linear: Any) -> torch.Tensor:
 def compile_layer(layer: Layer) -> Layer:
     """Compile a layer without its attention. A layer that cannot be compiled runs as it is."""
     compiled = torch.compile(partial(layer, attention=torch.compiler.disable(attend)), dynamic=True)
-
-    def compute(*args: Any, **kwargs: Any) -> torch.Tensor:
-        with torch._dynamo.config.patch(suppress_errors=True):
-            result: torch.Tensor = compiled(*args, **kwargs)
-        return result
-
+    compute: Layer = torch._dynamo.config.patch(suppress_errors=True)(compiled)
     return compute

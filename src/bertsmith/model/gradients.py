@@ -21,8 +21,7 @@ def embedding_lookup(table: torch.nn.Embedding, ids: torch.Tensor) -> torch.Tens
     weight = table.weight
     trainable = weight.is_leaf and weight.requires_grad and torch.is_grad_enabled()
     own_gradient = trainable and ids.device.type == "cpu"
-    rows: torch.Tensor = _EmbeddingLookup.apply(weight, ids, table.padding_idx) if own_gradient else table(ids)
-    return rows
+    return _EmbeddingLookup.apply(weight, ids, table.padding_idx) if own_gradient else table(ids)
 
 
 class _EmbeddingLookup(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
@@ -54,12 +53,9 @@ def _add_rows(weight: torch.Tensor, ids: torch.Tensor, rows: torch.Tensor) -> No
 
 
 class TableGradients:
-    """The gradients of embedding tables, in memory that stays allocated between steps.
+    """The gradients of embedding tables on a CPU, in memory that stays allocated between steps.
 
     The system would clear new blocks of this size page by page, which is slow.
-
-    Args:
-        model: a model on a CPU; on other devices, nothing is kept.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:

@@ -35,8 +35,7 @@ def hidden_states(
         last = i == len(body.layers) - 1
         rotation = rotations[layer.attention_type]
         x = compute_layer(layer, x, batch, config.num_attention_heads, rotation, dropout, cls_only and last)
-    result: torch.Tensor = body.final_norm(x)
-    return result
+    return body.final_norm(x)
 
 
 def _layer(
@@ -60,8 +59,7 @@ def _layer(
     context = attention(query, key, value, batch, window=window, dropout=dropout, p=rate).flatten(-2)
     x = dropout.add(attn.Wo(context), x, rate)
     inner, gate = mlp.Wi(layer.mlp_norm(x)).chunk(2, dim=-1)
-    result: torch.Tensor = x + mlp.Wo(dropout(mlp.act(inner) * gate, mlp.drop.p))
-    return result
+    return x + mlp.Wo(dropout(mlp.act(inner) * gate, mlp.drop.p))
 
 
 def _rotate(rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

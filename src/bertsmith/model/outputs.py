@@ -30,22 +30,16 @@ _IN_A_LAYER = re.compile(r"\.\d+\.")
 
 
 def token_budget(loaded: Loaded, longest: int, default: int | None = None) -> int:
-    """Return the token budget for inference.
-
-    Args:
-        loaded: the model.
-        longest: number of tokens of the longest text.
-        default: the budget if memory suffices; ``None`` for that of the device.
+    """Return the token budget for inference: the default or that of the device. A CPU with little memory halves it.
 
     Raises:
-        DeviceError: if memory does not suffice for one text of that length.
+        DeviceError: if memory does not suffice for one text with the number of tokens ``longest``.
     """
     default = default or TOKEN_BUDGETS[loaded.device.type]
     if loaded.device.type != "cpu":
         return default
-    workers = threads.num_workers()
     return plan_token_budget(
-        loaded.model, longest, training=False, free=free_memory(), default=default, workers=workers
+        loaded.model, longest, training=False, free=free_memory(), default=default, workers=threads.num_workers()
     )
 
 
@@ -104,8 +98,7 @@ def compute_embeddings(loaded: Loaded, batch: TokenBatch) -> np.ndarray:
     """Compute the mean of the last hidden states of n texts, scaled to unit norm, float64, shape (n, hidden size)."""
     budget = token_budget(loaded, batch.longest)
     rows, _ = _compute(forward.embeddings, loaded, batch, budget, loaded.model.config.hidden_size)
-    result: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return result
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
 def compute_features(loaded: Loaded, batch: TokenBatch) -> np.ndarray:
@@ -127,15 +120,13 @@ def _compute(
 ) -> tuple[np.ndarray, int]:
     """Apply a function to micro-batches, and return its rows in the order of the texts and the last token budget."""
     result = np.empty((len(batch), columns))
-    if not len(batch):
-        return result, budget
     packed = forward.supports(loaded.model)
     workers = threads.num_workers() if loaded.device.type == "cpu" and packed else 1
     groups = batch.micro_batches(budget, packed=packed, workers=workers)
     autocast = dtype != torch.float32 and loaded.device.type != "cpu"
 
     def compute_part(part: TokenBatch, budget: int) -> torch.Tensor:
-        """Compute a micro-batch, split further if the budget is smaller than it."""
+        """Compute a micro-batch, which a reduced budget splits further."""
         with torch.inference_mode(), torch.autocast(loaded.device.type, dtype) if autocast else nullcontext():
             groups = part.micro_batches(budget, packed=packed)
             if len(groups) == 1:

@@ -31,12 +31,9 @@ ATTENTION_STD = 0.002
 
 
 def add_pooling_layer(model: PreTrainedModel) -> None:
-    """Add an encoder layer that computes the mean, and make the head pass it on.
+    """Add an encoder layer that computes the mean to a model of `MODEL_TYPES`, and make its new head pass the mean on.
 
     In MPNet, attention also depends on distance, so the mean is weighted.
-
-    Args:
-        model: of a type in `MODEL_TYPES`, with a new head; changed in place together with its configuration.
     """
     names = MODULE_NAMES[model.config.model_type]
     layers = attrgetter(names.layers)(model.base_model)
@@ -59,10 +56,6 @@ def add_pooling_layer(model: PreTrainedModel) -> None:
         _set_scaled_identity(head.dense, SLOPE)
     layers.append(layer)
     model.config.num_hidden_layers = len(layers)
-    for i, each in enumerate(layers):  # transformers numbers the attention of each layer
-        for submodule in each.modules():
-            if hasattr(submodule, "layer_idx"):
-                submodule.layer_idx = i
 
 
 def set_head(model: PreTrainedModel, weight: np.ndarray, bias: np.ndarray) -> None:
@@ -76,8 +69,7 @@ def set_head(model: PreTrainedModel, weight: np.ndarray, bias: np.ndarray) -> No
 def pooled_features(embeddings: np.ndarray) -> np.ndarray:
     """Return the input of the last layer of the head for given mean hidden states, both of shape (n, hidden size)."""
     centered = embeddings - embeddings.mean(axis=1, keepdims=True)
-    result: np.ndarray = np.tanh(SLOPE * centered / np.maximum(centered.std(axis=1, keepdims=True), 1e-12))
-    return result
+    return np.asarray(np.tanh(SLOPE * centered / np.maximum(centered.std(axis=1, keepdims=True), 1e-12)))
 
 
 def _set_scaled_identity(layer: torch.nn.Linear, factor: float) -> None:

@@ -7,16 +7,17 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
+import numpy as np
 import xxhash
 
 from bertsmith.data.template import Text, segments
 from bertsmith.model.tokens import Tokens
-from bertsmith.model.truncation import count_parts
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerBase
 
     from bertsmith.model.load import Loaded
@@ -61,13 +62,7 @@ class Encoder(ABC):
     def encode(
         self, texts: Sequence[Text], names: Sequence[str] = ("input_ids",), max_length: int | None = None
     ) -> Tokens:
-        """Tokenize texts.
-
-        Args:
-            texts: n texts, or n pairs.
-            names: names in `COLUMNS`, including ``input_ids``.
-            max_length: maximum number of tokens; ``None`` for no truncation.
-        """
+        """Tokenize n texts or pairs, and truncate them unless ``max_length`` is ``None``; see `tokenize`."""
         parts = []
         for start in range(0, max(len(texts), 1), CHUNK):
             rows = self.tokenize(texts[start : start + CHUNK], names)
@@ -88,12 +83,7 @@ class Encoder(ABC):
 
 
 class FastEncoder(Encoder):
-    """An `Encoder` with the tokenizers library.
-
-    Args:
-        content: of a ``tokenizer.json``.
-        truncation_side: ``"right"`` or ``"left"``.
-        by_line: as for `Encoder`.
+    """An `Encoder` with the tokenizers library, from the content of a ``tokenizer.json``.
 
     Raises:
         Exception: if the content is not a tokenizer; the library raises plain ``Exception``.
@@ -125,7 +115,7 @@ class FastEncoder(Encoder):
         rows = {name: [getattr(encoding, COLUMNS[name]) for encoding in encodings] for name in names}
         if self.by_line or (texts and isinstance(texts[0], tuple)):
             rows[PARTS] = [
-                count_parts(text, encoding, by_line=self.by_line)
+                _count_parts(text, encoding, by_line=self.by_line)
                 for text, encoding in zip(texts, encodings, strict=True)
             ]
         return rows
@@ -142,9 +132,8 @@ _LOCK = threading.Lock()
 
 
 class _SlowEncoder(Encoder):
-    """An `Encoder` for tokenizers in Python."""
+    """An `Encoder` for tokenizers in Python. They do not know where a token comes from, so lines are not parts."""
 
-    # Lines are not parts here, because such tokenizers do not know where a token comes from.
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.key, self.unknown_id = None, tokenizer.unk_token_id
@@ -180,13 +169,7 @@ def encoder_for(tokenizer: PreTrainedTokenizerBase, *, by_line: bool = False) ->
 
 
 def encode(texts: Sequence[Text], loaded: Loaded, *, truncate: bool = True) -> Tokens:
-    """Tokenize texts with the tokenizer and inputs of a model.
-
-    Args:
-        texts: the texts.
-        loaded: the model.
-        truncate: whether to truncate at the maximum length of the model, which takes less memory.
-    """
+    """Tokenize texts with the tokenizer and inputs of a model; truncation at its maximum length saves memory."""
     encoder = encoder_for(loaded.tokenizer, by_line=loaded.template.by_line)
     return encoder.encode(texts, loaded.columns, loaded.max_length if truncate else None)
 
@@ -206,3 +189,20 @@ def _count_special(ids: list[int], content: list[int]) -> tuple[int, int]:
     extra = len(ids) - len(content)
     before = next((i for i in range(extra + 1) if ids[i : i + len(content)] == content), extra)
     return before, extra - before
+
+
+def _count_parts(text: Text, encoding: Encoding, *, by_line: bool) -> list[int]:
+    """Return the number of tokens of each part of a text or pair, without special tokens.
+
+    If ``by_line``, the lines of the first segment are parts, and the encoding needs offsets.
+    """
+    sequence = encoding.sequence_ids
+    first, *second = segments(text)
+    counts = [sequence.count(0)]
+    if by_line:
+        line_ends = list(accumulate(len(line) + 1 for line in first.split("\n")))
+        # A token belongs to the line of its last character: some tokenizers include the space before a word.
+        ends = [end for (_, end), part in zip(encoding.offsets, sequence, strict=True) if part == 0]
+        lines = np.searchsorted(line_ends, np.maximum.accumulate(np.maximum(ends, 1)) - 1, side="right")
+        counts = np.bincount(np.minimum(lines, len(line_ends) - 1), minlength=len(line_ends)).tolist()
+    return [*counts, *(sequence.count(1) for _ in second)]

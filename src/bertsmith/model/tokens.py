@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bertsmith.model.truncation import align_parts, cut_parts, ranges
-
 if TYPE_CHECKING:
     from bertsmith.model.tokenizer import Encoder
 
@@ -55,7 +53,7 @@ class Tokens:
         if encoder is not None and encoder.unknown_id is not None:
             positions = np.flatnonzero(columns["input_ids"] == encoder.unknown_id)
             has_unknown[np.searchsorted(np.cumsum(lengths), positions, side="right")] = True
-        return cls(columns, lengths, lengths, has_unknown, encoder, None if parts is None else align_parts(parts))
+        return cls(columns, lengths, lengths, has_unknown, encoder, None if parts is None else _align_parts(parts))
 
     @staticmethod
     def concatenate(parts: Sequence[Tokens]) -> Tokens:
@@ -68,11 +66,16 @@ class Tokens:
             for name in ("truncated_lengths", "full_lengths", "has_unknown")
         )
         rows = [row for part in parts if part.parts is not None for row in part.parts.tolist()]
-        aligned = align_parts(rows) if rows else None
+        aligned = _align_parts(rows) if rows else None
         return Tokens(columns, truncated_lengths, full_lengths, has_unknown, parts[0].encoder, aligned)
 
     def __len__(self) -> int:
         return len(self.truncated_lengths)
+
+    @property
+    def special_counts(self) -> tuple[int, int]:
+        """Number of special tokens before and after a text."""
+        return self.encoder.special_counts if self.encoder else (0, 0)
 
     @property
     def is_truncated(self) -> np.ndarray:
@@ -89,19 +92,18 @@ class Tokens:
         return self._slices(np.asarray(texts, dtype=np.int64))
 
     def truncate(self, max_length: int, *, left: bool | None = None) -> Tokens:
-        """Truncate longer texts as the tokenizer does, with their special tokens.
+        """Truncate longer texts, and keep their special tokens.
 
-        Args:
-            max_length: maximum number of tokens.
-            left: whether to remove the beginning; ``None`` for the setting of the tokenizer.
+        Truncation removes the beginning if ``left``, else the end. ``None`` takes the setting of the tokenizer.
         """
         if not len(self) or self.truncated_lengths.max() <= max_length:
             return self
-        left = self.encoder.truncates_left if left is None and self.encoder else left
+        left = self.encoder.truncates_left if left is None and self.encoder else bool(left)
         if self.parts is not None:
-            special = self.encoder.special_counts if self.encoder else (0, 0)
-            parts, offsets, sizes = cut_parts(self.parts, self.truncated_lengths, special, max_length, left=bool(left))
-            positions = ranges((self.starts[:, None] + offsets).ravel(), sizes.ravel())
+            parts, offsets, sizes = _cut_parts(
+                self.parts, self.truncated_lengths, self.special_counts, max_length, left=left
+            )
+            positions = _ranges((self.starts[:, None] + offsets).ravel(), sizes.ravel())
             columns = {name: values[positions] for name, values in self.columns.items()}
             return replace(self, columns=columns, truncated_lengths=sizes.sum(axis=1), parts=parts)
         shifts = np.maximum(self.truncated_lengths - max_length, 0) if left else 0
@@ -114,7 +116,7 @@ class Tokens:
         """
         if not len(self) or self.truncated_lengths.max() <= max_length:
             return self
-        content = max(max_length - sum(self.encoder.special_counts if self.encoder else (0, 0)), 0)
+        content = max(max_length - sum(self.special_counts), 0)
         shifts = np.maximum(self.truncated_lengths - max_length, 0)
         return self._slices(np.arange(len(self)), shifts, max_length, head=round(content * HEAD_SHARE))
 
@@ -135,7 +137,7 @@ class Tokens:
         Returns:
             The windows, each with special tokens, and the number of windows of each text, shape (texts,).
         """
-        content = max_length - sum(self.encoder.special_counts if self.encoder else (0, 0))
+        content = max_length - sum(self.special_counts)
         step = max(content - content // 4, 1)
         shifts = [[*range(0, n - max_length, step), max(n - max_length, 0)] for n in self.truncated_lengths.tolist()]
         counts = np.fromiter(map(len, shifts), np.int64)
@@ -149,12 +151,12 @@ class Tokens:
 
         The first ``head`` tokens of the content are not shifted.
         """
-        before, after = self.encoder.special_counts if max_length is not None and self.encoder else (0, 0)
         full = self.truncated_lengths[texts]
         lengths = full if max_length is None else np.minimum(full, max_length)
-        positions = ranges(self.starts[texts], lengths)
+        positions = _ranges(self.starts[texts], lengths)
         if max_length is not None:
-            within = ranges(np.zeros_like(lengths), lengths)
+            before, after = self.special_counts
+            within = _ranges(np.zeros_like(lengths), lengths)
             moved = np.where(within < before + head, 0, np.repeat(np.broadcast_to(shifts, lengths.shape), lengths))
             is_end = within >= np.repeat(lengths - after, lengths)
             positions += np.where(is_end, np.repeat(full - lengths, lengths), moved)
@@ -166,10 +168,10 @@ class Tokens:
 def pad(
     columns: Mapping[str, np.ndarray], lengths: np.ndarray, values: Mapping[str, int], width: int, side: str
 ) -> dict[str, np.ndarray]:
-    """Return columns and ``attention_mask``, each of shape (texts, width), int64.
+    """Pad columns, each of shape (tokens,); return them and ``attention_mask``, each of shape (texts, width), int64.
 
     Args:
-        columns: inputs of a model, by name, each of shape (tokens,).
+        columns: inputs of a model, by name.
         lengths: number of tokens of each text, shape (texts,).
         values: padding value of each column; 0 by default.
         width: maximum number of tokens or more.
@@ -182,3 +184,51 @@ def pad(
         inputs[name] = np.full(mask.shape, values.get(name, 0), dtype=np.int64)
         inputs[name][mask] = ids
     return inputs
+
+
+def _align_parts(parts: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return the lengths of parts as a table: the last part of each text in the last column, 0 for absent lines."""
+    width = max(map(len, parts), default=1)
+    rows = [[*row[:-1], *[0] * (width - len(row)), *row[-1:]] for row in parts]
+    return np.array(rows, dtype=np.int64).reshape(len(parts), width)
+
+
+def _cut_parts(
+    parts: np.ndarray, lengths: np.ndarray, special: tuple[int, int], max_length: int, *, left: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Truncate the longest parts first, as the tokenizers library truncates the segments of a pair.
+
+    Args:
+        parts: number of tokens of each part, shape (n, parts).
+        lengths: number of tokens of each text, shape (n,). Special tokens that are neither first nor last come before
+            the last part.
+        special: number of special tokens at the start and at the end.
+        max_length: maximum number of tokens.
+        left: whether the beginning of a part is removed.
+
+    Returns:
+        The number of tokens that each part keeps, shape (n, parts), and the blocks of tokens to keep. A block has a
+        position in the text and a number of tokens, both of shape (n, parts + 3).
+    """
+    n, k = parts.shape
+    between = lengths - parts.sum(axis=1) - sum(special)
+    room = np.maximum(np.minimum(lengths, max_length) - between - sum(special), 0)
+    order = np.argsort(parts, axis=1, kind="stable")
+    kept = np.zeros_like(parts)
+    for i in range(k):  # the shortest first: what it leaves is for the others
+        cell = (np.arange(n), order[:, i])
+        kept[cell] = np.minimum(parts[cell], room // (k - i))
+        room = room - kept[cell]
+
+    def blocks(content: np.ndarray) -> np.ndarray:
+        first, last = (np.full((n, 1), size) for size in special)
+        return np.hstack([first, content[:, :-1], between[:, None], content[:, -1:], last])
+
+    full, sizes = blocks(parts), blocks(kept)
+    return kept, np.cumsum(full, axis=1) - (sizes if left else full), sizes
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Concatenate ``range(start, start + length)`` for all pairs."""
+    ends = np.cumsum(lengths)
+    return np.asarray(np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths))

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
@@ -17,8 +18,6 @@ from bertsmith.errors import ConfigError, did_you_mean, listing
 from bertsmith.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    import torch
-
     from bertsmith.tasks.base import Task
 
 NEVER = 2**31 - 1
@@ -67,19 +66,16 @@ def training_arguments(
     recipe: Recipe,
     config: TrainConfig,
     folder: Path,
-    device: torch.device | None = None,
+    device: torch.device,
     *,
     task: Task | None = None,
     saves: bool = True,
     validates: bool = True,
 ) -> TrainingArguments:
-    """Return the training arguments of a recipe, overridden by the user's.
+    """Return the training arguments of a recipe, overridden by the user's, which are in ``config``.
 
     Args:
-        recipe: the recipe.
-        config: with the user's arguments.
-        folder: for checkpoints.
-        device: device of the training.
+        recipe, config, folder, device: of the training. The folder is for checkpoints.
         task: its primary metric selects the best epoch, unless the user chose another one; ``None`` if no epoch is
             selected.
         saves: whether to save checkpoints and load the best one at the end.
@@ -107,7 +103,7 @@ def training_arguments(
         "weight_decay": recipe.weight_decay,
         "bf16": recipe.precision == "bf16",
         "fp16": recipe.precision == "fp16",
-        "use_cpu": device is not None and device.type == "cpu",
+        "use_cpu": device.type == "cpu",
         "eval_strategy": "epoch",
         "logging_strategy": "epoch",
         "save_total_limit": 3,  # the best, the newest, and the one before, in case the newest is damaged
@@ -134,11 +130,11 @@ def training_arguments(
         result = TrainingArguments(**arguments)
     except (ValueError, TypeError, ImportError) as error:
         raise arguments_error(config.set, error) from error
-    if result.fp16 and device is not None and device.type == "cpu":  # the loss is scaled on a GPU only
+    if result.fp16 and device.type == "cpu":  # the loss is scaled on a GPU only
         raise ConfigError(
             "fp16 training needs a GPU: on a CPU, small gradients become 0", remedy="Pass --precision fp32 or bf16."
         )
-    if device is not None and device.type == "cuda":
+    if device.type == "cuda":
         result._n_gpu = min(result.n_gpu, 1)  # DataParallel would silently multiply the batch size
     return result
 

@@ -20,14 +20,10 @@ SAVE_SECONDS = 300.0
 
 
 class EventCallback(TrainerCallback):  # type: ignore[misc]
-    """Connects an engine with a listener.
-
-    Args:
-        emit: receives events.
-        stop: called after each step; ``True`` interrupts the training.
-        selects: whether the best epoch is selected; otherwise the last one.
+    """Connects an engine with the listener ``emit``, and with ``stop``; see `bertsmith.training.trainer.fit`.
 
     Attributes:
+        selects: whether the best epoch is selected; otherwise the last one.
         path: the newest checkpoint of this training.
         initial: initial weights, until the first checkpoint.
         only_label: label text if the last evaluation predicted the same class for all texts.
@@ -73,8 +69,7 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
             control.should_save = True
         if stop or control.should_evaluate or control.should_save or control.should_training_stop:
             self.engine.guard.finish()  # no checkpoint of a step whose loss is not finite
-        if self.interrupted:
-            control.should_training_stop = True
+        control.should_training_stop |= self.interrupted
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Save a checkpoint that is due, and skip the evaluation of an interrupted epoch."""

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file, save_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bertsmith.compute.system import LOCKS_OPEN_FILES
 from bertsmith.errors import TrainingError, write_error
 from bertsmith.folders.atomic import RESUME_REMEDY, replaced_folder, seal
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WEIGHTS = "model.safetensors"
 TENSORS = "training.safetensors"
@@ -32,10 +29,10 @@ def save(
     state: Mapping[str, Any],
     write: Callable[[Path], None],
 ) -> None:
-    """Write a checkpoint atomically, and seal it with checksums.
+    """Write a checkpoint atomically, and seal it with checksums. It replaces an existing folder.
 
     Args:
-        path: the checkpoint folder; an existing one is replaced.
+        path: the checkpoint folder.
         model, tokenizer: saved as a plain Hugging Face checkpoint.
         state: training state: tensors, numbers and strings in nested mappings, tuples and lists.
         write: writes more files into the folder.
@@ -44,15 +41,18 @@ def save(
         OutputError: if the disk is full or not writable. Earlier checkpoints are unchanged.
         TrainingError: if the state contains other types.
     """
-    with _output_errors(path), replaced_folder(path) as folder:
-        save_model(model, str(folder / WEIGHTS), metadata={"format": "pt"})
-        model.config.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        tensors: dict[str, torch.Tensor] = {}
-        (folder / STATE).write_text(json.dumps(_to_json(state, tensors)), encoding="utf-8")
-        save_file(tensors, folder / TENSORS)
-        write(folder)
-        seal(folder)
+    try:
+        with replaced_folder(path) as folder:
+            save_model(model, str(folder / WEIGHTS), metadata={"format": "pt"})
+            model.config.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            tensors: dict[str, torch.Tensor] = {}
+            (folder / STATE).write_text(json.dumps(_to_json(state, tensors)), encoding="utf-8")
+            save_file(tensors, folder / TENSORS)
+            write(folder)
+            seal(folder)
+    except (OSError, SafetensorError) as error:
+        raise write_error(path, error, RESUME_REMEDY) from error
 
 
 def load_state(path: Path) -> Any:
@@ -69,31 +69,14 @@ def is_slower(path: Path) -> bool:
 
 
 def rotate(folder: Path, limit: int | None, best: int | None) -> None:
-    """Remove old checkpoints.
-
-    Args:
-        folder: the folder with the checkpoints.
-        limit: number of checkpoints to keep, at least the best and the newest; ``None`` to keep all.
-        best: step of the best checkpoint.
-    """
+    """Remove old checkpoints, but never the newest and the one of the best step. ``None`` is no limit."""
     if limit is None:
         return
     newest_first = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
-    keep = [p for p in newest_first if p.name == f"checkpoint-{best}"]
-    for path in newest_first:
-        if path not in keep:
-            if len(keep) < max(limit, 2):  # at least the newest
-                keep.append(path)
-            else:
-                shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def _output_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise write_error(path, error, RESUME_REMEDY) from error
+    others = [p for p in newest_first if p.name != f"checkpoint-{best}"]
+    has_best = len(others) < len(newest_first)
+    for path in others[max(limit, 2) - has_best :]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _to_json(value: Any, tensors: dict[str, torch.Tensor]) -> Any:

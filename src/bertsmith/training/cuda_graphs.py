@@ -36,12 +36,7 @@ class _Graph:
 
 
 class CudaGraphs:
-    """CUDA graphs of the training of a model, by size.
-
-    Args:
-        model: graphs add to its gradients, which stay at the same addresses.
-        capture: captures a graph; replaced in tests without a GPU.
-    """
+    """CUDA graphs of the training of a model, by size. They add to its gradients, which stay at the same addresses."""
 
     def __init__(self, model: torch.nn.Module, capture: Capture | None = None) -> None:
         self.model, self.capture = model, capture or _CudaCapture()

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
+from transformers import TrainingArguments
 
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.tokens import Tokens
-
-if TYPE_CHECKING:
-    from transformers import TrainingArguments
 
 
 class TokenDataset(Dataset[Any]):  # type: ignore[misc]  # torch is untyped here
     """Tokenized texts with labels. A batch has the fields of a `TokenBatch`.
 
-    Args:
+    Attributes:
         tokens: n texts.
         labels: targets, shape (n,) or (n, labels): class indices, label sets or numbers.
-
-    Attributes:
-        tokens, labels: as given.
         soft_labels: probabilities of the classes to train on instead, shape (n, classes); ``None`` to train on labels.
         lengths: number of tokens of each text, shape (n,).
     """
@@ -55,13 +50,11 @@ class TokenDataset(Dataset[Any]):  # type: ignore[misc]  # torch is untyped here
 
     def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
         """Return the fields of a batch, int64; numbers are fp64, label sets and soft labels fp32."""
-        tokens = self.tokens.take(np.array(rows))
-        batch = {"lengths": tokens.truncated_lengths, **tokens.columns}
-        result = {name: torch.from_numpy(values.astype(np.int64)) for name, values in batch.items()}
+        batch = TokenBatch.from_tokens(self.tokens.take(np.array(rows)))
         labels = (self.labels if self.soft_labels is None else self.soft_labels)[rows]
         is_class = labels.dtype.kind not in "bf"
         dtype = np.int64 if is_class else np.float64 if labels.ndim == 1 else np.float32
-        return {"labels": torch.from_numpy(labels.astype(dtype)), **result}
+        return {**vars(batch), "labels": torch.from_numpy(labels.astype(dtype))}
 
     def as_batch(self) -> TokenBatch:
         """Return all texts as one batch."""

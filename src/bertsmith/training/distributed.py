@@ -35,12 +35,7 @@ TIMEOUT = timedelta(days=7)
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes of a run. With a single process, all operations are local.
-
-    Attributes:
-        rank: rank of this process, from 0.
-        size: number of processes.
-    """
+    """The processes of a run, whose ranks count from 0. With a single process, all operations are local."""
 
     rank: int = 0
     size: int = 1
@@ -51,10 +46,9 @@ class ProcessGroup:
         return self.rank == 0
 
     def share(self, lengths: torch.Tensor) -> torch.Tensor:
-        """Return the positions of this process's texts, longest first. Shares have similar numbers of tokens.
+        """Return the positions of this process's texts, longest first, from their numbers of tokens, shape (texts,).
 
-        Args:
-            lengths: number of tokens of each text, shape (texts,).
+        The shares of the processes have similar numbers of tokens.
         """
         return lengths.argsort(descending=True, stable=True)[self.rank :: self.size]
 
@@ -109,12 +103,9 @@ class ProcessGroup:
         return values[0]
 
     def share_folder(self, folder: Path) -> Path:
-        """Return where this process reads a folder of the main process: a copy if its machine lacks the folder.
+        """Return where this process reads a folder of files of the main process. All processes call this at once.
 
-        The copy is a hidden folder beside the missing one.
-
-        Args:
-            folder: a folder of files. All processes call this at once.
+        A machine that lacks the folder gets a copy: a hidden folder beside the missing one.
         """
         (lacked,) = self.any(not folder.is_dir())
         if not lacked:
@@ -151,11 +142,8 @@ def rank_and_world_size() -> tuple[int, int]:
 def init_process_group(device: str = "auto") -> ProcessGroup:
     """Join the processes that torchrun or Ray started; without them, return `SINGLE_PROCESS`.
 
-    Args:
-        device: the setting; ``"cpu"`` to use no GPU.
-
     Raises:
-        ConfigError: if the machine has fewer GPUs than processes, but at least one.
+        ConfigError: if the machine has fewer GPUs than processes, but at least one, and the device is not ``"cpu"``.
     """
     global _joined
     rank, size = rank_and_world_size()
@@ -167,20 +155,18 @@ def init_process_group(device: str = "auto") -> ProcessGroup:
     local_rank = int(os.environ["LOCAL_RANK"])
     for name in _TORCHRUN:  # or transformers would distribute, too
         os.environ.pop(name, None)
-    if dist.is_initialized():  # Ray has connected them, with one GPU each
-        _joined = ProcessGroup(rank, size)
-        return _joined
-    gpus = 0 if device == "cpu" else torch.cuda.device_count()
-    if gpus:
-        if local_rank >= gpus:
-            raise ConfigError(
-                f"more processes than GPUs: this machine has {gpus}",
-                where="torchrun",
-                remedy=f"Pass --nproc-per-node {gpus}.",
-            )
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible[local_rank]  # before CUDA is initialized
-    dist.init_process_group(GPU_BACKENDS if gpus else "gloo", rank=rank, world_size=size, timeout=TIMEOUT)
-    atexit.register(dist.destroy_process_group)  # otherwise its threads crash at exit
+    if not dist.is_initialized():  # Ray connects its processes, with one GPU each
+        gpus = 0 if device == "cpu" else torch.cuda.device_count()
+        if gpus:
+            if local_rank >= gpus:
+                raise ConfigError(
+                    f"more processes than GPUs: this machine has {gpus}",
+                    where="torchrun",
+                    remedy=f"Pass --nproc-per-node {gpus}.",
+                )
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+            os.environ["CUDA_VISIBLE_DEVICES"] = visible[local_rank]  # before CUDA is initialized
+        dist.init_process_group(GPU_BACKENDS if gpus else "gloo", rank=rank, world_size=size, timeout=TIMEOUT)
+        atexit.register(dist.destroy_process_group)  # otherwise its threads crash at exit
     _joined = ProcessGroup(rank, size)
     return _joined

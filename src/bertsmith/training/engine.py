@@ -32,8 +32,7 @@ from bertsmith.training.nan_guard import NanGuard, NotFiniteError
 from bertsmith.training.optimizer import halve_learning_rate, set_param_groups
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.resumable import ResumableTrainer
-from bertsmith.training.steps import longest_text, plan_steps
-from bertsmith.training.timing import StepMeter
+from bertsmith.training.steps import StepMeter, longest_text, plan_steps
 
 if TYPE_CHECKING:
     from bertsmith.tasks.base import Task
@@ -66,8 +65,8 @@ class Engine(ResumableTrainer):
         task: Task,
         callback: EventCallback,
         group: ProcessGroup = SINGLE_PROCESS,
-        *,
         on_scores: OnScores = lambda scores: None,
+        *,
         halved: bool = False,
     ) -> None:
         self.loaded, self.recipe, self.task, self.callback = loaded, recipe, task, callback
@@ -228,7 +227,7 @@ class Engine(ResumableTrainer):
     def _add_gradient(
         self, model: Any, part: TokenBatch, index: int, n_texts: Any, n_parts: int, loss_of: PartLoss | None
     ) -> torch.Tensor:
-        """Add the gradient of one of the micro-batches of a batch, and return its loss."""
+        """Add the gradient of a micro-batch, and return its loss."""
         if self.step_loss.consistency:
             part = part.take(torch.arange(len(part)).repeat(2))
         batch, labels, dropout = self._inputs(part, index)
@@ -248,7 +247,6 @@ class Engine(ResumableTrainer):
         seed = (self.args.seed, *self._position, index, self.group.rank)
         if not self.plan.packed or self.args.device.type != "cpu":
             torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(1)))
-        assert part.labels is not None
         labels = to_device(self.step_loss.loss.targets(part.labels), self.args.device)
         return forward.pack_for(self.model, part) if self.plan.packed else part, labels, Dropout(*seed)
 
@@ -259,12 +257,13 @@ class Engine(ResumableTrainer):
             batch, _, dropout = self._inputs(parts[index], index)
             return self._outputs(self.model, batch, dropout)
 
-        labels = [to_device(part.labels, self.args.device) for part in parts if part.labels is not None]
+        labels = [to_device(part.labels, self.args.device) for part in parts]
         return part_losses(features, labels, parallel=self.plan.workers > 1)
 
     def _outputs(self, model: Any, batch: PackedBatch | TokenBatch, dropout: Dropout) -> torch.Tensor:
         """Return the logits of a micro-batch; in contrastive training, the input of the last layer of the head."""
-        with self._autocast():  # the Trainer casts only in calls of the model itself, which packed texts do not need
+        # The Trainer casts only in calls of the model itself, which packed texts do not need.
+        with torch.autocast(self.args.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return forward.outputs(
                 replace(self.loaded, model=model),
                 batch.to(self.args.device) if isinstance(batch, PackedBatch) else batch,
@@ -272,10 +271,6 @@ class Engine(ResumableTrainer):
                 dropout=dropout,
                 compiled=self.compiled,
             )
-
-    def _autocast(self) -> torch.autocast:
-        """Compute matrix products in the precision of the arguments."""
-        return torch.autocast(self.args.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def _compile_if_worthwhile(self) -> None:
         """Compile the layers on a GPU if the estimated remaining time is long enough."""

@@ -64,7 +64,7 @@ class CrossEntropy(Loss):
         if self.shift is not None:
             self.shift = self.shift.to(logits.device)
             logits = logits + self.shift
-        losses: torch.Tensor = cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
+        losses = cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
         if self.weights is None:
             return losses
         self.weights = self.weights.to(logits.device)
@@ -111,12 +111,9 @@ class BinaryCrossEntropy(Loss):
         smoothed = truth * (1 - self.label_smoothing) + self.label_smoothing / 2
         if self.positive_weights is not None:
             self.positive_weights = self.positive_weights.to(logits.device)
-        losses: torch.Tensor = binary_cross_entropy_with_logits(
-            logits, smoothed, reduction="none", pos_weight=self.positive_weights
-        )
+        losses = binary_cross_entropy_with_logits(logits, smoothed, reduction="none", pos_weight=self.positive_weights)
         if self.focal:
-            missing = torch.sigmoid(torch.where(truth > 0.5, -logits, logits))
-            losses = missing**FOCAL_GAMMA * losses
+            losses = torch.sigmoid(torch.where(truth > 0.5, -logits, logits)) ** FOCAL_GAMMA * losses
         return losses.mean(dim=-1)
 
     def divergence(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -130,11 +127,7 @@ class BinaryCrossEntropy(Loss):
 
 
 class SquaredError(Loss):
-    """The squared error of standardised numbers.
-
-    Args:
-        mean, scale: of the training targets.
-    """
+    """The squared error of numbers, standardised by mean and scale of the training targets."""
 
     def __init__(self, mean: float, scale: float) -> None:
         self.mean, self.scale = mean, scale
@@ -153,26 +146,21 @@ class SquaredError(Loss):
 
 
 def inverse_weights(counts: np.ndarray) -> np.ndarray:
-    """Return class weights that give all classes the same total weight, shape (classes,).
+    """Return class weights that give all classes the same total weight, from their numbers of texts, shape (classes,).
 
-    Args:
-        counts: number of training texts of each class, shape (classes,). An empty class gets weight 0.
-
-    The mean weight of a text is 1.
+    The mean weight of a text is 1. An empty class gets weight 0.
     """
-    return _normalize(np.divide(1.0, counts, out=np.zeros(len(counts)), where=counts > 0), counts)
+    return _inverse(counts, counts)
 
 
 def effective_number_weights(counts: np.ndarray) -> np.ndarray:
     """Return the inverse of the effective number of texts of each class (Cui et al. 2019, arXiv:1901.05555).
 
     The effective number is (1 - βⁿ) / (1 - β) with β = 1 - 1/N, where N is the mean size of a class. The weights lie
-    between equal weights and `inverse_weights`, whose arguments and normalization apply.
+    between equal weights and `inverse_weights`, whose shapes and normalization apply.
     """
-    present = counts > 0
-    beta = 1 - 1 / max(float(counts[present].mean()), 1.0)
-    number = (1 - beta**counts) / (1 - beta)
-    return _normalize(np.divide(1.0, number, out=np.zeros(len(counts)), where=present), counts)
+    beta = 1 - 1 / max(float(counts[counts > 0].mean()), 1.0)
+    return _inverse((1 - beta**counts) / (1 - beta), counts)
 
 
 def log_prior(counts: np.ndarray) -> np.ndarray:
@@ -182,13 +170,12 @@ def log_prior(counts: np.ndarray) -> np.ndarray:
     (logit adjustment, Menon et al. 2021, arXiv:2007.07314).
     """
     smoothed = np.maximum(counts, 0.5)
-    result: np.ndarray = np.log(smoothed / smoothed.sum())
-    return result
+    return np.asarray(np.log(smoothed / smoothed.sum()))
 
 
-def _normalize(weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    result: np.ndarray = weights * counts.sum() / (weights * counts).sum()
-    return result
+def _inverse(sizes: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    weights = np.divide(1.0, sizes, out=np.zeros(len(counts)), where=counts > 0)
+    return np.asarray(weights * counts.sum() / (weights * counts).sum())
 
 
 LOSSES: dict[str, Callable[[np.ndarray, float], Loss]] = {
@@ -205,10 +192,8 @@ LOSSES: dict[str, Callable[[np.ndarray, float], Loss]] = {
 class StepLoss:
     """The share of some training texts in the mean loss of their step.
 
-    Args:
-        loss: loss of single texts.
-        consistency: weight of the R-Drop term, the divergence between two forward passes (Wu et al. 2021,
-            arXiv:2106.14448). If positive, the batches contain all texts twice, in two halves.
+    ``consistency`` is the weight of the R-Drop term, the divergence between two forward passes (Wu et al. 2021,
+    arXiv:2106.14448). If positive, the batches contain all texts twice, in two halves.
     """
 
     def __init__(self, loss: Loss, consistency: float = 0.0) -> None:

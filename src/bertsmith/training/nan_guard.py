@@ -42,12 +42,10 @@ class NotFiniteError(Exception):
 
 @dataclass(frozen=True)
 class BatchLoss:
-    """The loss of a batch.
+    """The share of a batch in the loss of a step, a scalar.
 
     Attributes:
         position: number of finished steps, and number of earlier batches of this step.
-        batch: the texts.
-        loss: share of the batch in the loss of the step, a scalar.
     """
 
     position: tuple[int, int]
@@ -56,11 +54,7 @@ class BatchLoss:
 
 
 class FiniteCheck:
-    """Checks on the device whether losses and gradient of a step are finite. The result is read later.
-
-    Args:
-        losses: of the step.
-        norm: of its gradient.
+    """Checks on the device whether the losses of a step and the norm of its gradient are finite, for a later result.
 
     Attributes:
         found_inf: 1 if a number is not finite, else 0, shape (), on the device. The optimizer then skips the step.
@@ -198,11 +192,9 @@ def final_error(error: NotFiniteError, engine: Engine, describe_texts: DescribeT
 
 
 def _source(error: NotFiniteError, describe_texts: DescribeTexts) -> str:
-    if error.rows:
-        return f"found in {describe_texts(sorted(error.rows))}"
-    if error.batch:
-        return f"in a batch of {describe_texts(sorted(error.batch))}"
-    return "text unknown"
+    if not error.batch:
+        return "text unknown"
+    return f"{'found in' if error.rows else 'in a batch of'} {describe_texts(sorted(error.rows or error.batch))}"
 
 
 def _cause(error: NotFiniteError, engine: Engine) -> str:

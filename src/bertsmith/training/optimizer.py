@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from transformers import PreTrainedModel
 
 _LAYER = re.compile(r"\.(\d+)\.")
 
@@ -45,11 +43,11 @@ def set_param_groups(
     Splits the parameter groups in place. New groups follow the existing ones.
     """
     factors = lr_factors(model, head_rate, layer_decay)
-    by_id = {id(weight): factors[name] for name, weight in model.named_parameters()}
+    by_weight = {weight: factors[name] for name, weight in model.named_parameters()}
     for group in list(optimizer.param_groups):
         splits: dict[float, list[Any]] = {}
         for weight in group["params"]:
-            splits.setdefault(by_id[id(weight)], []).append(weight)
+            splits.setdefault(by_weight[weight], []).append(weight)
         rate = group["lr"]
         # Parameters with factor 1 stay in the existing group.
         for i, (factor, weights) in enumerate(sorted(splits.items(), key=lambda split: split[0] != 1)):

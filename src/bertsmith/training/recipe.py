@@ -32,13 +32,7 @@ CONTRASTIVE_STEPS, LABEL_STEPS, MAX_CONTRASTIVE_CLASSES = 30, 30, 16
 classes, a batch has few pairs of one class.
 """
 _SCHEDULE_ARGUMENTS = frozenset(
-    (
-        "max_steps",
-        "num_train_epochs",
-        "gradient_accumulation_steps",
-        "lr_scheduler_type",
-        "lr_scheduler_kwargs",
-    )
+    {"max_steps", "num_train_epochs", "gradient_accumulation_steps", "lr_scheduler_type", "lr_scheduler_kwargs"}
 )
 CONTRASTIVE_ONLY_TEXTS = 48
 """Up to this number of texts, the contrastive stage is the only one."""
@@ -162,9 +156,8 @@ def choose(
         else "the model reads each text once",
     )
     per_epoch = steps_per_epoch(texts, batch_size, config.set)
-    default_epochs, steps = EPOCHS, min(MIN_STEPS, max(MAX_EPOCHS * per_epoch, LEAST_STEPS))
-    if consistency:
-        default_epochs = RDROP_EPOCHS
+    default_epochs = RDROP_EPOCHS if consistency else EPOCHS
+    steps = min(MIN_STEPS, max(MAX_EPOCHS * per_epoch, LEAST_STEPS))
     if fitted:
         steps = FITTED_STEPS
     if contrastive != "none":
@@ -187,13 +180,8 @@ def choose(
         + (f" and {classes} classes" if many else "")
         + ("; halved for few texts" if gentle else ""),
     )
-    head_rate = setting(
-        "head_rate",
-        1.0 if fitted else HEAD_RATE,
-        "times the learning rate of the encoder: the head begins as a regression"
-        if fitted
-        else "times the learning rate of the encoder: the head is new",
-    )
+    head = "the head begins as a regression" if fitted else "the head is new"
+    head_rate = setting("head_rate", 1.0 if fitted else HEAD_RATE, f"times the learning rate of the encoder: {head}")
     layer_decay = setting("layer_decay", 1.0, "the same rate for all layers")
     patience = setting(
         "patience", max(3, math.ceil(epochs / 3)), "epochs without a better score, because a single score is noisy"

@@ -7,18 +7,15 @@ signatures with the installed release.
 from __future__ import annotations
 
 import warnings
-from abc import abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import Trainer, TrainerControl
 from transformers.trainer_callback import ExportableState, TrainerState
 
 from bertsmith.training import checkpoints
-
-if TYPE_CHECKING:
-    from bertsmith.training.distributed import ProcessGroup
-    from bertsmith.training.nan_guard import NanGuard
+from bertsmith.training.distributed import ProcessGroup
+from bertsmith.training.nan_guard import NanGuard
 
 TRAINER_STATE = "trainer_state.json"
 OVERRIDDEN = {
@@ -32,9 +29,8 @@ OVERRIDDEN = {
 class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     """The Trainer with atomic, sealed checkpoints.
 
-    Attributes:
-        group: the processes of the run.
-        guard: checks gradients.
+    A subclass has a group of processes, a guard of gradients, and the methods `checkpoint_state` and `restore` for all
+    state besides weights, optimizer and scheduler.
     """
 
     group: ProcessGroup
@@ -46,14 +42,6 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
             # `BinaryCrossEntropy` smooths the labels of label sets; the loss of transformers does not.
             warnings.filterwarnings("ignore", "Label smoothing is not compatible", UserWarning)
             super().__init__(**arguments)
-
-    @abstractmethod
-    def checkpoint_state(self) -> dict[str, Any]:
-        """Return the state besides weights, optimizer and scheduler."""
-
-    @abstractmethod
-    def restore(self, state: dict[str, Any]) -> None:
-        """Restore the state that `checkpoint_state` returned."""
 
     def train(self, resume_from_checkpoint: str | None = None, **arguments: Any) -> Any:
         """Train to the end. If the checkpoint is the end, only load the best weights."""

@@ -1,11 +1,13 @@
-"""How the steps of a training are computed on the device: token budget, workers, memory."""
+"""How the steps of a training are computed on the device (token budget, workers, memory), and how long they take."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from transformers import TrainingArguments
 
 from bertsmith.compute import batching, threads
 from bertsmith.compute.machine import cpu_capabilities
@@ -18,8 +20,8 @@ from bertsmith.training.data import TokenDataset
 from bertsmith.training.losses import inverse_weights
 from bertsmith.training.recipe import Recipe
 
-if TYPE_CHECKING:
-    from transformers import TrainingArguments
+BACKWARD = 3.0
+"""Time of a training step in forward passes: the backward pass takes about two; see benchmarks/LOG.md."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,9 @@ class StepPlan:
 def plan_steps(
     loaded: Loaded, train: TokenDataset, longest: int, arguments: TrainingArguments, recipe: Recipe, emit: Listener
 ) -> StepPlan:
-    """Plan the steps of a training.
+    """Plan the steps of a training, and emit an event if memory reduces the token budget.
 
-    Args:
-        loaded: the model.
-        train: the training texts.
-        longest: number of tokens of the longest training or validation text.
-        arguments: for precision and gradient checkpointing.
-        recipe: for imbalance.
-        emit: receives an event if memory reduces the token budget.
+    ``longest`` is the number of tokens of the longest training or validation text.
 
     Raises:
         DeviceError: if a CPU has too little memory for one text.
@@ -95,3 +91,57 @@ def plan_steps(
 def longest_text(*datasets: TokenDataset) -> int:
     """Return the number of tokens of the longest text."""
     return max(int(dataset.lengths.max()) for dataset in datasets if len(dataset))
+
+
+class StepMeter:
+    """Measures the texts per second since the last reset, without the time of evaluation and saving."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Set the number of texts and the duration of their steps, in seconds, to 0."""
+        self.texts, self.seconds = 0, 0.0
+        self.skip()
+
+    def skip(self) -> None:
+        """Ignore the time since the last step."""
+        self._last = time.perf_counter()
+
+    def end_step(self) -> None:
+        """Count the time since the last step."""
+        self.seconds += time.perf_counter() - self._last
+        self.skip()
+
+    @property
+    def texts_per_second(self) -> float:
+        """Texts per second."""
+        return self.texts / self.seconds if self.seconds else 0.0
+
+
+def estimate_seconds(
+    train: TokenDataset,
+    validation: TokenDataset,
+    arguments: TrainingArguments,
+    *,
+    tokens_per_second: float,
+    passes: float = 1,
+    folds: int = 0,
+) -> float:
+    """Return the approximate training time in seconds if training does not stop early.
+
+    Args:
+        train: the training texts.
+        validation: the validation texts, scored once per epoch.
+        arguments: number of epochs or steps.
+        tokens_per_second: speed of forward passes.
+        passes: forward passes of a text per epoch; 2 with R-Drop, more with a contrastive stage.
+        folds: number of folds that are trained first; 0 without cross-validation.
+    """
+    epochs = float(arguments.num_train_epochs)
+    if arguments.max_steps > 0:
+        batch_size = arguments.train_batch_size * arguments.gradient_accumulation_steps
+        epochs = arguments.max_steps * batch_size / max(1, len(train))
+    trained = epochs * int(train.lengths.sum()) * (1 + max(0, folds - 1))
+    scored = epochs * int(validation.lengths.sum())
+    return (BACKWARD * passes * trained + scored) / tokens_per_second

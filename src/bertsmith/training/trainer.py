@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import extract_model_from_parallel
 from transformers import EarlyStoppingCallback, TrainingArguments
@@ -31,8 +32,6 @@ from bertsmith.training.recipe import Recipe
 from bertsmith.training.steps import longest_text
 
 if TYPE_CHECKING:
-    import torch
-
     from bertsmith.tasks.base import Task
 
 
@@ -105,16 +104,7 @@ def fit(
         try:
             with quiet_transformers(), keep_freed_memory():
                 engine = Engine(
-                    loaded,
-                    train,
-                    validation,
-                    settings,
-                    recipe,
-                    task,
-                    callback,
-                    group,
-                    on_scores=on_scores,
-                    halved=halved,
+                    loaded, train, validation, settings, recipe, task, callback, group, on_scores, halved=halved
                 )
                 if callback.selects:
                     patience = recipe.patience * _evaluations_per_epoch(settings, len(train))

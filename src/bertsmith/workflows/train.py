@@ -28,7 +28,7 @@ from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import training_arguments
 from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group
 from bertsmith.training.recipe import Recipe
-from bertsmith.training.timing import estimate_seconds
+from bertsmith.training.steps import estimate_seconds
 from bertsmith.training.trainer import fit
 from bertsmith.workflows.ablation import compare_columns
 from bertsmith.workflows.baselines import FrozenEmbeddings, baselines
