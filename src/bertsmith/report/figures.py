@@ -80,48 +80,6 @@ def line_chart(
     return chart + Markup('<p class="legend">{}</p>').format(keys) if legend else chart
 
 
-def parallel_coordinates(
-    names: Sequence[str], ends: Sequence[tuple[str, str]], rows: Sequence[tuple[Sequence[float], float, bool]]
-) -> Markup:
-    """Draw parallel coordinates: a vertical axis per name, and a line across them per row.
-
-    Args:
-        names: of the axes.
-        ends: labels at the bottom and at the top of each axis.
-        rows: position on each axis (0 to 1), opacity of the line (0 to 1), and whether it is highlighted.
-    """
-    height, top, bottom = HEIGHT + 80, 50, 30
-    width = max(FULL_WIDTH, 84 * len(names))
-    xs = [50 + i * (width - 100) / max(len(names) - 1, 1) for i in range(len(names))]
-    parts = []
-    for positions, opacity, highlighted in sorted(rows, key=lambda row: (row[2], row[1])):
-        path = " ".join(
-            f"{x:.1f},{height - bottom - p * (height - top - bottom):.1f}" for x, p in zip(xs, positions, strict=True)
-        )
-        parts.append(
-            Markup('<polyline class="line {}" style="stroke-opacity: {:.2f}" points="{}"/>').format(
-                "c2" if highlighted else "c1 thin", 1 if highlighted else 0.15 + 0.75 * opacity, path
-            )
-        )
-    for i, (x, name, (low, high)) in enumerate(zip(xs, names, ends, strict=True)):
-        parts.append(
-            Markup('<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{}" y2="{}"/>').format(top, height - bottom, x=x)
-        )
-        for y, text, css in (
-            (10 + 14 * (i % 2), name, "axis"),  # alternating heights, because long names would overlap
-            (top - 6, high, "tick"),
-            (height - bottom + 16, low, "tick"),
-        ):
-            parts.append(
-                Markup('<text class="{} small" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
-                    css, x, y, text
-                )
-            )
-    return Markup('<svg class="figure wide" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        width, height, "Parallel coordinates of the trials", Markup("").join(parts)
-    )
-
-
 def histogram(
     edges: Sequence[int], counts: Sequence[int], *, x_label: str, mark: float | None = None, mark_label: str = ""
 ) -> Markup:
