@@ -22,7 +22,7 @@ from bertsmith.measuring.label_shift import (
 )
 from bertsmith.measuring.quantities import Quantities, Results
 from bertsmith.measuring.result import Measurement
-from bertsmith.measuring.text_features import Axes, Clusters, text_features
+from bertsmith.measuring.text_features import fit_axes, fit_clusters, text_features
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.corpus_sample import SIZE, CorpusSample, Embedder, validation_rows
@@ -129,7 +129,7 @@ class LabelShiftTest:
                 np.concatenate([features(some, where(e)) for some, e in zip(known, embeddings, strict=True)]),
                 features(sample, where(now)),
             )
-            for where in (Axes.fit(fitted, len(before)), Clusters.fit(fitted, len(before)))
+            for where in (fit_axes(fitted, len(before)), fit_clusters(fitted, len(before)))
         ]
 
     def p_value(self, group: str | None = None) -> float | None:
