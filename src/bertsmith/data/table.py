@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bertsmith.data.outcomes import CLASSES, Outcomes
 from bertsmith.data.texts import is_missing
 from bertsmith.errors import counted
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
     from bertsmith.data.columns import Columns
@@ -166,8 +167,6 @@ class Table:
         ``None`` if no text has different labels by coder. A corrected label differs from that of the majority, and has
         the share 1.
         """
-        import numpy as np
-
         votes = self.frame.get("votes")
         if votes is None or votes.isna().all():
             return None
@@ -203,8 +202,6 @@ class Table:
 
     def take(self, rows: np.ndarray) -> Table:
         """Return a table of some rows, given as a boolean mask or as positions, shape (rows,)."""
-        import numpy as np
-
         positions = np.flatnonzero(rows) if rows.dtype == bool else rows
         return replace(
             self,

@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bertsmith.data.table import SINGLE_LABEL, Labels
 from bertsmith.data.template import Template
 from bertsmith.errors import RunFolderError, needing, rendered_by, to_path, with_article
 from bertsmith.folders.atomic import (
@@ -29,6 +28,7 @@ from bertsmith.folders.atomic import (
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bertsmith.data.table import Labels
     from bertsmith.report.notebook import Figures
 
 
@@ -129,6 +129,8 @@ class Run:
     @cached_property
     def labels(self) -> Labels:
         """The classes."""
+        from bertsmith.data.table import Labels
+
         with damage_errors(self.layout.labels):
             entries = read_json(self.layout.labels)["classes"]
             numbers, texts = (tuple(e[key] for e in entries) for key in ("label", "label_text"))
@@ -142,6 +144,8 @@ class Run:
     @property
     def task(self) -> str:
         """The kind of label, see `bertsmith.tasks`."""
+        from bertsmith.data.table import SINGLE_LABEL
+
         return str(self.info.get("task", SINGLE_LABEL))  # older versions know only this kind
 
     @property
