@@ -35,9 +35,9 @@ class Outcomes(ABC):
     def counts(self, codes: np.ndarray, n_labels: int) -> np.ndarray:
         """Return the number of rows of every label, shape (labels,), for codes without missing ones."""
 
-    @abstractmethod
     def strata(self, codes: np.ndarray) -> np.ndarray:
         """Return what a split keeps balanced: a class per row, int, shape (n,), or label sets, shape (n, labels)."""
+        return self.targets(codes)
 
     @property
     def one_label_per_row(self) -> bool:
@@ -92,10 +92,6 @@ class Classes(Outcomes):
         """Return the class index of a label text or number; see `Outcomes.find`."""
         return _class_index(written, labels), self
 
-    def strata(self, codes: np.ndarray) -> np.ndarray:
-        """Return the class indices, shape (n,)."""
-        return codes
-
 
 CLASSES = Classes()
 
@@ -146,10 +142,6 @@ class LabelSets(Outcomes):
         np.logical_or.at(united, texts, self.sets[codes])
         sets, inverse = np.unique(united, axis=0, return_inverse=True)
         return len(self.sets) + inverse.reshape(-1), LabelSets(np.vstack([self.sets, sets]))
-
-    def strata(self, codes: np.ndarray) -> np.ndarray:
-        """Return the label sets, bool, shape (n, labels)."""
-        return self.targets(codes)
 
     def key(self) -> bytes:
         """Return the label sets."""
