@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -227,6 +227,33 @@ class RawTable:
     notes: tuple[Note, ...] = ()
     class_names: dict[str, list[str]] = field(default_factory=dict)
     split: pd.Series | None = None
+
+
+class Part(NamedTuple):
+    """A file of a table: its cells, its columns in use, and its name for messages."""
+
+    raw: RawTable
+    columns: Columns
+    name: str
+
+
+@dataclass(frozen=True)
+class ReadLabels:
+    """The labels of all rows of a table.
+
+    Attributes:
+        task: the kind of label.
+        labels: the classes.
+        outcomes: turns codes into targets.
+        codes: code of every row, shape (rows,), −1 if the label is missing.
+        notes: what the reader found.
+    """
+
+    task: str
+    labels: Labels
+    outcomes: Outcomes
+    codes: np.ndarray
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True)
