@@ -331,7 +331,7 @@ def _labels(c: _Corpus) -> None:
 
     train = {"command": "train"}
     c.refused("one-class.csv", labelled(*"aaaaaa"), "same label 'a'", **train)
-    c.refused("one-row-each.csv", labelled(*"abcdef"), "(30|6|4) different values.*--label-column")
+    c.refused("one-row-each.csv", labelled(*"abcdef"), "(30|6|4) different labels.*--label-column")
     c.refused("one-row.csv", labelled("a"), "validation split", **train)
     c.refused("two-rows.csv", labelled("a", "b"), "validation split", **train)
     small = [*"aaaaaabbbbbbc"]
@@ -348,7 +348,7 @@ def _labels(c: _Corpus) -> None:
     for digits in (19, 20, 40, 400):
         c.refused(f"overflow-{digits}.csv", labelled("1", "2", "1", "9" * digits), "9 in row 4|… in row 4")
     c.refused(
-        "a-class-a-row.csv", labelled(*(f"label {i}" for i in range(30))), "(30|6|4) different values.*--label-column"
+        "a-class-a-row.csv", labelled(*(f"label {i}" for i in range(30))), "(30|6|4) different labels.*--label-column"
     )
     c.refused("hex.csv", labelled("0x1", "2", "2", "1"), "row 1 has '0x1'")
     c.refused(
@@ -839,7 +839,7 @@ def _excel(c: _Corpus) -> None:
     c.refused(
         "dates.xlsx",
         _book([rows[0], *([t, f"2024-01-{i + 1:02}"] for i, t in enumerate(TEXTS))]),
-        "(30|6|4) different values.*--label-column",
+        "(30|6|4) different labels.*--label-column",
     )
     c.refused("nothing-inside.xlsx", _zip(a__txt=b"a"), "Excel file")
     c.refused("word.docx", _zip(word_document__xml=b"<a/>"), "Excel file")

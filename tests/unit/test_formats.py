@@ -243,7 +243,7 @@ DAMAGED = {
     "two-texts.csv": (b"review,body,label\na,b,1\n", "'review', 'body'.*\\n.*\\n.*--text-column"),
     "two-labels.csv": (b"text,category,class\na,b,1\n", "'category', 'class'.*\\n.*\\n.*--label-column"),
     "score.csv": (b"text,label\na,0.5\nb,0.25\n", "0.5 in row 1"),
-    "ids.csv": (b"text,label\n" + b"".join(b"t%d,%d\n" % (i, i) for i in range(20)), "20 different values"),
+    "ids.csv": (b"text,label\n" + b"".join(b"t%d,%d\n" % (i, i) for i in range(20)), "20 different labels"),
     "list.jsonl": (b'{"text": ["a"], "label": 1}\n', "row 1 holds a list"),
     "no-labels.csv": (b"text,label\na,\nb,\n", "--label-column"),
 }

@@ -10,7 +10,7 @@ import pandas as pd
 
 from bertsmith.config import DataConfig
 from bertsmith.data.joined_labels import SEPARATORS, split_parts, unpack_lists
-from bertsmith.data.labels import link_labels
+from bertsmith.data.labels import check_labelled, link_labels
 from bertsmith.data.outcomes import LabelSets
 from bertsmith.data.table import MISSING, MULTI_LABEL, Labels, Note, Part, ReadLabels
 from bertsmith.data.texts import INTEGER, is_missing, to_text
@@ -72,7 +72,8 @@ def read_label_sets(parts: Sequence[Part], where: str, config: DataConfig, known
     row_numbers = np.repeat(np.arange(len(rows)), [len(row or ()) for row in rows])
     labels, flat = link_labels(numbers, texts, where, known=known, rows=row_numbers)
     if known is None:
-        _check(labels, rows, where)
+        remedy = "Name the column of the labels with --label-column, or their separator with --label-separator."
+        check_labelled(sum(row is not None for row in rows), len(labels), where, remedy)
     return ReadLabels(MULTI_LABEL, labels, *_code(rows, flat, labels), notes)
 
 
@@ -201,7 +202,7 @@ def _read_indicators(parts: Sequence[Part], where: str, known: Labels | None) ->
         if wrong:
             raise DataError(f"--label-columns {what}: {listing(sorted(wrong))}", where=where, remedy=remedy)
     if known is None:
-        _check_any(rows, where)
+        check_labelled(len(rows), int(any(rows)), where)  # rare labels are fine, because each has a column
     flat = [labels.label2id[text] for row in rows for text in row or ()]
     return ReadLabels(MULTI_LABEL, labels, *_code(rows, flat, labels))
 
@@ -233,22 +234,3 @@ def _indicator_rows(frame: pd.DataFrame, columns: Sequence[str], labels: Sequenc
         None if missing[i].all() else [t for t, yes in zip(labels, values[i], strict=True) if yes]
         for i in range(len(frame))
     ]
-
-
-def _check_any(rows: Sequence[RowLabels], where: str) -> None:
-    if not any(rows):
-        raise DataError(
-            "no row has a label", where=where, remedy="Name the label column with --label-column or --label-columns."
-        )
-
-
-def _check(labels: Labels, rows: Sequence[RowLabels], where: str) -> None:
-    n_rows = sum(row is not None for row in rows)
-    _check_any(rows, where)
-    if n_rows < 2 * len(labels) and len(labels) > 2:
-        raise DataError(
-            f"the label column has {len(labels):,} different labels in {n_rows:,} rows: "
-            "nearly every row would have a separate label",
-            where=where,
-            remedy="Name the column of the labels with --label-column, or their separator with --label-separator.",
-        )
