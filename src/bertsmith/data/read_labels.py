@@ -99,7 +99,7 @@ def _read_classes(parts: Sequence[Part], where: str, config: DataConfig, known: 
 def _read_levels(parts: Sequence[Part], where: str, config: DataConfig, known: Labels | None) -> ReadLabels:
     """Read one of several ordered classes per row; the label numbers give the order."""
     read = _read_classes(parts, where, config, known)
-    if known is None and read.labels.texts == tuple(sorted(read.labels.texts)) and _are_positions(parts):
+    if known is None and not read.labels.numbered:
         raise DataError(
             "--task ordinal needs label numbers, which give the order of the labels",
             where=where,
@@ -107,11 +107,6 @@ def _read_levels(parts: Sequence[Part], where: str, config: DataConfig, known: L
             "For an ordered categorical of pandas, these are its codes (.cat.codes).",
         )
     return ReadLabels(ORDINAL, read.labels, read.outcomes, read.codes)
-
-
-def _are_positions(parts: Sequence[Part]) -> bool:
-    """Return whether the table has only label texts, so that label numbers are positions in alphabetical order."""
-    return all(_parse_classes(part)[0] is None for part in parts)
 
 
 def _parse_classes(part: Part, named: Collection[str] = ()) -> tuple[list[int | None] | None, list[str | None] | None]:
