@@ -11,7 +11,7 @@ import numpy as np
 from bertsmith.data.template import Texts, flat, stored_groups, texts_of
 from bertsmith.errors import DataError, counted, listing, quoted
 from bertsmith.folders.run import Run
-from bertsmith.measuring.estimate import Estimates, Totals, sum_totals
+from bertsmith.measuring.estimate import Totals, sum_totals
 from bertsmith.measuring.label_shift import (
     ALPHA,
     FEWEST,
@@ -191,12 +191,7 @@ def measure_under_label_shift(
             "the corpus"
         )
     results, changed, untested = Results(asked, "adjusted count"), [], 0
-
-    def estimates(adjusted: AdjustedCount) -> Estimates:
-        empty = np.zeros(len(asked.names))
-        return Estimates(adjusted.value, adjusted.low, adjusted.high, empty, empty)
-
-    results.add(None, estimates(found), whole)
+    results.add(None, found, whole)
     for group in groups:
         totals = tally.totals[group]
         p_value = test.p_value(group)
@@ -205,7 +200,7 @@ def measure_under_label_shift(
         untested += p_value is None
         if differs:
             changed.append(group)
-        results.add(group, None if differs else estimates(found), totals)
+        results.add(group, None if differs else found, totals)
     if changed:
         notes.append(f"groups without an estimate, because they differ from the run's test texts: {listing(changed)}")
     if untested:
