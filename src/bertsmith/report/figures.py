@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -223,30 +223,34 @@ class Axis:
 
 
 def _frame(x_axis: Axis, y_axis: Axis, x_label: str, y_label: str) -> Markup:
-    parts = []
-    for y, text in y_axis.labels():
-        parts.append(
-            Markup('<line class="grid" x1="{}" x2="{}" y1="{y:.1f}" y2="{y:.1f}"/>').format(LEFT, x_axis.end, y=y)
-        )
-        parts.append(
-            Markup('<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(LEFT - 6, y + 4, text)
-        )
-    for x, text in x_axis.labels():
-        parts.append(
-            Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
-                x, HEIGHT - BOTTOM + 16, text
-            )
-        )
-    middle = (x_axis.start + x_axis.end) / 2
-    parts.append(
-        Markup('<text class="axis" x="{}" y="{}" text-anchor="middle">{}</text>').format(middle, HEIGHT - 6, x_label)
+    return vertical_axis(y_axis, x_axis.end, y_label) + x_ticks(x_axis.labels()) + x_title(x_axis, x_label)
+
+
+def vertical_axis(axis: Axis, end: float, title: str) -> Markup:
+    """Return ticks and title at the left, and lines of a grid to the position ``end``."""
+    parts = [
+        Markup(
+            '<line class="grid" x1="{}" x2="{}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            '<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}</text>'
+        ).format(LEFT, end, LEFT - 6, y + 4, text, y=y)
+        for y, text in axis.labels()
+    ]
+    return Markup("").join(parts) + Markup(
+        '<text class="axis" transform="translate(12 {}) rotate(-90)" text-anchor="middle">{}</text>'
+    ).format((axis.start + axis.end) / 2, title)
+
+
+def x_ticks(ticks: Iterable[tuple[float, str]], height: float = HEIGHT) -> Markup:
+    """Return texts at positions below the plot of a figure with a height."""
+    tick = Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>')
+    return Markup("").join(tick.format(x, height - BOTTOM + 16, text) for x, text in ticks)
+
+
+def x_title(axis: Axis, title: str, height: float = HEIGHT) -> Markup:
+    """Return the title below the ticks."""
+    return Markup('<text class="axis" x="{}" y="{}" text-anchor="middle">{}</text>').format(
+        (axis.start + axis.end) / 2, height - 6, title
     )
-    parts.append(
-        Markup('<text class="axis" transform="translate(12 {}) rotate(-90)" text-anchor="middle">{}</text>').format(
-            (HEIGHT - BOTTOM + TOP) / 2, y_label
-        )
-    )
-    return Markup("").join(parts)
 
 
 def _mark(x_axis: Axis, value: float, label: str) -> Markup:
