@@ -64,14 +64,11 @@ def _without_surrogates(frame: pd.DataFrame) -> pd.DataFrame:
     def clean(value: Any) -> Any:
         return replace_surrogates(value) if isinstance(value, str) and not value.isascii() else value
 
-    columns = {}
-    for i in range(frame.shape[1]):
-        column = frame.iloc[:, i]
-        if column.dtype == object or pd.api.types.is_string_dtype(column):
-            column = pd.Series([clean(value) for value in column], index=column.index, dtype=column.dtype)
-        columns[i] = column
-    result = pd.DataFrame(columns, index=frame.index)
-    result.columns = pd.Index([clean(name) for name in frame.columns], dtype=object)
+    result = frame.copy(deep=False)
+    for i, dtype in enumerate(frame.dtypes):
+        if dtype == object or pd.api.types.is_string_dtype(dtype):
+            result.isetitem(i, pd.Series(map(clean, frame.iloc[:, i]), frame.index, dtype))
+    result.columns = pd.Index(map(clean, frame.columns), dtype=object)
     return result
 
 
