@@ -5,14 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bertsmith.config import DataConfig
 from bertsmith.data.template import Template
 from bertsmith.errors import DataError, did_you_mean, listing, quoted
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TEXT = ("text",)
 TEXT_SYNONYMS = ("sentence", "content", "body", "review", "message", "document", "tweet", "comment", "utterance")
@@ -208,21 +205,6 @@ def find_text_columns(
     if is_only and template.is_plain and settings.text_column is None:
         return (names[0],)
     return find_columns(names, source, settings, label_required=False, template=template).template.columns
-
-
-def check_single_level(frame: pd.DataFrame, where: str) -> None:
-    """Check that the column names of a data frame have a single level.
-
-    Raises:
-        DataError: if the columns are a ``MultiIndex``.
-    """
-    if frame.columns.nlevels > 1:
-        example = f", such as {quoted(str(frame.columns[0]))}" if len(frame.columns) else ""
-        raise DataError(
-            f"the column names have {frame.columns.nlevels} levels{example}",
-            where=where,
-            remedy="Give each column a single name: df.columns = df.columns.map('_'.join)",
-        )
 
 
 def check_columns(names: list[str], n_rows: int, where: str, config: DataConfig) -> None:
