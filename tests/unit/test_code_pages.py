@@ -4,7 +4,6 @@ import pytest
 
 from bertsmith.data.formats.code_pages import detect_code_page
 from bertsmith.data.formats.encodings import decode, decode_blocks
-from bertsmith.data.read import read_table
 from bertsmith.errors import DataError
 
 SENTENCES = {
