@@ -100,14 +100,6 @@ def find_columns(
         return matches[0] if matches else None
 
     named = [config.text_column] if isinstance(config.text_column, str) else list(config.text_column or ())
-    wanted = [*named, *([config.pair_column] if config.pair_column else []), *config.with_columns]
-    known = {canonical(name) for name in names}
-    if len(absent := [name for name in wanted if name not in names and canonical(name) not in known]) > 1:
-        raise DataError(
-            f"the table lacks the columns {listing(absent)}",
-            where=where,
-            remedy="Pass --text-column, --pair-column and --with-columns with names of columns of the table.",
-        )
     texts = [column for name in named if (column := lookup(name, "--text-column"))]
     pair = lookup(config.pair_column, "--pair-column")
     further = [column for name in config.with_columns if (column := lookup(name, "--with-columns"))]
@@ -137,13 +129,8 @@ def find_columns(
         text = search(TEXT, "--text-column", taken) or search(TEXT_SYNONYMS, "--text-column", taken)
         texts = [] if text is None else [text]
     if not texts:
-        like_text = [
-            c for c in (label, label_text, *labels) if c is not None and canonical(c) in (*TEXT, *TEXT_SYNONYMS)
-        ]
         raise DataError(
-            f"column {quoted(like_text[0])} is the label column, and no other column name suggests texts"
-            if like_text
-            else "no column name suggests texts (Text, Sentence, Content, Review, …)",
+            "besides the label columns, no column name suggests texts (Text, Sentence, Content, Review, …)",
             where=where,
             remedy="Pass --text-column with the name of the column that holds the texts. "
             "The first row of a file must name the columns.",
