@@ -66,7 +66,7 @@ def _without_surrogates(frame: pd.DataFrame) -> pd.DataFrame:
     result = frame.copy(deep=False)
     for i, dtype in enumerate(frame.dtypes):
         if pd.api.types.is_string_dtype(dtype):  # also for objects
-            result.isetitem(i, pd.Series(map(clean, frame.iloc[:, i]), frame.index, dtype))
+            result.isetitem(i, pd.Series(map(clean, frame.iloc[:, i]), dtype=dtype).array)
     result.columns = pd.Index([replace_surrogates(str(name)) for name in frame.columns], dtype=object)
     return result
 
