@@ -134,19 +134,14 @@ class Run:
         with damage_errors(self.layout.labels):
             entries = read_json(self.layout.labels)["classes"]
             numbers, texts = (tuple(e[key] for e in entries) for key in ("label", "label_text"))
-        return Labels(numbers, texts, numbered=self._has_label_numbers(numbers, texts))
-
-    def _has_label_numbers(self, numbers: tuple[int, ...], texts: tuple[str, ...]) -> bool:
-        """Return whether the table had label numbers, which are not positions of the sorted label texts."""
         columns = {*self.info.get("data", {}).get("findings", {}).get("columns", {})}
-        return columns >= {"label", "label_text"} or (*numbers, *texts) != (*range(len(texts)), *sorted(texts))
+        are_positions = (*numbers, *texts) == (*range(len(texts)), *sorted(texts))  # of the sorted label texts
+        return Labels(numbers, texts, numbered=columns >= {"label", "label_text"} or not are_positions)
 
     @property
     def task(self) -> str:
         """The kind of label, see `bertsmith.tasks`."""
-        from bertsmith.data.table import SINGLE_LABEL
-
-        return str(self.info.get("task", SINGLE_LABEL))  # older versions know only this kind
+        return str(self.info.get("task", "single-label"))  # older versions know only this kind
 
     @property
     def template(self) -> Template:
