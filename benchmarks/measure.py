@@ -37,7 +37,7 @@ from sklearn.linear_model import LogisticRegression
 
 from bertsmith.measuring.estimate import Sample, Totals, corrected_means, labelled_means
 from bertsmith.measuring.label_shift import ALPHA, FEWEST, adjusted_count, combined_p_value, label_shift_test
-from bertsmith.measuring.text_features import Axes, Clusters, text_features
+from bertsmith.measuring.text_features import fit_axes, fit_clusters, text_features
 
 TABLES = ("tweet_hate", "tweet_emotion", "sst2", "reuters_r8")
 LONG = ("reuters_r8",)
@@ -213,8 +213,8 @@ def adjusted(pool: Pool, model: str, draws: int) -> dict[str, dict[str, float]]:
                 continue  # the command refuses
             corpus = draw(pool, rest, shift, min(SMALL_CORPUS, len(rest) // 2), rng)
             known, p_values = np.concatenate([source, validation]), []
-            for kind in (Axes, Clusters):
-                features = np.column_stack([properties, kind.fit(pool.positions[validation], HELD_OUT)(pool.positions)])
+            for fit in (fit_axes, fit_clusters):
+                features = np.column_stack([properties, fit(pool.positions[validation], HELD_OUT)(pool.positions)])
                 p_values.append(label_shift_test(pool.targets[known], features[known], features[corpus], k))
             p_value = combined_p_value(p_values)
             counts = np.bincount(predicted[corpus], minlength=k)

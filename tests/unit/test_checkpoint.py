@@ -52,39 +52,23 @@ def test_position_ids_match_the_architecture(model_type, padding, limit, tmp_pat
         body(torch.full((1, limit + 1), 5))
 
 
-@pytest.mark.parametrize(
-    ("variables", "expected"),
-    [
-        ({}, ("huggingface.co", 443)),
-        ({"HF_ENDPOINT": "http://mirror:8080"}, ("mirror", 8080)),
-        ({"HTTPS_PROXY": "proxy.corp:3128"}, ("proxy.corp", 3128)),
-        ({"https_proxy": "http://user:word@proxy.corp"}, ("proxy.corp", 80)),
-        ({"ALL_PROXY": "socks5://proxy.corp"}, ("proxy.corp", 1080)),
-        ({"HTTPS_PROXY": "http://proxy.corp:3128", "HF_ENDPOINT": "http://mirror"}, ("mirror", 80)),
-        (
-            {"HTTPS_PROXY": "proxy.corp:3128", "NO_PROXY": ".internal", "HF_ENDPOINT": "https://hub.internal"},
-            ("hub.internal", 443),
-        ),
-        ({"HTTPS_PROXY": "http://proxy.corp:port"}, None),
-    ],
-)
-def test_the_proxy_of_the_environment_is_asked_for(variables, expected, monkeypatch):
+@pytest.mark.parametrize("answer", ["ok", "refused", "late", "offline"])
+def test_the_hub_must_answer_soon(answer, monkeypatch):
     asked = []
-    for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-    for name in ("HF_ENDPOINT", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
 
-    def connect(address, timeout):
-        asked.append(address)
-        raise ConnectionRefusedError
+    class Session:
+        def head(self, address, timeout):
+            asked.append(address)
+            if answer == "refused":
+                raise ConnectionRefusedError
+            time.sleep(0.5 if answer == "late" else 0)
 
-    monkeypatch.setattr("bertsmith.data.hub.socket.create_connection", connect)
-    assert hub.unreachable_reason()
-    assert asked == ([] if expected is None else [expected])
+    monkeypatch.setattr("huggingface_hub.get_session", Session)
+    monkeypatch.setattr(hub, "TIMEOUT", 0.1)
+    monkeypatch.setenv("HF_ENDPOINT", "http://mirror:8080/")
+    monkeypatch.setenv("HF_HUB_OFFLINE", str(int(answer == "offline")))
+    assert (hub.unreachable_reason() is None) == (answer == "ok")
+    assert asked == ([] if answer == "offline" else ["http://mirror:8080"])
 
 
 def _copy(tiny: Path, to: Path) -> Path:

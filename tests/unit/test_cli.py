@@ -243,7 +243,7 @@ def test_train_evaluate_predict(cli, csv, tiny, tmp_path, monkeypatch):
         (("inspect", "T", "--html", ".", "--overwrite"), "the path is a folder"),
         (("inspect", "T", "--sheet", "x"), "Omit --sheet"),
         (("train", "T", "-o", "r", "--epochs", "0"), "--epochs:"),
-        (("inspect", "T", "--label-column", "Text"), "column 'Text' is the label column"),
+        (("inspect", "T", "--label-column", "Text"), "no column name suggests texts"),
         (("train", "T", "-o", "/proc/run"), "cannot be written"),
         (("train", "T", "-o", "r", "--test", "T", "--test-size", "0.2"), "--test and --test-size"),
         (("evaluate", "no-run", "T"), "where: no-run"),

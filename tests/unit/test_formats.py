@@ -107,7 +107,7 @@ def test_values_that_python_cannot_hold_change_only_their_cells():
     assert raw.frame["until"].tolist() == until
     assert raw.frame["day"].tolist() == [date(2024, 10, 4), None]
     assert raw.frame["lists"].tolist() == [["a"], None]
-    assert [(note.severity, note.count) for note in raw.notes] == [("warning", 2)]
+    assert [note.severity for note in raw.notes] == ["warning"] * 3
 
 
 def test_large_integers_are_not_rounded_beside_missing_ones():
@@ -243,7 +243,7 @@ DAMAGED = {
     "two-texts.csv": (b"review,body,label\na,b,1\n", "'review', 'body'.*\\n.*\\n.*--text-column"),
     "two-labels.csv": (b"text,category,class\na,b,1\n", "'category', 'class'.*\\n.*\\n.*--label-column"),
     "score.csv": (b"text,label\na,0.5\nb,0.25\n", "0.5 in row 1"),
-    "ids.csv": (b"text,label\n" + b"".join(b"t%d,%d\n" % (i, i) for i in range(20)), "20 different values"),
+    "ids.csv": (b"text,label\n" + b"".join(b"t%d,%d\n" % (i, i) for i in range(20)), "20 different labels"),
     "list.jsonl": (b'{"text": ["a"], "label": 1}\n', "row 1 holds a list"),
     "no-labels.csv": (b"text,label\na,\nb,\n", "--label-column"),
 }
@@ -318,7 +318,8 @@ def test_surrogates_in_other_columns_can_be_predicted_and_written(tmp_path, fini
         assert code == 0, err
     assert "x\ufffd" in (tmp_path / "o.csv").read_text()
     frame = FRAME.assign(more=pd.Series(["x\ud800"] * 4, dtype=object))
-    assert read_table(frame).extra["more"].tolist() == ["x\ufffd"] * 4
+    frame.columns = pd.Index([*FRAME.columns, "more\ud800"], dtype=object)
+    assert read_table(frame).extra["more\ufffd"].tolist() == ["x\ufffd"] * 4
 
 
 def test_an_excel_sheet_is_selected_by_name(tmp_path):

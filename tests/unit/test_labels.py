@@ -325,7 +325,7 @@ def test_numbers_are_no_positions_of_label_texts():
 
 
 def test_one_class_per_row_is_refused():
-    with pytest.raises(DataError, match="5 different values in 5 rows"):
+    with pytest.raises(DataError, match="5 different labels in 5 rows"):
         check_classes(Labels(tuple(range(5)), tuple("abcde")), np.arange(5), "t")
     check_classes(Labels((0, 1), ("a", "b")), np.array([0, 0, 1]), "t")
 

@@ -36,7 +36,7 @@ from bertsmith.measuring.pseudo_outcomes import OutcomeFile
 from bertsmith.measuring.quantities import Quantities
 from bertsmith.measuring.regression import fit_regression
 from bertsmith.measuring.result import Measurement, Share, identity
-from bertsmith.measuring.text_features import Axes, Clusters
+from bertsmith.measuring.text_features import fit_axes, fit_clusters
 from bertsmith.report.shares import shares_csv
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_table
@@ -938,7 +938,7 @@ def test_axes_and_clusters_together_find_shares_of_topics_that_changed():
             (_, fitted), (targets, known) = texts(300, np.ones(6) / 6), texts(300, np.ones(6) / 6)
             _, corpus = texts(400, weights / weights.sum())
             p_values = []
-            for where in (Axes.fit(fitted, 300), Clusters.fit(fitted, 300)):
+            for where in (fit_axes(fitted, 300), fit_clusters(fitted, 300)):
                 features = [np.column_stack([e @ topics[0], where(e)]) for e in (known, corpus)]
                 p_values.append(label_shift_test(targets, *features, 2))
             rejected[name].append(combined_p_value(p_values) < 0.05)
@@ -962,8 +962,8 @@ def test_p_values_are_combined():
 
 def test_few_texts_have_no_clusters():
     embeddings = np.random.default_rng(0).normal(size=(30, 5))
-    assert Clusters.fit(embeddings[:9], 200)(embeddings).shape == (30, 0)
-    assert Clusters.fit(embeddings, 200)(embeddings).shape == (30, 2)
+    assert fit_clusters(embeddings[:9], 200)(embeddings).shape == (30, 0)
+    assert fit_clusters(embeddings, 200)(embeddings).shape == (30, 2)
 
 
 def test_a_sample_of_a_corpus_is_random_and_does_not_depend_on_chunks(monkeypatch):

@@ -78,6 +78,8 @@ class Hub:
             self.repositories[name] = {"private": private, "files": {}}
             return 200, {"url": f"{self.address}/{name}"}
         if path == "/api/validate-yaml":
+            if "license: apache2" in json.loads(body)["content"]:
+                return 400, {"errors": [{"message": "license must be one of apache-2.0, mit"}]}
             return 200, {"errors": [], "warnings": []}
         if path.startswith("/upload/"):
             self.blobs[path.rpartition("/")[2]] = body
@@ -221,11 +223,18 @@ def test_what_the_hub_refuses_is_an_error_of_the_user(finished, hub, monkeypatch
     assert hub.repositories == {}
 
 
+def test_the_hub_names_a_licence_that_it_does_not_know(finished, hub):
+    with pytest.raises(HubError) as caught:
+        bs.push(finished, "me/topics", license="apache2")
+    assert "license must be one of apache-2.0" in caught.value.what
+    bs.push(finished, "me/topics", license="apache-2.0", overwrite=True)
+    assert "model.safetensors" in hub.repositories["me/topics"]["files"]
+
+
 def test_what_cannot_be_pushed_is_refused_before_the_hub_is_asked(finished, hub, tmp_path):
     for wrong in (
         {"repository": "topics"},
         {"repository": "me/to pics"},
-        {"repository": "me/topics", "license": "apache2"},
         {"repository": "me/topics", "language": ["English"]},
         {"repository": "me/topics", "datasets": "reviews.csv"},
     ):
@@ -250,7 +259,7 @@ def test_the_card_has_each_metric_with_its_interval(finished):
         assert found[title].metric_value == entry["value"]
         assert found[title].metric_args["interval"] == entry["interval"]
     types = {result.metric_type for result in data.eval_results}
-    assert {"f1", "accuracy", "balanced_accuracy", "precision", "macro_average_precision"} <= types
+    assert {"macro_f1", "accuracy", "balanced_accuracy", "macro_precision", "macro_average_precision"} <= types
     assert {result.dataset_type for result in data.eval_results} == {"org/reviews"}
     assert data.datasets == ["org/reviews"]
     assert data.pipeline_tag == "text-classification"

@@ -5,14 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bertsmith.config import DataConfig
 from bertsmith.data.template import Template
 from bertsmith.errors import DataError, did_you_mean, listing, quoted
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TEXT = ("text",)
 TEXT_SYNONYMS = ("sentence", "content", "body", "review", "message", "document", "tweet", "comment", "utterance")
@@ -108,14 +105,6 @@ def find_columns(
         return matches[0] if matches else None
 
     named = [config.text_column] if isinstance(config.text_column, str) else list(config.text_column or ())
-    wanted = [*named, *([config.pair_column] if config.pair_column else []), *config.with_columns]
-    known = {canonical(name) for name in names}
-    if len(absent := [name for name in wanted if name not in names and canonical(name) not in known]) > 1:
-        raise DataError(
-            f"the table lacks the columns {listing(absent)}",
-            where=where,
-            remedy="Pass --text-column, --pair-column and --with-columns with names of columns of the table.",
-        )
     texts = [column for name in named if (column := lookup(name, "--text-column"))]
     pair = lookup(config.pair_column, "--pair-column")
     further = [column for name in config.with_columns if (column := lookup(name, "--with-columns"))]
@@ -145,13 +134,8 @@ def find_columns(
         text = search(TEXT, "--text-column", taken) or search(TEXT_SYNONYMS, "--text-column", taken)
         texts = [] if text is None else [text]
     if not texts:
-        like_text = [
-            c for c in (label, label_text, *labels) if c is not None and canonical(c) in (*TEXT, *TEXT_SYNONYMS)
-        ]
         raise DataError(
-            f"column {quoted(like_text[0])} is the label column, and no other column name suggests texts"
-            if like_text
-            else "no column name suggests texts (Text, Sentence, Content, Review, …)",
+            "besides the label columns, no column name suggests texts (Text, Sentence, Content, Review, …)",
             where=where,
             remedy="Pass --text-column with the name of the column that holds the texts. "
             "The first row of a file must name the columns.",
@@ -213,21 +197,6 @@ def find_text_columns(
     if is_only and template.is_plain and settings.text_column is None:
         return (names[0],)
     return find_columns(names, source, settings, label_required=False, template=template).template.columns
-
-
-def check_single_level(frame: pd.DataFrame, where: str) -> None:
-    """Check that the column names of a data frame have a single level.
-
-    Raises:
-        DataError: if the columns are a ``MultiIndex``.
-    """
-    if frame.columns.nlevels > 1:
-        example = f", such as {quoted(str(frame.columns[0]))}" if len(frame.columns) else ""
-        raise DataError(
-            f"the column names have {frame.columns.nlevels} levels{example}",
-            where=where,
-            remedy="Give each column a single name: df.columns = df.columns.map('_'.join)",
-        )
 
 
 def check_columns(names: list[str], n_rows: int, where: str, config: DataConfig) -> None:

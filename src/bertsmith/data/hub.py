@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 TIMEOUT = 10.0
-"""Seconds to wait for a connection."""
+"""Seconds to wait for an answer."""
 
 
 def endpoint() -> str:
@@ -18,40 +15,27 @@ def endpoint() -> str:
 
 
 def unreachable_reason() -> str | None:
-    """Return why the hub cannot be reached, or ``None`` if a connection succeeds."""
+    """Return why the hub cannot be reached, or ``None`` if it answers.
+
+    The client of ``huggingface_hub`` asks it, through the proxy and with the certificates of the environment. Any
+    answer counts, because a mirror may refuse the address itself.
+    """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return "HF_HUB_OFFLINE is set"
-    try:
-        host, port = _server()
-    except ValueError as error:
-        return f"the address of the hub or of its proxy is invalid: {error}"
-    outcome: list[OSError | None] = []
+    from huggingface_hub import get_session
 
-    def connect() -> None:
+    address = endpoint()
+    outcome: list[str | None] = []
+
+    def ask() -> None:
         try:
-            socket.create_connection((host, port), timeout=TIMEOUT).close()
+            get_session().head(address, timeout=TIMEOUT)
             outcome.append(None)
-        except OSError as error:
-            outcome.append(error)
+        except Exception as error:  # the HTTP library has errors of its own
+            outcome.append(f"{address} does not answer ({error})")
 
     # Name resolution has no timeout, so it runs in a thread that may be abandoned.
-    thread = threading.Thread(target=connect, daemon=True)
+    thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(TIMEOUT)
-    if not outcome:
-        return f"{host}:{port} does not answer within {TIMEOUT:.0f} s"
-    return None if outcome[0] is None else f"{host}:{port} does not answer ({outcome[0]})"
-
-
-def _server() -> tuple[str, int]:
-    """Return host and port of the hub, or of the proxy to it that the HTTP client uses.
-
-    Raises:
-        ValueError: if an address is invalid.
-    """
-    address, proxies = urlsplit(endpoint()), getproxies()
-    proxy = proxies.get(address.scheme) or proxies.get("all")
-    if proxy and not proxy_bypass(address.netloc):
-        address = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    default = 1080 if address.scheme.startswith("socks") else 443 if address.scheme == "https" else 80
-    return address.hostname or "", address.port or default
+    return outcome[0] if outcome else f"{address} does not answer within {TIMEOUT:.0f} s"

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bertsmith.data.columns import Columns
+from bertsmith.config import DataConfig
 from bertsmith.data.joined_labels import SEPARATORS, split_parts, unpack_lists
-from bertsmith.data.labels import link_labels
+from bertsmith.data.labels import check_labelled, link_labels
 from bertsmith.data.outcomes import LabelSets
-from bertsmith.data.table import MISSING, Labels, Note
+from bertsmith.data.table import MISSING, MULTI_LABEL, Labels, Note, Part, ReadLabels
 from bertsmith.data.texts import INTEGER, is_missing, to_text
 from bertsmith.errors import DataError, counted, listing, quoted, shorten, with_article
 
@@ -24,33 +24,13 @@ RowLabels = list[str] | None
 """The labels of a row; ``None`` if they are missing."""
 
 
-class LabelPart(NamedTuple):
-    """A file of a table: its cells, its columns in use, its name, and the names of labels that are numbers, if any."""
-
-    frame: pd.DataFrame
-    columns: Columns
-    name: str
-    class_names: Sequence[str] | None = None
-
-
-class SetsOfLabels(NamedTuple):
-    """Classes, label sets by code, code of every row, and notes."""
-
-    labels: Labels
-    outcomes: LabelSets
-    codes: np.ndarray
-    notes: tuple[Note, ...]
-
-
 def is_list(cell: Any) -> bool:
     """Return whether a cell is a list of labels; an array without dimensions is a scalar."""
     return isinstance(cell, list | tuple | set) or (isinstance(cell, np.ndarray) and cell.ndim > 0)
 
 
-def read_label_sets(
-    parts: Sequence[LabelPart], where: str, *, separator: str | None, known: Labels | None
-) -> SetsOfLabels:
-    """Read the labels of all rows.
+def read_label_sets(parts: Sequence[Part], where: str, config: DataConfig, known: Labels | None) -> ReadLabels:
+    """Read any number of labels per row.
 
     A list without items means that a text has none of the labels. An empty cell means the same, except in a column in
     which all other cells are lists: there, the labels are missing.
@@ -58,7 +38,7 @@ def read_label_sets(
     Args:
         parts: the files.
         where: files and columns, for messages.
-        separator: between labels in a cell; found by default.
+        config: the separator between labels in a cell, found by default.
         known: the classes of a finished run, to which the labels must belong.
 
     Raises:
@@ -70,9 +50,9 @@ def read_label_sets(
     by_role: dict[str, list[list[RowLabels] | None]] = {}
     for role in ("label", "label_text"):
         columns = [getattr(part.columns, role) for part in parts]
-        cells = [[] if c is None else part.frame[c].tolist() for part, c in zip(parts, columns, strict=True)]
+        cells = [[] if c is None else part.raw.frame[c].tolist() for part, c in zip(parts, columns, strict=True)]
         unpacked = unpack_lists([cell for some in cells for cell in some])
-        used = separator or _find_separator(unpacked, where)
+        used = config.label_separator or _find_separator(unpacked, where)
         rest = iter(unpacked)
         by_role[role] = [
             None
@@ -92,12 +72,13 @@ def read_label_sets(
     row_numbers = np.repeat(np.arange(len(rows)), [len(row or ()) for row in rows])
     labels, flat = link_labels(numbers, texts, where, known=known, rows=row_numbers)
     if known is None:
-        _check(labels, rows, where)
-    return SetsOfLabels(labels, *_code(rows, flat, labels), notes)
+        remedy = "Name the column of the labels with --label-column, or their separator with --label-separator."
+        check_labelled(sum(row is not None for row in rows), len(labels), where, remedy)
+    return ReadLabels(MULTI_LABEL, labels, *_code(rows, flat, labels), notes)
 
 
 def _link_columns(
-    parts: Sequence[LabelPart],
+    parts: Sequence[Part],
     with_numbers: Sequence[list[RowLabels] | None],
     with_texts: Sequence[list[RowLabels] | None],
     where: str,
@@ -112,7 +93,7 @@ def _link_columns(
             "the column of label numbers holds label texts", where=where, remedy="Pass only --label-text-column."
         )
     for part, numbered, named in zip(parts, with_numbers, with_texts, strict=True):
-        names = part.class_names
+        names = part.raw.class_names.get(part.columns.label or "")
         if names is not None and numbered is not None and is_number:  # -1 is a missing label
             numbered = [row if row is None or all(0 <= int(n) < len(names) for n in row) else None for row in numbered]
         for row, (a, b) in enumerate(zip(numbered or (), named or (), strict=False), start=1):
@@ -209,10 +190,10 @@ def _find_separator(cells: Sequence[Any], where: str) -> str | None:
     return best
 
 
-def _read_indicators(parts: Sequence[LabelPart], where: str, known: Labels | None) -> SetsOfLabels:
+def _read_indicators(parts: Sequence[Part], where: str, known: Labels | None) -> ReadLabels:
     """Read columns of 0 and 1, which have the names of the labels in the first file."""
     names = parts[0].columns.labels
-    rows = [row for part in parts for row in _indicator_rows(part.frame, part.columns.labels, names, part.name)]
+    rows = [row for part in parts for row in _indicator_rows(part.raw.frame, part.columns.labels, names, part.name)]
     labels = known or Labels(tuple(range(len(names))), names, numbered=False)
     for what, wrong, remedy in (
         ("lacks labels of the run", {*labels.texts}.difference(names), "Add these columns."),
@@ -221,8 +202,9 @@ def _read_indicators(parts: Sequence[LabelPart], where: str, known: Labels | Non
         if wrong:
             raise DataError(f"--label-columns {what}: {listing(sorted(wrong))}", where=where, remedy=remedy)
     if known is None:
-        _check_any(rows, where)
-    return SetsOfLabels(labels, *_code(rows, [labels.label2id[t] for row in rows for t in row or ()], labels), ())
+        check_labelled(len(rows), int(any(rows)), where)  # rare labels are fine, because each has a column
+    flat = [labels.label2id[text] for row in rows for text in row or ()]
+    return ReadLabels(MULTI_LABEL, labels, *_code(rows, flat, labels))
 
 
 def _indicator_rows(frame: pd.DataFrame, columns: Sequence[str], labels: Sequence[str], name: str) -> list[RowLabels]:
@@ -252,22 +234,3 @@ def _indicator_rows(frame: pd.DataFrame, columns: Sequence[str], labels: Sequenc
         None if missing[i].all() else [t for t, yes in zip(labels, values[i], strict=True) if yes]
         for i in range(len(frame))
     ]
-
-
-def _check_any(rows: Sequence[RowLabels], where: str) -> None:
-    if not any(rows):
-        raise DataError(
-            "no row has a label", where=where, remedy="Name the label column with --label-column or --label-columns."
-        )
-
-
-def _check(labels: Labels, rows: Sequence[RowLabels], where: str) -> None:
-    n_rows = sum(row is not None for row in rows)
-    _check_any(rows, where)
-    if n_rows < 2 * len(labels) and len(labels) > 2:
-        raise DataError(
-            f"the label column has {len(labels):,} different labels in {n_rows:,} rows: "
-            "nearly every row would have a separate label",
-            where=where,
-            remedy="Name the column of the labels with --label-column, or their separator with --label-separator.",
-        )

@@ -223,18 +223,29 @@ def check_classes(labels: Labels, targets: np.ndarray, where: str) -> None:
         where: file and columns, for messages.
 
     Raises:
-        DataError: if no row has a label, rows have several labels, or classes have fewer than two rows on average.
+        DataError: if rows have several labels, or as for `check_labelled`.
     """
-    n_rows = int((targets != MISSING).sum())
-    if n_rows == 0:
-        raise DataError("no row has a label", where=where, remedy="Name the label column with --label-column.")
-    check_single_label([labels.texts[target] for target in targets if target != MISSING], where)
-    if n_rows < 2 * len(labels) and len(labels) > 2:
+    given = targets[targets != MISSING]
+    check_single_label([labels.texts[target] for target in given], where)
+    remedy = "Name the column of the classes with --label-column or --label-text-column."
+    check_labelled(len(given), len(labels), where, remedy)
+
+
+def check_labelled(n_rows: int, n_labels: int, where: str, remedy: str = "") -> None:
+    """Check that rows have labels, and at least two rows per label on average if there are several labels.
+
+    Raises:
+        DataError: if they have not.
+    """
+    if not n_labels:
+        remedy = "Name the label column with --label-column or --label-columns."
+        raise DataError("no row has a label", where=where, remedy=remedy)
+    if n_rows < 2 * n_labels and n_labels > 2:
         raise DataError(
-            f"the label column has {len(labels):,} different values in {n_rows:,} rows: "
-            "nearly every row would be a separate class",
+            f"the label column has {n_labels:,} different labels in {n_rows:,} rows: "
+            "nearly every row would have a separate label",
             where=where,
-            remedy="Name the column of the classes with --label-column or --label-text-column.",
+            remedy=remedy,
         )
 
 

@@ -10,12 +10,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bertsmith.data.texts import INTEGER
 from bertsmith.errors import did_you_mean, listing
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from bertsmith.data.table import Labels
 
 SEPARATOR, NO_LABELS = ";", "[]"
@@ -35,9 +35,9 @@ class Outcomes(ABC):
     def counts(self, codes: np.ndarray, n_labels: int) -> np.ndarray:
         """Return the number of rows of every label, shape (labels,), for codes without missing ones."""
 
-    @abstractmethod
     def strata(self, codes: np.ndarray) -> np.ndarray:
         """Return what a split keeps balanced: a class per row, int, shape (n,), or label sets, shape (n, labels)."""
+        return self.targets(codes)
 
     @property
     def one_label_per_row(self) -> bool:
@@ -82,8 +82,6 @@ class Classes(Outcomes):
 
     def counts(self, codes: np.ndarray, n_labels: int) -> np.ndarray:
         """Return the number of rows of every class, shape (labels,)."""
-        import numpy as np
-
         return np.bincount(codes, minlength=n_labels)
 
     def code(self, target: Any) -> tuple[int, Outcomes]:
@@ -93,10 +91,6 @@ class Classes(Outcomes):
     def find(self, written: str, labels: Labels) -> tuple[int, Outcomes]:
         """Return the class index of a label text or number; see `Outcomes.find`."""
         return _class_index(written, labels), self
-
-    def strata(self, codes: np.ndarray) -> np.ndarray:
-        """Return the class indices, shape (n,)."""
-        return codes
 
 
 CLASSES = Classes()
@@ -124,15 +118,11 @@ class LabelSets(Outcomes):
 
     def code(self, target: Any) -> tuple[int, Outcomes]:
         """Return the code of a label set, bool, shape (labels,); see `Outcomes.code`."""
-        import numpy as np
-
         same = np.flatnonzero((self.sets == target).all(axis=1))
         return (int(same[0]), self) if len(same) else (len(self.sets), LabelSets(np.vstack([self.sets, target])))
 
     def find(self, written: str, labels: Labels) -> tuple[int, Outcomes]:
         """Return the code of labels separated by `SEPARATOR`, or of `NO_LABELS`; see `Outcomes.find`."""
-        import numpy as np
-
         row = np.zeros(self.sets.shape[1], dtype=bool)
         if written != NO_LABELS:
             parts = [written] if written in labels.label2id else written.split(SEPARATOR)
@@ -146,18 +136,12 @@ class LabelSets(Outcomes):
 
     def merge(self, codes: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, Outcomes] | None:
         """Return the code of the union of each text's labels if no row has several labels; see `Outcomes.merge`."""
-        import numpy as np
-
         if not self.one_label_per_row:
             return None
         united = np.zeros((int(texts.max()) + 1, self.sets.shape[1]), dtype=bool)
         np.logical_or.at(united, texts, self.sets[codes])
         sets, inverse = np.unique(united, axis=0, return_inverse=True)
         return len(self.sets) + inverse.reshape(-1), LabelSets(np.vstack([self.sets, sets]))
-
-    def strata(self, codes: np.ndarray) -> np.ndarray:
-        """Return the label sets, bool, shape (n, labels)."""
-        return self.targets(codes)
 
     def key(self) -> bytes:
         """Return the label sets."""
@@ -181,21 +165,15 @@ class Numbers(Outcomes):
 
     def counts(self, codes: np.ndarray, n_labels: int) -> np.ndarray:
         """Return the number of rows, shape (1,)."""
-        import numpy as np
-
         return np.array([len(codes)])
 
     def code(self, target: Any) -> tuple[int, Outcomes]:
         """Return the code of a number; see `Outcomes.code`."""
-        import numpy as np
-
         same = np.flatnonzero(self.values == target)
         return (int(same[0]), self) if len(same) else (len(self.values), Numbers(np.append(self.values, target)))
 
     def find(self, written: str, labels: Labels) -> tuple[int, Outcomes]:
         """Return the code of a number; see `Outcomes.find`."""
-        import numpy as np
-
         try:
             number = float(written)
         except ValueError:
@@ -206,15 +184,11 @@ class Numbers(Outcomes):
 
     def merge(self, codes: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, Outcomes] | None:
         """Return the code of the mean of each text's numbers; see `Outcomes.merge`."""
-        import numpy as np
-
         means, inverse = np.unique(np.bincount(texts, self.values[codes]) / np.bincount(texts), return_inverse=True)
         return len(self.values) + inverse, Numbers(np.append(self.values, means))
 
     def strata(self, codes: np.ndarray) -> np.ndarray:
         """Return the quantile bin of every row, shape (n,)."""
-        import numpy as np
-
         ranks = np.argsort(np.argsort(self.values[codes], kind="stable"), kind="stable")
         return ranks * min(BINS, max(len(codes) // 4, 1)) // max(len(codes), 1)
 
@@ -234,8 +208,6 @@ def majority(votes: np.ndarray, *, ordered: bool) -> Any:
         votes: the target of each coder, shape (coders,) or (coders, labels).
         ordered: whether the classes are ordered.
     """
-    import numpy as np
-
     n = len(votes)
     if votes.ndim == 2:
         given = votes.sum(axis=0)

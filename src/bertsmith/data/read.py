@@ -13,9 +13,9 @@ from bertsmith.config import DataConfig, Source
 from bertsmith.data.coders import merge_coders
 from bertsmith.data.columns import Columns, canonical, find_columns
 from bertsmith.data.corrections import apply_corrections
-from bertsmith.data.read_labels import Part, read_labels
+from bertsmith.data.read_labels import read_labels
 from bertsmith.data.sources import read_raw
-from bertsmith.data.table import SPLITS, Labels, Note, RawTable, Table
+from bertsmith.data.table import SPLITS, Labels, Note, Part, RawTable, Table
 from bertsmith.data.template import SETTINGS, Template
 from bertsmith.data.texts import to_texts
 from bertsmith.errors import DataError, listing, quoted

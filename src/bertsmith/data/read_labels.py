@@ -3,48 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bertsmith.config import DataConfig
-from bertsmith.data.columns import Columns
 from bertsmith.data.formats.annotations import unpack_labels
-from bertsmith.data.label_sets import LabelPart, is_list, read_label_sets
+from bertsmith.data.label_sets import is_list, read_label_sets
 from bertsmith.data.labels import USE_POINTS, check_classes, link_labels, parse_label_numbers, parse_label_texts
-from bertsmith.data.outcomes import CLASSES, Numbers, Outcomes
-from bertsmith.data.table import MISSING, MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL, Labels, Note, RawTable
+from bertsmith.data.outcomes import CLASSES, Numbers
+from bertsmith.data.table import MISSING, MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL, Labels, Part, ReadLabels
 from bertsmith.data.texts import MISSING_WORDS, check_scalar, is_missing, to_text, with_decimal_points
 from bertsmith.errors import DataError, counted, listing, number_form, quoted
-
-
-class Part(NamedTuple):
-    """A file of a table: its cells, its columns in use, and its name for messages."""
-
-    raw: RawTable
-    columns: Columns
-    name: str
-
-
-@dataclass(frozen=True)
-class ReadLabels:
-    """The labels of all rows of a table.
-
-    Attributes:
-        task: the kind of label.
-        labels: the classes.
-        outcomes: turns codes into targets.
-        codes: code of every row, shape (rows,), −1 if the label is missing.
-        notes: what the reader found.
-    """
-
-    task: str
-    labels: Labels
-    outcomes: Outcomes
-    codes: np.ndarray
-    notes: tuple[Note, ...] = ()
 
 
 def read_labels(parts: Sequence[Part], config: DataConfig, *, known: Labels | None = None) -> ReadLabels:
@@ -127,7 +99,7 @@ def _read_classes(parts: Sequence[Part], where: str, config: DataConfig, known: 
 def _read_levels(parts: Sequence[Part], where: str, config: DataConfig, known: Labels | None) -> ReadLabels:
     """Read one of several ordered classes per row; the label numbers give the order."""
     read = _read_classes(parts, where, config, known)
-    if known is None and read.labels.texts == tuple(sorted(read.labels.texts)) and _are_positions(parts):
+    if known is None and not read.labels.numbered:
         raise DataError(
             "--task ordinal needs label numbers, which give the order of the labels",
             where=where,
@@ -135,11 +107,6 @@ def _read_levels(parts: Sequence[Part], where: str, config: DataConfig, known: L
             "For an ordered categorical of pandas, these are its codes (.cat.codes).",
         )
     return ReadLabels(ORDINAL, read.labels, read.outcomes, read.codes)
-
-
-def _are_positions(parts: Sequence[Part]) -> bool:
-    """Return whether the table has only label texts, so that label numbers are positions in alphabetical order."""
-    return all(_parse_classes(part)[0] is None for part in parts)
 
 
 def _parse_classes(part: Part, named: Collection[str] = ()) -> tuple[list[int | None] | None, list[str | None] | None]:
@@ -170,16 +137,6 @@ def _parse_classes(part: Part, named: Collection[str] = ()) -> tuple[list[int | 
             remedy="Pass only the column of label texts, with --label-text-column.",
         )
     return None, parse_label_texts(cells, where)
-
-
-def _read_sets(parts: Sequence[Part], where: str, config: DataConfig, known: Labels | None) -> ReadLabels:
-    """Read any number of labels per row."""
-    sets = [
-        LabelPart(part.raw.frame, part.columns, part.name, part.raw.class_names.get(part.columns.label or ""))
-        for part in parts
-    ]
-    found = read_label_sets(sets, where, separator=config.label_separator, known=known)
-    return ReadLabels(MULTI_LABEL, found.labels, found.outcomes, found.codes, found.notes)
 
 
 def _read_numbers(parts: Sequence[Part], where: str, config: DataConfig, known: Labels | None) -> ReadLabels:
@@ -238,7 +195,7 @@ def _parse_values(cells: Sequence[object], where: str) -> list[float]:
 
 _READERS: dict[str, Callable[[Sequence[Part], str, DataConfig, Labels | None], ReadLabels]] = {
     SINGLE_LABEL: _read_classes,
-    MULTI_LABEL: _read_sets,
+    MULTI_LABEL: read_label_sets,
     ORDINAL: _read_levels,
     REGRESSION: _read_numbers,
 }

@@ -10,7 +10,7 @@ import pandas as pd
 
 from bertsmith.config import DataConfig, Source, is_arrow_table
 from bertsmith.data import hub
-from bertsmith.data.columns import check_columns, check_single_level
+from bertsmith.data.columns import check_columns
 from bertsmith.data.formats.arrow import read_stream
 from bertsmith.data.formats.registry import collect, read_file
 from bertsmith.data.table import RawTable
@@ -41,8 +41,7 @@ def read_raw(source: Any, config: DataConfig, role: str | None = None) -> RawTab
         raw = _read_sql(config.sql, config.db or "")
     elif isinstance(source, pd.DataFrame):
         name = str(source.attrs.get("name", f"the data frame{suffix}"))
-        check_single_level(source, name)
-        raw = RawTable(_without_surrogates(source.reset_index(drop=True).rename(columns=str)), name)
+        raw = RawTable(_without_surrogates(source.reset_index(drop=True)), name)
     elif type(source).__module__.split(".")[0] == "datasets":
         raw = _from_datasets(source, f"the dataset{suffix}")
     elif is_arrow_table(source):
@@ -64,14 +63,11 @@ def _without_surrogates(frame: pd.DataFrame) -> pd.DataFrame:
     def clean(value: Any) -> Any:
         return replace_surrogates(value) if isinstance(value, str) and not value.isascii() else value
 
-    columns = {}
-    for i in range(frame.shape[1]):
-        column = frame.iloc[:, i]
-        if column.dtype == object or pd.api.types.is_string_dtype(column):
-            column = pd.Series([clean(value) for value in column], index=column.index, dtype=column.dtype)
-        columns[i] = column
-    result = pd.DataFrame(columns, index=frame.index)
-    result.columns = pd.Index([clean(name) for name in frame.columns], dtype=object)
+    result = frame.copy(deep=False)
+    for i, dtype in enumerate(frame.dtypes):
+        if pd.api.types.is_string_dtype(dtype):  # also for objects
+            result.isetitem(i, pd.Series(map(clean, frame.iloc[:, i]), dtype=dtype).array)
+    result.columns = pd.Index([replace_surrogates(str(name)) for name in frame.columns], dtype=object)
     return result
 
 

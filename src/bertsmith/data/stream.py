@@ -137,7 +137,7 @@ def _stream(
         table.name,
         lambda: chunks(ignore),
         n_rows,
-        table.notes,
+        tuple(table.notes),
         tuple(skipped.items()),
         types,
         text_columns=columns[: len(template.text_column)],

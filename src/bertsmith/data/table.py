@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from bertsmith.data.outcomes import CLASSES, Outcomes
 from bertsmith.data.texts import is_missing
 from bertsmith.errors import counted
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
     from bertsmith.data.columns import Columns
@@ -166,8 +167,6 @@ class Table:
         ``None`` if no text has different labels by coder. A corrected label differs from that of the majority, and has
         the share 1.
         """
-        import numpy as np
-
         votes = self.frame.get("votes")
         if votes is None or votes.isna().all():
             return None
@@ -203,8 +202,6 @@ class Table:
 
     def take(self, rows: np.ndarray) -> Table:
         """Return a table of some rows, given as a boolean mask or as positions, shape (rows,)."""
-        import numpy as np
-
         positions = np.flatnonzero(rows) if rows.dtype == bool else rows
         return replace(
             self,
@@ -232,6 +229,33 @@ class RawTable:
     split: pd.Series | None = None
 
 
+class Part(NamedTuple):
+    """A file of a table: its cells, its columns in use, and its name for messages."""
+
+    raw: RawTable
+    columns: Columns
+    name: str
+
+
+@dataclass(frozen=True)
+class ReadLabels:
+    """The labels of all rows of a table.
+
+    Attributes:
+        task: the kind of label.
+        labels: the classes.
+        outcomes: turns codes into targets.
+        codes: code of every row, shape (rows,), −1 if the label is missing.
+        notes: what the reader found.
+    """
+
+    task: str
+    labels: Labels
+    outcomes: Outcomes
+    codes: np.ndarray
+    notes: tuple[Note, ...] = ()
+
+
 @dataclass(frozen=True)
 class ChunkedTable:
     """A table that is read in chunks, repeatedly if needed, so that memory does not grow with its size.
@@ -242,7 +266,7 @@ class ChunkedTable:
         chunks: returns an iterator over the chunks, from the first.
         n_rows: the number of rows.
         nested: the columns that may contain lists, objects or bytes.
-        notes: what the reader found or repaired.
+        notes: what the reader found or repaired, complete after the chunks are read.
         types: the Arrow types by column, for a source with such types.
     """
 
@@ -251,5 +275,5 @@ class ChunkedTable:
     chunks: Callable[[], Iterator[Cells]]
     n_rows: int
     nested: set[str] = field(default_factory=set)
-    notes: tuple[Note, ...] = ()
+    notes: Collection[Note] = ()
     types: dict[str, Any] | None = None

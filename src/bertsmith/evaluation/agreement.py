@@ -154,16 +154,11 @@ def _same(one: np.ndarray, two: np.ndarray) -> Coefficient:
 
 def _mean(found: Sequence[Coefficient]) -> Coefficient:
     """Return the mean of the pairs of coders, weighted by texts. Pairs share texts, so the interval is their mean."""
-    known = [each for each in found if each.value is not None and each.interval is not None]
-    if not known:
+    if not found:
         return Coefficient(None, None, 0)
-    weights = np.array([each.texts for each in known], dtype=float)
-    low, high = (
-        float(np.average([each.interval[i] for each in known if each.interval], weights=weights)) for i in (0, 1)
-    )
-    return Coefficient(
-        float(np.average([each.value or 0.0 for each in known], weights=weights)), (low, high), int(max(weights))
-    )
+    rows = np.array([[each.value, *(each.interval or ()), each.texts] for each in found])
+    value, low, high = np.average(rows[:, :3], axis=0, weights=rows[:, 3]).tolist()
+    return Coefficient(value, (low, high), int(rows[:, 3].max()))
 
 
 def _with_interval(of: Callable[[np.ndarray], np.ndarray], n: int) -> Coefficient:

@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bertsmith.data.table import SINGLE_LABEL, Labels
 from bertsmith.data.template import Template
 from bertsmith.errors import RunFolderError, listing, needing, rendered_by, to_path, with_article
 from bertsmith.folders.atomic import (
@@ -29,6 +28,7 @@ from bertsmith.folders.atomic import (
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bertsmith.data.table import Labels
     from bertsmith.report.notebook import Figures
 
 
@@ -128,20 +128,19 @@ class Run:
     @cached_property
     def labels(self) -> Labels:
         """The classes."""
+        from bertsmith.data.table import Labels
+
         with damage_errors(self.layout.labels):
             entries = read_json(self.layout.labels)["classes"]
             numbers, texts = (tuple(e[key] for e in entries) for key in ("label", "label_text"))
-        return Labels(numbers, texts, numbered=self._has_label_numbers(numbers, texts))
-
-    def _has_label_numbers(self, numbers: tuple[int, ...], texts: tuple[str, ...]) -> bool:
-        """Return whether the table had label numbers, which are not positions of the sorted label texts."""
         columns = {*self.info.get("data", {}).get("findings", {}).get("columns", {})}
-        return columns >= {"label", "label_text"} or (*numbers, *texts) != (*range(len(texts)), *sorted(texts))
+        are_positions = (*numbers, *texts) == (*range(len(texts)), *sorted(texts))  # of the sorted label texts
+        return Labels(numbers, texts, numbered=columns >= {"label", "label_text"} or not are_positions)
 
     @property
     def task(self) -> str:
         """The kind of label, see `bertsmith.tasks`."""
-        return str(self.info.get("task", SINGLE_LABEL))  # older versions know only this kind
+        return str(self.info.get("task", "single-label"))  # older versions know only this kind
 
     @property
     def template(self) -> Template:

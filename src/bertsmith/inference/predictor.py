@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from bertsmith.config import DataConfig
-from bertsmith.data.columns import check_columns, check_single_level, find_text_columns
+from bertsmith.data.columns import check_columns, find_text_columns
 from bertsmith.data.formats.registry import to_data_frame
 from bertsmith.data.table import Labels
 from bertsmith.data.template import Template, Text, Texts, is_empty, normalise_text
@@ -126,7 +126,6 @@ class Predictor(ABC):
         self, frame: pd.DataFrame, progress: Callable[[int], None] | None, config: DataConfig
     ) -> pd.DataFrame:
         where = "the data frame"
-        check_single_level(frame, where)
         names = [str(name) for name in frame.columns]
         check_columns(names, max(len(frame), 1), where, config)
         found = find_text_columns(names, where, config, self.template)

@@ -8,6 +8,7 @@ import numpy as np
 
 from bertsmith.data.table import Labels
 from bertsmith.measuring.estimate import Estimates, Totals
+from bertsmith.measuring.label_shift import AdjustedCount
 from bertsmith.measuring.pseudo_outcomes import LEVEL_NAME, NUMBER_NAME
 from bertsmith.measuring.result import MeanLevel, Share
 
@@ -86,7 +87,7 @@ class Results:
     def add(
         self,
         group: str | None,
-        estimates: Estimates | None,
+        estimates: Estimates | AdjustedCount | None,
         totals: Totals,
         labelled: int = 0,
         alone: Estimates | None = None,
@@ -111,7 +112,7 @@ class Results:
 
 
 def _scaled(
-    estimates: Estimates | None, column: int, lowest: float, span: float
+    estimates: Estimates | AdjustedCount | None, column: int, lowest: float, span: float
 ) -> tuple[float | None, tuple[float, float] | None]:
     """Return the value and the interval of a column, in the units of the user."""
     if estimates is None:

@@ -104,7 +104,7 @@ def fit_regression(
     y = frame[outcome].to_numpy(dtype=np.float64)
     if np.linalg.matrix_rank(x) < x.shape[1]:
         raise DataError(f"the columns {listing(on)} are linearly dependent", remedy="Leave out one of them.")
-    coefficients = _linear(x, y) if model == "linear" else _logistic(x, y)
+    coefficients = np.linalg.lstsq(x, y, rcond=None)[0] if model == "linear" else _logistic(x, y)
     groups = np.arange(len(frame)) if clusters is None else np.asarray(pd.factorize(frame[clusters])[0])
     alone = groups < 0  # a row without a cluster is one of its own
     groups[alone] = groups.max() + 1 + np.arange(alone.sum())
@@ -130,11 +130,6 @@ def _read(path: Path) -> pd.DataFrame:
     if texts:
         frame[texts] = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])[texts]
     return frame
-
-
-def _linear(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    solution: np.ndarray = np.linalg.lstsq(x, y, rcond=None)[0]
-    return solution
 
 
 def _logistic(x: np.ndarray, y: np.ndarray) -> np.ndarray:

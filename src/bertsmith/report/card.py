@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertsmith.data.texts import decimals
-from bertsmith.errors import ConfigError, did_you_mean, listing, number_form
+from bertsmith.errors import ConfigError, listing, number_form
 from bertsmith.folders.atomic import write_text
 from bertsmith.folders.run import Run
 from bertsmith.report.report import best_epoch, environment, text_names
@@ -21,24 +21,6 @@ if TYPE_CHECKING:
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|multilingual|code")
-_LICENSES = """
-afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0
-bigscience-openrail-m bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5
-cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0
-cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0
-cdla-permissive-2.0 cdla-sharing-1.0 creativeml-openrail-m deepfloyd-if-license ecl-2.0 epl-1.0 epl-2.0
-etalab-2.0 eupl-1.1 eupl-1.2 gemma gfdl gpl gpl-2.0 gpl-3.0 h-research intel-research isc lgpl lgpl-2.1 lgpl-3.0
-lgpl-lr llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 lppl-1.3c mit mpl-2.0 ms-pl ncsa odbl odc-by ofl-1.1
-openmdw-1.0 openrail openrail++ osl-3.0 other pddl postgresql unknown unlicense wtfpl zlib
-"""
-LICENSES = frozenset(_LICENSES.split())
-"""The identifiers of licences that the hub knows (https://huggingface.co/docs/hub/repositories-licenses)."""
-_METRIC_TYPES = {
-    "mcc": "matthews_correlation",
-    "spearman": "spearmanr",
-    "r2": "r_squared",
-}
-"""Types of metrics on the hub. Averages of ``f1``, ``precision`` or ``recall`` have its type; other names stay."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +30,11 @@ class Details:
     Attributes:
         repository: ``owner/name`` on the hub, if the card goes there.
         language: codes of the languages of the texts, such as ``en``.
-        license: the licence of the model.
+        license: the licence of the model, which the hub checks.
         datasets: ids of the datasets on the hub that the model was trained on.
 
     Raises:
-        ConfigError: if the hub does not accept a value.
+        ConfigError: if a language or a name is invalid.
     """
 
     repository: str | None = None
@@ -64,11 +46,6 @@ class Details:
         if wrong := [code for code in self.language if not LANGUAGE.fullmatch(code)]:
             what = number_form(len(wrong), "is not a language code", "are not language codes")
             raise ConfigError(f"language: {listing(wrong)} {what}", remedy="Use an ISO 639 code, such as en.")
-        if self.license is not None and self.license not in LICENSES:
-            raise ConfigError(
-                f"license: the hub does not know {self.license!r}.{did_you_mean(self.license, LICENSES)}",
-                remedy="Use an identifier such as apache-2.0, cc-by-4.0, mit or other.",
-            )
         ids = [*self.datasets, *([] if self.repository is None else [self.repository])]
         if wrong := [name for name in ids if not HUB_ID.fullmatch(name) or ".." in name or "--" in name]:
             what = number_form(len(wrong), "is not the name of a hub repository", "are not names of hub repositories")
@@ -149,7 +126,7 @@ def card_data(run: Run, details: Details = Details()) -> ModelCardData:
                 task_name=f"Text classification ({task.name})",
                 dataset_type=datasets[0] if len(datasets) == 1 else "custom",
                 dataset_name=f"{evaluated} of {datasets[0]}" if len(datasets) == 1 else evaluated,
-                metric_type=_metric_type(name),
+                metric_type=name,
                 metric_name=f"{title}{bounds}",
                 metric_value=float(value),
                 metric_args={"interval": interval, "level": 0.95} if interval else None,
@@ -167,7 +144,7 @@ def card_data(run: Run, details: Details = Details()) -> ModelCardData:
         base_model_relation="finetune" if on_hub else None,
         datasets=datasets or None,
         tags=["text-classification", "bertsmith"],
-        metrics=list(dict.fromkeys(_metric_type(name) for name in task.headline)),
+        metrics=list(task.headline),
         widget=[{"text": item}] if isinstance(item, str) else None,
         eval_results=results or None,
     )
@@ -194,12 +171,6 @@ def _hub_datasets(sources: list[str]) -> list[str]:
     """Return the ids of the datasets of the hub among the sources of a table."""
     found = (re.match(r"hf://(?:datasets/)?([^/\s]+/[^/\s:]+)", source) for source in sources)
     return list(dict.fromkeys(match[1] for match in found if match))
-
-
-def _metric_type(name: str) -> str:
-    average, _, last = name.rpartition("_")
-    is_average = average in ("macro", "micro", "weighted", "samples") and last in ("f1", "precision", "recall")
-    return _METRIC_TYPES.get(name, last if is_average else name)
 
 
 def _escape(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,48 +78,6 @@ def line_chart(
     )
     chart = svg(parts, HALF_WIDTH, f"{y_label} over {x_label}")
     return chart + Markup('<p class="legend">{}</p>').format(keys) if legend else chart
-
-
-def parallel_coordinates(
-    names: Sequence[str], ends: Sequence[tuple[str, str]], rows: Sequence[tuple[Sequence[float], float, bool]]
-) -> Markup:
-    """Draw parallel coordinates: a vertical axis per name, and a line across them per row.
-
-    Args:
-        names: of the axes.
-        ends: labels at the bottom and at the top of each axis.
-        rows: position on each axis (0 to 1), opacity of the line (0 to 1), and whether it is highlighted.
-    """
-    height, top, bottom = HEIGHT + 80, 50, 30
-    width = max(FULL_WIDTH, 84 * len(names))
-    xs = [50 + i * (width - 100) / max(len(names) - 1, 1) for i in range(len(names))]
-    parts = []
-    for positions, opacity, highlighted in sorted(rows, key=lambda row: (row[2], row[1])):
-        path = " ".join(
-            f"{x:.1f},{height - bottom - p * (height - top - bottom):.1f}" for x, p in zip(xs, positions, strict=True)
-        )
-        parts.append(
-            Markup('<polyline class="line {}" style="stroke-opacity: {:.2f}" points="{}"/>').format(
-                "c2" if highlighted else "c1 thin", 1 if highlighted else 0.15 + 0.75 * opacity, path
-            )
-        )
-    for i, (x, name, (low, high)) in enumerate(zip(xs, names, ends, strict=True)):
-        parts.append(
-            Markup('<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{}" y2="{}"/>').format(top, height - bottom, x=x)
-        )
-        for y, text, css in (
-            (10 + 14 * (i % 2), name, "axis"),  # alternating heights, because long names would overlap
-            (top - 6, high, "tick"),
-            (height - bottom + 16, low, "tick"),
-        ):
-            parts.append(
-                Markup('<text class="{} small" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
-                    css, x, y, text
-                )
-            )
-    return Markup('<svg class="figure wide" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        width, height, "Parallel coordinates of the trials", Markup("").join(parts)
-    )
 
 
 def histogram(
@@ -264,30 +222,34 @@ class Axis:
 
 
 def _frame(x_axis: Axis, y_axis: Axis, x_label: str, y_label: str) -> Markup:
-    parts = []
-    for y, text in y_axis.labels():
-        parts.append(
-            Markup('<line class="grid" x1="{}" x2="{}" y1="{y:.1f}" y2="{y:.1f}"/>').format(LEFT, x_axis.end, y=y)
-        )
-        parts.append(
-            Markup('<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(LEFT - 6, y + 4, text)
-        )
-    for x, text in x_axis.labels():
-        parts.append(
-            Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
-                x, HEIGHT - BOTTOM + 16, text
-            )
-        )
-    middle = (x_axis.start + x_axis.end) / 2
-    parts.append(
-        Markup('<text class="axis" x="{}" y="{}" text-anchor="middle">{}</text>').format(middle, HEIGHT - 6, x_label)
+    return vertical_axis(y_axis, x_axis.end, y_label) + x_ticks(x_axis.labels()) + x_title(x_axis, x_label)
+
+
+def vertical_axis(axis: Axis, end: float, title: str) -> Markup:
+    """Return ticks and title at the left, and lines of a grid to the position ``end``."""
+    parts = [
+        Markup(
+            '<line class="grid" x1="{}" x2="{}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            '<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}</text>'
+        ).format(LEFT, end, LEFT - 6, y + 4, text, y=y)
+        for y, text in axis.labels()
+    ]
+    return Markup("").join(parts) + Markup(
+        '<text class="axis" transform="translate(12 {}) rotate(-90)" text-anchor="middle">{}</text>'
+    ).format((axis.start + axis.end) / 2, title)
+
+
+def x_ticks(ticks: Iterable[tuple[float, str]], height: float = HEIGHT) -> Markup:
+    """Return texts at positions below the plot of a figure with a height."""
+    tick = Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>')
+    return Markup("").join(tick.format(x, height - BOTTOM + 16, text) for x, text in ticks)
+
+
+def x_title(axis: Axis, title: str, height: float = HEIGHT) -> Markup:
+    """Return the title below the ticks."""
+    return Markup('<text class="axis" x="{}" y="{}" text-anchor="middle">{}</text>').format(
+        (axis.start + axis.end) / 2, height - 6, title
     )
-    parts.append(
-        Markup('<text class="axis" transform="translate(12 {}) rotate(-90)" text-anchor="middle">{}</text>').format(
-            (HEIGHT - BOTTOM + TOP) / 2, y_label
-        )
-    )
-    return Markup("").join(parts)
 
 
 def _mark(x_axis: Axis, value: float, label: str) -> Markup:

@@ -175,17 +175,14 @@ def predictions_html(predictions: Predictions) -> str:
     counts = list(predictions.label_counts.items())
     more = len(counts) - LABELS
     after = [f"and {counted(more, 'more label')}"] if more > 0 else []
-    after += [f"{counted(n, 'row')} {what}" for what, n in _without_label(predictions) if n]
+    without_label = (("without a text", predictions.empty), ("left unlabelled", predictions.abstained))
+    after += [f"{counted(n, 'row')} {what}" for what, n in without_label if n]
     if predictions.path is not None:
         after.append(f"file: {predictions.path}")
     page = _card(counted(predictions.rows, "prediction"), ("label", "rows"), counts[:LABELS], after)
     if predictions.frame is not None:
         page += predictions.frame.head(ROWS).to_html(max_cols=12, escape=True, border=0)
     return page
-
-
-def _without_label(predictions: Predictions) -> Iterable[tuple[str, int]]:
-    return (("without a text", predictions.empty), ("left unlabelled", predictions.abstained))
 
 
 def _card(title: str, head: Sequence[str], rows: Iterable[Sequence[Any]], after: Sequence[str]) -> str:

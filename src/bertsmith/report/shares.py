@@ -14,7 +14,20 @@ from markupsafe import Markup
 from bertsmith.data.texts import guarded_cell, quoting
 from bertsmith.measuring.pseudo_outcomes import LEVEL_NAME, NUMBER_NAME
 from bertsmith.measuring.result import MeanLevel, Measurement, Share, show_mean
-from bertsmith.report.figures import BOTTOM, FULL_WIDTH, HALF_WIDTH, HEIGHT, LEFT, RIGHT, TOP, Axis, svg
+from bertsmith.report.figures import (
+    BOTTOM,
+    FULL_WIDTH,
+    HALF_WIDTH,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    Axis,
+    svg,
+    vertical_axis,
+    x_ticks,
+    x_title,
+)
 from bertsmith.report.report import environment
 
 MAX_FIGURES = 12
@@ -101,14 +114,9 @@ def _comparison(shares: Sequence[Share]) -> Markup:
     values = [v for s in shares for v in (s.naive, *(s.interval or ()), *(s.labelled_interval or ()))]
     axis = Axis([0, *(100 * v for v in values)], WIDE_LEFT, HALF_WIDTH - RIGHT, integers=False)
     height = TOP + ROW * len(shares) + BOTTOM
-    parts = []
-    for x, text in axis.labels():
-        parts.append(
-            Markup(
-                '<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{}" y2="{y}"/>'
-                '<text class="tick" x="{x:.1f}" y="{}" text-anchor="middle">{}</text>'
-            ).format(TOP, height - BOTTOM + 16, text, x=x, y=height - BOTTOM)
-        )
+    grid = Markup('<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{}" y2="{}"/>')
+    parts = [grid.format(TOP, height - BOTTOM, x=x) for x, _ in axis.labels()]
+    parts += [x_ticks(axis.labels(), height), x_title(axis, "share of the texts in %", height)]
     for i, s in enumerate(shares):
         y = TOP + ROW * (i + 0.5)
         parts.append(
@@ -130,12 +138,6 @@ def _comparison(shares: Sequence[Share]) -> Markup:
                     '<circle class="dot {style}" cx="{:.1f}" cy="{y:.1f}" r="{r}"><title>{}: {:.1%}</title></circle>'
                 ).format(low, high, axis(100 * value), s.label_text, value, y=y + below, style=style, r=r)
             )
-    middle = (axis.start + axis.end) / 2
-    parts.append(
-        Markup('<text class="axis" x="{}" y="{}" text-anchor="middle">share of the texts in %</text>').format(
-            middle, height - 6
-        )
-    )
     return Markup(
         '<svg class="figure" style="max-width: 38rem" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>'
     ).format(HALF_WIDTH, height, "Corrected and naive share of every class", Markup("").join(parts))
@@ -172,22 +174,10 @@ def _over_groups(points: Sequence[_Point], title: str, unit: str = "", *, zero: 
     y_axis = Axis([*([0] if zero else []), *values], HEIGHT - BOTTOM, TOP, integers=False)
     width = FULL_WIDTH - RIGHT - LEFT
     xs = [LEFT + width * (i + 0.5) / len(points) for i in range(len(points))]
-    parts = []
-    for y, text in y_axis.labels():
-        parts.append(
-            Markup(
-                '<line class="grid" x1="{}" x2="{}" y1="{y:.1f}" y2="{y:.1f}"/>'
-                '<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}</text>'
-            ).format(LEFT, FULL_WIDTH - RIGHT, LEFT - 6, y + 4, text, y=y)
-        )
     step = -(-len(points) // NAMES)
     length = AXIS_CHARACTERS // -(-len(points) // step)
-    for x, p in list(zip(xs, points, strict=True))[::step]:
-        parts.append(
-            Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
-                x, HEIGHT - BOTTOM + 16, _short(p.group, length)
-            )
-        )
+    ticks = [(x, _short(p.group, length)) for x, p in zip(xs, points, strict=True)][::step]
+    parts = [vertical_axis(y_axis, FULL_WIDTH - RIGHT, title), x_ticks(ticks)]
     for known, run in itertools.groupby(zip(xs, points, strict=True), key=lambda pair: pair[1].interval is not None):
         if not known:
             continue
@@ -207,11 +197,6 @@ def _over_groups(points: Sequence[_Point], title: str, unit: str = "", *, zero: 
                     "<title>{}: {:.3g}{unit} ({:.3g} to {:.3g})</title></circle>"
                 ).format(*(y_axis(v) for v in (*p.interval, p.value)), p.group, p.value, *p.interval, x=x, unit=unit)
             )
-    parts.append(
-        Markup('<text class="axis" transform="translate(12 {}) rotate(-90)" text-anchor="middle">{}</text>').format(
-            (HEIGHT - BOTTOM + TOP) / 2, title
-        )
-    )
     return svg(parts, FULL_WIDTH, f"{title.capitalize()} over the groups")
 
 

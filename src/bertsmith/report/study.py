@@ -13,7 +13,7 @@ from markupsafe import Markup
 from bertsmith.config import PRIMARY
 from bertsmith.errors import number_form
 from bertsmith.folders.atomic import write_text
-from bertsmith.report.figures import Line, line_chart, parallel_coordinates
+from bertsmith.report.figures import Line, line_chart
 from bertsmith.report.report import environment
 from bertsmith.tasks.registry import TASKS
 
@@ -64,7 +64,6 @@ def write_study_report(folder: Path, info: Mapping[str, Any]) -> Path:
             ruled=task.primary == PRIMARY,  # which decision rules raise
             history=_history(complete),
             learning=_learning_curves(trials, result["trial"], "fold" if info["searched"]["cv"] else "epoch"),
-            parallel=_parallel(space, complete, result["trial"]),
             ranked=sorted(complete, key=lambda t: -t["values"][0])[:BEST_TRIALS],
             names=list(space),
             importance=importance,
@@ -143,37 +142,11 @@ def _history(complete: Sequence[Mapping[str, Any]]) -> Markup:
     )
 
 
-def _parallel(space: Mapping[str, Any], complete: Sequence[Mapping[str, Any]], winner: int) -> Markup:
-    scores = [t["values"][0] for t in complete]
-    low, high = (min(scores), max(scores)) if scores else (0.0, 1.0)
-    names = [*space, "score"]
-    ends = [
-        (_short(d["low"]), _short(d["high"])) if "low" in d else (str(d["values"][0]), str(d["values"][-1]))
-        for d in space.values()
-    ]
-    rows = [
-        (
-            [*(_position(space[n], t["settings"][n]) for n in space), _share(t["values"][0], low, high)],
-            _share(t["values"][0], low, high),
-            t["number"] == winner,
-        )
-        for t in complete
-    ]
-    return parallel_coordinates(names, [*ends, (f"{low:.3f}", f"{high:.3f}")], rows)
-
-
 def _position(dimension: Mapping[str, Any], value: Any) -> float:
-    """Return the position of a value in its dimension, from 0 to 1."""
-    if "low" not in dimension:
-        values = list(dimension["values"])
-        return _share(values.index(value), 0, len(values) - 1) if value in values else 0.0
+    """Return the position of a value in its range, from 0 to 1."""
     low, high = dimension["low"], dimension["high"]
     if dimension["log"]:
         low, high, value = map(math.log, (low, high, value))
-    return _share(value, low, high)
-
-
-def _share(value: float, low: float, high: float) -> float:
     return min(max((value - low) / (high - low), 0.0), 1.0) if high > low else 0.5
 
 

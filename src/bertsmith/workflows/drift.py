@@ -28,7 +28,7 @@ from bertsmith.measuring.drift import (
     compare_positions,
     compare_scalars,
 )
-from bertsmith.measuring.text_features import Axes
+from bertsmith.measuring.text_features import fit_axes
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.corpus_sample import SIZE, CorpusSample, Embedder, validation_rows
 from bertsmith.workflows.predict import open_model, opened
@@ -109,7 +109,7 @@ def compare_texts(
     texts, scores = texts_of(frame.iloc[chosen]), task.stored_scores(frame)[chosen]
     embedder = Embedder(run, classifier, config.device)
     others = texts_of(validation_rows(run.validation_predictions, texts))
-    axes = Axes.fit(embedder.embeddings(others), len(texts))
+    axes = fit_axes(embedder.embeddings(others), len(texts))
     before, now = (axes(embedder.embeddings(some)) for some in (texts, sample.texts))
     guesses = Counter(guess_language(flat(text)) for text in texts)
     guesses.pop(None, None)

@@ -11,7 +11,7 @@ import numpy as np
 from bertsmith.data.template import Texts, flat, stored_groups, texts_of
 from bertsmith.errors import DataError, counted, listing, quoted
 from bertsmith.folders.run import Run
-from bertsmith.measuring.estimate import Estimates, Totals, sum_totals
+from bertsmith.measuring.estimate import Totals, sum_totals
 from bertsmith.measuring.label_shift import (
     ALPHA,
     FEWEST,
@@ -22,7 +22,7 @@ from bertsmith.measuring.label_shift import (
 )
 from bertsmith.measuring.quantities import Quantities, Results
 from bertsmith.measuring.result import Measurement
-from bertsmith.measuring.text_features import Axes, Clusters, text_features
+from bertsmith.measuring.text_features import fit_axes, fit_clusters, text_features
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.corpus_sample import SIZE, CorpusSample, Embedder, validation_rows
@@ -129,7 +129,7 @@ class LabelShiftTest:
                 np.concatenate([features(some, where(e)) for some, e in zip(known, embeddings, strict=True)]),
                 features(sample, where(now)),
             )
-            for where in (Axes.fit(fitted, len(before)), Clusters.fit(fitted, len(before)))
+            for where in (fit_axes(fitted, len(before)), fit_clusters(fitted, len(before)))
         ]
 
     def p_value(self, group: str | None = None) -> float | None:
@@ -191,12 +191,7 @@ def measure_under_label_shift(
             "the corpus"
         )
     results, changed, untested = Results(asked, "adjusted count"), [], 0
-
-    def estimates(adjusted: AdjustedCount) -> Estimates:
-        empty = np.zeros(len(asked.names))
-        return Estimates(adjusted.value, adjusted.low, adjusted.high, empty, empty)
-
-    results.add(None, estimates(found), whole)
+    results.add(None, found, whole)
     for group in groups:
         totals = tally.totals[group]
         p_value = test.p_value(group)
@@ -205,7 +200,7 @@ def measure_under_label_shift(
         untested += p_value is None
         if differs:
             changed.append(group)
-        results.add(group, None if differs else estimates(found), totals)
+        results.add(group, None if differs else found, totals)
     if changed:
         notes.append(f"groups without an estimate, because they differ from the run's test texts: {listing(changed)}")
     if untested:

@@ -179,10 +179,10 @@ def _hub_errors(repository: str) -> Iterator[None]:
         raise HubError(
             f"the push failed: {_reason(error)}",
             where=repository,
-            remedy="Try again. To repeat an interrupted push, pass --overwrite.",
+            remedy="Correct what the hub names, or try again. To repeat an interrupted push, pass --overwrite.",
         ) from error
 
 
 def _reason(error: Exception) -> str:
     lines = [line for line in str(getattr(error, "server_message", None) or error).splitlines() if line.strip()]
-    return lines[0].strip() if lines else type(error).__name__
+    return " ".join(map(str.strip, lines[:2])) or type(error).__name__

@@ -62,10 +62,6 @@ def flatten(records: Iterable[Record], name: str) -> Iterator[Record]:
 # -- Label Studio ------------------------------------------------------------------------------------------------------
 
 
-def _is_label_studio(record: Record) -> bool:
-    return isinstance(record.get("data"), dict) and isinstance(record.get("annotations"), list)
-
-
 def _label_studio(records: Iterable[Record]) -> Iterator[Record]:
     """Yield a row per annotation."""
     rows: list[Row] = []
@@ -134,23 +130,15 @@ def _unpack(cell: Any) -> list[Any] | None:
 # -- Prodigy and Argilla -----------------------------------------------------------------------------------------------
 
 
-def _is_prodigy(record: Record) -> bool:
-    return "text" in record and "answer" in record and "_task_hash" in record
-
-
-def _prodigy(record: Record) -> Iterator[Record]:
-    """Yield a row per answer; without an accepted one, the label is missing."""
+def _prodigy(record: Record) -> Record:
+    """Return the row of an answer; the label is missing unless the answer is accepted."""
     columns = {name: value for name, value in (record.get("meta") or {}).items() if not isinstance(value, list | dict)}
     labels: list[Any] | None = None
     if record.get("answer") == ACCEPTED:
         chosen = record.get("accept")
         labels = list(chosen) if isinstance(chosen, list) else [record["label"]] if "label" in record else []
     coder = record.get("_annotator_id") or record.get("_session_id")
-    yield {**columns, "text": record.get("text"), LABEL: labels, CODER: coder}
-
-
-def _is_argilla(record: Record) -> bool:
-    return isinstance(record.get("fields"), dict) and "responses" in record
+    return {**columns, "text": record.get("text"), LABEL: labels, CODER: coder}
 
 
 def _argilla(records: Iterable[Record]) -> Iterator[Record]:
@@ -188,9 +176,9 @@ def _name(value: Any, *keys: str) -> Any:
 
 
 _SHAPES: tuple[tuple[Callable[[Record], bool], Callable[[Iterable[Record]], Iterator[Record]]], ...] = (
-    (_is_label_studio, _label_studio),
-    (_is_prodigy, lambda records: itertools.chain.from_iterable(map(_prodigy, records))),
-    (_is_argilla, _argilla),
+    (lambda r: isinstance(r.get("data"), dict) and isinstance(r.get("annotations"), list), _label_studio),
+    (lambda r: r.keys() >= {"text", "answer", "_task_hash"}, lambda records: map(_prodigy, records)),
+    (lambda r: isinstance(r.get("fields"), dict) and "responses" in r, _argilla),
 )
 
 

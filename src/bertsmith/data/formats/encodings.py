@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple, TextIO
 
 from bertsmith.data.formats.code_pages import detect_code_page
 from bertsmith.data.table import Note
-from bertsmith.errors import DataError
+from bertsmith.errors import DataError, listing
 
 _BLOCK = 2**20
 """Bytes read at once."""
@@ -22,15 +22,14 @@ _SAMPLE_BLOCKS = 16
 """Blocks of a file that a sample is taken from."""
 _SAMPLE_BYTES = 8_000
 """Maximum number of bytes sampled from a block, and from a line."""
-_EXAMPLE_RANGE = _SAMPLE_BLOCKS * _BLOCK
-"""Largest distance in bytes of the example line from the first invalid byte, because the lines between are counted."""
 _MAX_INVALID = 0.1
 """Largest share of invalid non-ASCII characters in a file that is still read as UTF-8."""
 _PARTIAL_START = re.compile(rb"\A[\x80-\xbf]{1,3}")
 _PARTIAL_END = re.compile(rb"[\xc0-\xff][\x80-\xbf]{0,2}\Z")
 """UTF-8 characters truncated at the start or the end of a part of a line."""
-_EXAMPLE_CHARS = 80
-"""Maximum number of characters shown of an example line."""
+_WORD = re.compile(r"[\w\x80-\U0010ffff]+")
+_EXAMPLES = 3
+"""Number of decoded words shown."""
 _BYTE_ORDER_MARKS = (
     (b"\xef\xbb\xbf", "utf-8-sig"),
     (b"\xff\xfe\x00\x00", "utf-32"),
@@ -180,22 +179,21 @@ def open_text(binary: BinaryIO, name: str, encoding: str | None = None) -> TextF
     invalid = _first_invalid(binary, "utf-8")
     if invalid is None:
         return TextFile(binary, "utf-8", "strict", ())
-    sample = _sample(binary, invalid)
-    if _is_mostly_utf_8([line for _, line in sample], invalid.truncated):
+    content = b"\n".join(_sample(binary, invalid.position))
+    if _is_mostly_utf_8(content, invalid.truncated):
         message = (
             f"{name} has invalid UTF-8: {invalid.reason}. bertsmith reads invalid bytes as U+FFFD. "
             f"Correct line {invalid.line:,} and similar lines, or pass --encoding if the file is not UTF-8"
         )
         return TextFile(binary, "utf-8", "replace", (Note("warning", message),))
-    codec = detect_code_page(b"\n".join(line for _, line in sample))
-    position, example = max(
-        (item for item in sample if invalid.line_start <= item[0] < invalid.position + _EXAMPLE_RANGE),
-        key=lambda item: _example_rank(item[1], codec),
+    codec = detect_code_page(content)
+    words = {word for word in _WORD.findall(content.decode(codec, errors="replace")) if not word.isascii()}
+    shown = sorted(words, key=lambda word: (-sum(c.isalpha() and not c.isascii() for c in set(word)), word))
+    message = (
+        f"{name} is not UTF-8, so bertsmith reads it as {codec}. If accented letters look wrong in "
+        f"{listing(shown[:_EXAMPLES])}, pass --encoding"
     )
-    line = invalid.line + _count_newlines(binary, invalid.line_start, position)
-    shown = _excerpt(example.decode(codec, errors="replace"))
-    message = f"{name} is not UTF-8, so bertsmith reads it as {codec}. If accented letters look wrong, pass --encoding"
-    return TextFile(binary, codec, "replace", (Note("warning", f"{message}. Line {line:,}: {shown}"),))
+    return TextFile(binary, codec, "replace", (Note("warning", message),))
 
 
 class _InvalidByte(NamedTuple):
@@ -205,8 +203,6 @@ class _InvalidByte(NamedTuple):
     position: int = 0
     line: int = 1
     """Number of the line, counted from 1."""
-    line_start: int = 0
-    """Position of the first byte of the line."""
     truncated: bool = False
     """Whether the file ends inside a character."""
 
@@ -220,7 +216,7 @@ def _first_invalid(binary: BinaryIO, codec: str) -> _InvalidByte | None:
     one_byte = "\n".encode(codec) == b"\n"  # raises LookupError for codecs such as base64
     decoder = codecs.getincrementaldecoder(codec)()
     binary.seek(0)
-    done, line, line_start = 0, 1, 0
+    done, line = 0, 1
     while True:
         block = binary.read(_BLOCK)
         pending = decoder.getstate()[0]
@@ -228,82 +224,45 @@ def _first_invalid(binary: BinaryIO, codec: str) -> _InvalidByte | None:
             decoder.decode(block, final=not block)
         except UnicodeError as error:
             if not isinstance(error, UnicodeDecodeError):
-                return _InvalidByte(str(error), done, line, line_start)
+                return _InvalidByte(str(error), done, line)
             before = (pending + block)[: error.start]
             position = done - len(pending) + error.start
             line += before.count(b"\n")
-            if b"\n" in before:
-                line_start = done - len(pending) + before.rindex(b"\n") + 1
             where = f"line {line:,}, " if one_byte else ""
             reason = f"{error.reason} at {where}byte {position + 1:,}"
-            return _InvalidByte(reason, position, line, line_start, not block)
+            return _InvalidByte(reason, position, line, not block)
         if not block:
             return None
-        if b"\n" in block:
-            line, line_start = line + block.count(b"\n"), done + block.rindex(b"\n") + 1
-        done += len(block)
+        line, done = line + block.count(b"\n"), done + len(block)
 
 
-def _count_newlines(binary: BinaryIO, start: int, end: int) -> int:
-    binary.seek(start)
-    return sum(binary.read(min(_BLOCK, end - at)).count(b"\n") for at in range(start, end, _BLOCK))
-
-
-def _sample(binary: BinaryIO, invalid: _InvalidByte) -> list[tuple[int, bytes]]:
-    """Return non-ASCII lines from all parts of a file, with their positions, and the line of the invalid byte.
+def _sample(binary: BinaryIO, invalid: int) -> list[bytes]:
+    """Return non-ASCII lines from all parts of a file, and those around the position of an invalid byte.
 
     At most `_SAMPLE_BLOCKS` MiB are read. Lines longer than `_SAMPLE_BYTES` are split.
     """
-    binary.seek(0, io.SEEK_END)
-    size = binary.tell()
-    first = max(invalid.line_start, invalid.position - _SAMPLE_BYTES // 2)
-    starts = sorted({first, *(size * i // _SAMPLE_BLOCKS for i in range(_SAMPLE_BLOCKS))})
-    sample: list[tuple[int, bytes]] = []
-    position, ended = 0, True
-    for start, end in pairwise([*starts, size]):
-        at = max(start, position)
-        is_line_start = at == invalid.line_start or (ended and at == position)
-        binary.seek(at)
+    size = binary.seek(0, io.SEEK_END)
+    starts = {max(0, invalid - _SAMPLE_BYTES // 2), *(size * i // _SAMPLE_BLOCKS for i in range(_SAMPLE_BLOCKS))}
+    sample: list[bytes] = []
+    at, ended = 0, True
+    for start, end in pairwise([*sorted(starts), size]):
+        is_line_start = ended and start <= at
+        at = binary.seek(max(start, at))
         n_sampled = 0
         while at < min(end, start + _BLOCK) and n_sampled < _SAMPLE_BYTES and (line := binary.readline(_SAMPLE_BYTES)):
-            ended = line.endswith(b"\n") or at + len(line) == size
+            at += len(line)
+            ended = line.endswith(b"\n") or at == size
             if not line.isascii():
                 part = line if is_line_start else _PARTIAL_START.sub(b"", line)
-                sample.append((at, part if ended else _PARTIAL_END.sub(b"", part)))
+                sample.append(part if ended else _PARTIAL_END.sub(b"", part))
                 n_sampled += len(line)
-            at, is_line_start = at + len(line), ended
-        position = at
+            is_line_start = ended
     return sample
 
 
-def _is_mostly_utf_8(lines: list[bytes], truncated: bool) -> bool:
+def _is_mostly_utf_8(content: bytes, truncated: bool) -> bool:
     """Return whether few non-ASCII characters are invalid, or only the last one of a truncated file."""
-    joined = b"\n".join(lines)
-    decoded = joined.decode("utf-8", errors="replace")
+    decoded = content.decode("utf-8", errors="replace")
     n_non_ascii = sum(not character.isascii() for character in decoded)
-    n_invalid = max(1, decoded.count("\ufffd") - joined.count("\ufffd".encode()))
+    n_invalid = max(1, decoded.count("\ufffd") - content.count("\ufffd".encode()))
     return n_invalid <= _MAX_INVALID * n_non_ascii or (truncated and n_non_ascii > n_invalid == 1)
-
-
-def _example_rank(line: bytes, codec: str) -> tuple[int, int, int]:
-    """Rank a line as an example of a codec.
-
-    The rank is three numbers: accents that the most similar codec decodes differently, accents, and non-ASCII
-    characters.
-    """
-    other = "cp1250" if codec == "cp1252" else "cp1252"
-    non_ascii = {character for character in line.decode(codec, errors="replace") if not character.isascii()}
-    accents = {character for character in non_ascii - {"\ufffd"} if character.isalpha()}
-    n_differing = sum(a.encode(codec, errors="ignore").decode(other, errors="replace") != a for a in accents)
-    return n_differing, len(accents), len(non_ascii)
-
-
-def _excerpt(line: str) -> str:
-    """Return a line, or the part of a long line around its first accent."""
-    printable = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(line.split()))  # no terminal escapes
-    if len(printable) <= _EXAMPLE_CHARS:
-        return printable
-    first = next((i for i, character in enumerate(printable) if not character.isascii()), 0)
-    start = max(0, min(first - _EXAMPLE_CHARS // 2, len(printable) - _EXAMPLE_CHARS))
-    end = start + _EXAMPLE_CHARS
-    return f"{'…' if start else ''}{printable[start:end]}{'…' if end < len(printable) else ''}"

@@ -77,7 +77,6 @@ def open_binary(path: Path, max_gb: float) -> BinaryIO:
 
 
 def _unpack(file: BinaryIO, path: Path, max_gb: float) -> BinaryIO:
-    where = str(path)
     with contextlib.ExitStack() as stack:
         unpacked: Any = stack.enter_context(tempfile.SpooledTemporaryFile(_MAX_IN_MEMORY))
         try:
@@ -90,14 +89,9 @@ def _unpack(file: BinaryIO, path: Path, max_gb: float) -> BinaryIO:
                 raise write_error(Path(tempfile.gettempdir()) / path.stem, error) from error
             raise DataError(
                 f"the gzip file is damaged or truncated: {error}",
-                where=where,
+                where=str(path),
                 remedy="Copy or download the file again.",
             ) from error
-        unpacked.seek(0)
-        if unpacked.read(len(_GZIP)) == _GZIP:
-            raise DataError(
-                "the gzip file contains another gzip file", where=where, remedy="Unpack it once and pass the result."
-            )
         unpacked.seek(0)
         stack.pop_all()
     return cast(BinaryIO, unpacked)

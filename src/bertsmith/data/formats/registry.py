@@ -44,6 +44,7 @@ EXCEL = Format("Excel", (".xlsx", ".xls", ".xlsb", ".ods"), excel.read_excel, (b
 FORMATS = (DELIMITED, JSON_LINES, JSON_ARRAY, PARQUET, FEATHER, EXCEL)
 
 _UNSUPPORTED = {
+    b"\x1f\x8b": "a gzip file in another gzip file",
     b"BZh": "a bzip2 archive",
     b"\xfd7zXZ": "an xz archive",
     b"\x28\xb5\x2f\xfd": "a zstd archive",
@@ -79,7 +80,7 @@ def collect(table: ChunkedTable, config: DataConfig) -> RawTable:
         for name, values in cells.items():
             columns[name] += values
     frame = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
-    return RawTable(frame, table.name, table.notes)
+    return RawTable(frame, table.name, tuple(table.notes))
 
 
 def to_data_frame(table: Any) -> Any:
