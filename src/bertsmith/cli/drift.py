@@ -7,16 +7,16 @@ from typing import Annotated
 
 import typer
 
+from bertsmith.api.keyword_types import PredictSettings
 from bertsmith.cli.options import Json, RunArgument, with_settings
 from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, ModelConfig
 
 FEW = 100
 """With fewer test texts or new texts, a note says that small changes stay unnoticed."""
-READING = ("text_column", "sql", "db", "sheet", "encoding", "max_unpacked")
 
 
-@with_settings(DataConfig, ModelConfig, only=(*READING, "device", "threads"))
+@with_settings(DataConfig, ModelConfig, only=PredictSettings.__optional_keys__)
 def drift(
     *,
     run: RunArgument,

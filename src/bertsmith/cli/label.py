@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bertsmith.cli.next import READING, Number, PoolArgument, RandomShare
+from bertsmith.api.keyword_types import NextSettings
+from bertsmith.cli.next import Number, PoolArgument, RandomShare
 from bertsmith.cli.options import with_settings
 from bertsmith.cli.terminal import stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, ModelConfig, TrainConfig
@@ -24,9 +25,7 @@ if TYPE_CHECKING:
     from bertsmith.labelling.store import Project
 
 
-@with_settings(
-    DataConfig, ModelConfig, TrainConfig, only=(*READING, "model", "max_length", "device", "threads", "seed")
-)
+@with_settings(DataConfig, ModelConfig, TrainConfig, only=NextSettings.__optional_keys__ - {"long"})
 def label(
     *,
     pool: PoolArgument = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bertsmith.cli.evaluate import READ_SETTINGS
+from bertsmith.api.keyword_types import EvaluateSettings
 from bertsmith.cli.options import Json, RunArgument, with_settings
 from bertsmith.cli.terminal import print_json, sigterm_like_ctrl_c, stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, ModelConfig
@@ -20,7 +20,7 @@ MAX_SHOWN = 40
 """Maximum number of shares in the summary."""
 
 
-@with_settings(DataConfig, ModelConfig, only=(*READ_SETTINGS, "device", "threads"))
+@with_settings(DataConfig, ModelConfig, only=EvaluateSettings.__optional_keys__)
 def measure(
     *,
     run: RunArgument,

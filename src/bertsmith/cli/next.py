@@ -9,11 +9,11 @@ from typing import IO, Annotated, Literal
 
 import typer
 
+from bertsmith.api.keyword_types import NextSettings
 from bertsmith.cli.options import with_settings
 from bertsmith.cli.terminal import check_stdout, sigterm_like_ctrl_c, stderr_console
 from bertsmith.config import Config, DataConfig, ModelConfig, TrainConfig
 
-READING = ("text_column", "pair_column", "with_columns", "sql", "db", "sheet", "encoding", "max_unpacked")
 PoolArgument = Annotated[
     str | None,
     typer.Argument(
@@ -34,9 +34,7 @@ RandomShare = Annotated[
 ]
 
 
-@with_settings(
-    DataConfig, ModelConfig, TrainConfig, only=(*READING, "model", "max_length", "long", "device", "threads", "seed")
-)
+@with_settings(DataConfig, ModelConfig, TrainConfig, only=NextSettings.__optional_keys__)
 def next(
     *,
     run: Annotated[
