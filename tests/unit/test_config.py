@@ -121,6 +121,23 @@ def test_contradictions_name_parameters_in_python_and_flags_on_the_command_line(
     assert all(re.search(rf"(?<!-)\b{name}|- {name}", caught.value.what) for name in names)
 
 
+def test_every_function_with_the_setting_threads_limits_the_cores(tmp_path, monkeypatch):
+    limits = []
+    monkeypatch.setattr("bertsmith.api.public.use_cores", limits.append)
+    for function in (bs.evaluate, bs.measure, bs.drift, bs.predict, bs.next_texts):
+        with pytest.raises(UserError):
+            function(tmp_path / "none", "table.csv", threads=1)
+    with pytest.raises(UserError):
+        bs.inspect(tmp_path / "none.csv", threads=1)
+    assert limits == [1] * 6
+
+
+def test_tune_names_its_own_parameter_for_seeds(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        bs.tune(tiny_table(), output=tmp_path / "study", seeds=3)
+    assert "final_seeds" in caught.value.remedy
+
+
 def test_no_message_prints_a_whole_table():
     frame = pd.DataFrame({"Text": ["a secret text"] * 50, "Label": [0, 1] * 25})
     for settings in ({"text_column": frame}, {"test": [frame]}, {"epochs": {"a": frame}}, {"test": 5}, {"set": frame}):
