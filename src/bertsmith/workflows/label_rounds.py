@@ -116,7 +116,8 @@ class Rounds:
 
     def train_command(self, table: Path, run: Path) -> list[str]:
         """Return the command, without ``bertsmith``, that trains on an exported table."""
-        return [*train_arguments(table, run, self.project.task), *self.train_flags]
+        train = ["train", str(table), "-o", str(run), "--split-column", "split", "--task", self.project.task]
+        return [*train, *self.train_flags]
 
     def _read(self, child: subprocess.Popen[str]) -> None:
         assert child.stdout is not None
@@ -148,8 +149,3 @@ class Rounds:
             with suppress(subprocess.TimeoutExpired):
                 self.child.wait(CLOSE_SECONDS)
         return [*self.train_command(run.with_suffix(".csv"), run), "--resume"] if is_running else []
-
-
-def train_arguments(table: Path, run: Path, task: str) -> list[str]:
-    """Return the command, without ``bertsmith``, that trains on an exported table."""
-    return ["train", str(table), "-o", str(run), "--split-column", "split", "--task", task]
