@@ -33,14 +33,12 @@ def drift(
 
     Example: bertsmith drift runs/reviews reviews_2025.csv
     """
-    from bertsmith.errors import DataError, counted
+    from bertsmith.errors import counted
     from bertsmith.folders.atomic import write_text
     from bertsmith.folders.claim import claim
     from bertsmith.folders.files import OutputFile
     from bertsmith.progress.prediction import PredictionProgress
 
-    if new is None and settings.sql is None:
-        raise DataError("NEW is missing", remedy="Pass a file, or --sql with --db.")
     page = OutputFile(html, (new, settings.db), (".html", ".htm")) if html else None
     if page:
         page.check(overwrite=overwrite)  # before the slow part

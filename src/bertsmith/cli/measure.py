@@ -58,14 +58,12 @@ def measure(
 
     Example: bertsmith measure runs/reviews corpus.csv --labelled sample.csv --random-sample --by month
     """
-    from bertsmith.errors import ConfigError, DataError
+    from bertsmith.errors import ConfigError
     from bertsmith.folders.atomic import write_text
     from bertsmith.folders.claim import claim
     from bertsmith.folders.files import OutputFile
     from bertsmith.progress.prediction import PredictionProgress
 
-    if corpus is None and settings.sql is None:
-        raise DataError("CORPUS is missing", remedy="Pass a file, or --sql with --db.")
     inputs = (corpus, labelled, settings.db)
     files = {
         name: OutputFile(path, inputs, suffixes)

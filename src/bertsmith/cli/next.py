@@ -77,7 +77,7 @@ def next(
     Example: bertsmith next runs/reviews pool.csv -n 100 -o to_label.csv
     """
     from bertsmith.data.formats.arrow import common_types
-    from bertsmith.errors import DataError, counted
+    from bertsmith.errors import counted
     from bertsmith.folders.atomic import replaced_file
     from bertsmith.folders.claim import claim
     from bertsmith.folders.files import OutputFile
@@ -85,8 +85,6 @@ def next(
     from bertsmith.labelling.store import Project
     from bertsmith.progress.prediction import PredictionProgress
 
-    if pool is None and settings.sql is None:
-        raise DataError("POOL is missing", remedy="Pass a file, or --sql with --db.")
     file = None if output is None else OutputFile(output, (pool, settings.db))
     kind = "csv" if output is None or format != "table" else output_format(output)
     if file is not None:
