@@ -80,12 +80,6 @@ def test_unreadable_files_are_reported(content, tmp_path):
         assert error.value.where == str(tmp_path / name)
 
 
-def test_duplicate_settings_are_reported(tmp_path):
-    (tmp_path / "c.toml").write_text("batch-size = 8\nbatch_size = 16\n")
-    with pytest.raises(ConfigError, match="'batch-size'"):
-        resolve({}, tmp_path / "c.toml", environ={})
-
-
 def test_assignments_take_their_types():
     assert parse_assignments(["a=1", "b=0.5", "c=true", "d=True", "e=x=y", 'f={"k": 1}', "g=None"]) == {
         "a": 1,

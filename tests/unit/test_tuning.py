@@ -218,7 +218,6 @@ def test_runs_with_different_test_texts_are_not_compared(own_run, tmp_path):
         ("num_train_epochs = [1, 2]", "num_train_epochs: .*epochs"),
         ("eval_steps = 3", "eval_steps: "),
         ("test = 'x.csv'", "test: "),
-        ("epochs = 1\nlearning-rate = 0.1\nlearning_rate = 0.1", "learning_rate: .*twice"),
         ("learning_rate = ", "TOML"),
     ],
 )
@@ -1076,9 +1075,9 @@ def test_the_command_prints_the_result(cli, tiny, tmp_path):
     assert "2 of 2" in err
     assert "trial 0 " not in err
     assert json.loads(out)["trials"] == {"complete": 2, "pruned": 0, "failed": 0}
-    code, _, err = cli("tune", tmp_path / "t.csv", "-o", tmp_path / "s", *flags, "--models", "a,,b")
+    code, _, err = cli("tune", tmp_path / "t.csv", "-o", tmp_path / "s", *flags, "--models", "a, a,")
     assert code == 2
-    assert "--models" in err
+    assert "models: " in err
     code, _, err = cli("tune", tmp_path / "none.csv", "-o", tmp_path / "n", *flags)
     assert code == 2
     assert "none.csv" in err
