@@ -34,8 +34,7 @@ from bertsmith.workflows.ablation import compare_columns
 from bertsmith.workflows.baselines import FrozenEmbeddings, baselines
 from bertsmith.workflows.cross_validation import cross_validate, split_or_fold
 from bertsmith.workflows.fine_tune import fine_tune
-from bertsmith.workflows.inspect import as_table
-from bertsmith.workflows.languages import with_checkpoint
+from bertsmith.workflows.inspect import as_table, with_checkpoint
 from bertsmith.workflows.long_texts import candidates, choose_reading, measure_reading
 from bertsmith.workflows.prepare import Splits, choose_recipe, initialize_head, prepare_inputs, prepared_event
 from bertsmith.workflows.run_record import PhaseTimer, begin_run, record_failure, recording_listener, resume_run
