@@ -27,7 +27,7 @@ from bertsmith.folders import atomic
 from bertsmith.folders import run as runs
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.predictor import to_frame
-from bertsmith.inference.spreadsheet import write_csv
+from bertsmith.inference.table_writers import write_csv
 from bertsmith.model.load import fold_calibration, saved_settings
 from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.base import Task
