@@ -90,13 +90,10 @@ class ExportInfo:
         """
         try:
             content = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-            labels = Labels(
-                tuple(int(e["label"]) for e in content["labels"]),
-                tuple(str(e["label_text"]) for e in content["labels"]),
-            )
             if content.pop("seal", None) != _seal(content):
                 raise ValueError("the file has changed since the export")
             number, side = content["pad_token"]
+            labels = Labels(*(tuple(e[key] for e in content["labels"]) for key in ("label", "label_text")))
             if content["format"] not in RUNTIMES:
                 raise ValueError(f"the format {content['format']!r} is unknown")
             return cls(
@@ -105,8 +102,8 @@ class ExportInfo:
                 labels,
                 get_task(content.get("task", SINGLE_LABEL)).name,
                 tuple(content["inputs"]),
-                int(content["max_length"]),
-                (int(number), str(side)),
+                content["max_length"],
+                (number, side),
                 Rule.from_dict(content["rule"], len(labels)),
                 content["parity"],
                 content["files"],
