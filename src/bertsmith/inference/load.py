@@ -17,6 +17,7 @@ from bertsmith.inference.abstain import HeldOutPredictions, held_out_predictions
 from bertsmith.inference.exported import Exported, ExportInfo, is_export
 from bertsmith.inference.predictor import Predictor
 from bertsmith.inference.runtime import RUNTIMES
+from bertsmith.tasks.registry import get_task
 
 RUNTIME_CHOICES = ("auto", "torch", *RUNTIMES)
 
@@ -107,6 +108,17 @@ def template_of(path: Path) -> Template:
         RunFolderError: if the run or export is missing or damaged.
     """
     return ExportInfo.read(path).template if is_export(path) else open_run(path).template
+
+
+def run_facts(run: Run) -> dict[str, Any]:
+    """Return the name of a run, its checkpoint, the time of its end, and its main test metrics."""
+    info, test, headline = run.info, run.metrics["splits"]["test"], get_task(run.task).headline
+    return {
+        "name": run.path.resolve().name,
+        "model": info["model"]["name"],
+        "trained": info["finished"],
+        "test": {"texts": test["texts"], **{name: test["metrics"][name] for name in headline}},
+    }
 
 
 def identity(path: Path, *, ensemble: bool = False) -> str:

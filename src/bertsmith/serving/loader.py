@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,15 +15,14 @@ from bertsmith.errors import UserError
 from bertsmith.folders.run import Run
 from bertsmith.inference.abstain import HeldOutPredictions
 from bertsmith.inference.exported import Exported, ExportInfo, is_export
-from bertsmith.inference.load import open_classifier
+from bertsmith.inference.load import open_classifier, run_facts
 from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.serving.aliases import VertexRoutes
 from bertsmith.serving.batcher import Batcher
 from bertsmith.serving.drift import DriftWatch
-from bertsmith.serving.middleware import Limits
+from bertsmith.serving.middleware import Limits, log_line
 from bertsmith.serving.prometheus import ServerMetrics
 
-log = logging.getLogger("bertsmith.serving")
 Explain = Callable[[ModelPredictor, Texts, float], dict[str, Any]]
 """Computes an explanation until a deadline, on the clock of `time.perf_counter`."""
 
@@ -92,7 +89,7 @@ class Service:
         if watch.observe(scores):
             metrics.observe_drift(watch.latest.values())
             if watch.differs != before:
-                log_event("drift", **(watch.to_dict() or {}))
+                log_line(event="drift", **(watch.to_dict() or {}))
 
 
 class Loader:
@@ -113,7 +110,7 @@ class Loader:
         classifier, held_out = _open(self.config)
         watch = DriftWatch.of(classifier, held_out)
         info, explain = _model_info(Path(self.config.path), classifier), _explainer(classifier)
-        log_event("loaded", model=info["model"], runtime=info["runtime"], trained=info.get("trained"))
+        log_line(event="loaded", model=info["model"], runtime=info["runtime"], trained=info.get("trained"))
         if self.service is None:
             limits = self.config.limits
             on_batch, on_queue = self.metrics.observe_batch, self.metrics.queue_tokens.set
@@ -131,17 +128,12 @@ class Loader:
             try:
                 self._load()
             except UserError as error:
-                log_event("not reloaded", error=str(error))
+                log_line(event="not reloaded", error=str(error))
 
     def close(self) -> None:
         """Wait for a running load and disable reloads: no thread may load while the process exits."""
         with self.lock:
             self.closed = True
-
-
-def log_event(event: str, **fields: Any) -> None:
-    """Write a line to the log."""
-    log.info(json.dumps({"event": event, **fields}))
 
 
 def open_model(config: ServerConfig) -> ModelPredictor:
@@ -173,16 +165,11 @@ def _model_info(path: Path, classifier: ModelPredictor) -> dict[str, Any]:
         "labels": labels,
         "runtime": runtime,
     }
-    if is_export(path):
-        run = ExportInfo.read(path).run
-        return info | {"model": run["name"], "base_model": run["model"], "trained": run["trained"], "test": run["test"]}
-    if Run(path).layout.run.is_file():
-        test = Run(path).metrics["splits"]["test"]
-        metrics = {name: test["metrics"][name] for name in classifier.task.headline}
-        run_info = Run(path).info
-        info |= {"base_model": run_info["model"]["name"], "trained": run_info["finished"]}
-        info["test"] = {"texts": test["texts"], **metrics}
-    return info
+    is_run = Run(path).layout.run.is_file()
+    run = ExportInfo.read(path).run if is_export(path) else run_facts(Run(path)) if is_run else None
+    if run is None:
+        return info
+    return info | {"model": run["name"], "base_model": run["model"], "trained": run["trained"], "test": run["test"]}
 
 
 def _explainer(classifier: Any) -> Explain | None:
