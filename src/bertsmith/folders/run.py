@@ -266,19 +266,16 @@ class Run:
         Raises:
             RunFolderError: naming the file that changed or is missing.
         """
-        if changed := self.changed_model_files():
-            raise RunFolderError(
-                "this file of the model is missing, or has changed since the run finished",
-                where=str(self.layout.model / changed[0]),
-                remedy="Restore the file, or train again with --overwrite. If the change is intended, pass the "
-                "model folder instead of the run to bertsmith serve or bertsmith.load.",
-            )
-
-    def changed_model_files(self) -> list[str]:
-        """Return the names of the model files that are missing, or have changed since the run was finished."""
-        files, folder = self.info.get("model_files", {}), self.layout.model
-        with damage_errors(folder):
-            return [n for n, seen in files.items() if not (folder / n).is_file() or checksum(folder / n) != seen]
+        for name, digest in self.info.get("model_files", {}).items():
+            file = self.layout.model / name
+            with damage_errors(file):
+                if checksum(file) != digest:
+                    raise RunFolderError(
+                        "this file of the model has changed since the run finished",
+                        where=str(file),
+                        remedy="Restore the file, or train again with --overwrite. If the change is intended, pass the "
+                        "model folder instead of the run to bertsmith serve or bertsmith.load.",
+                    )
 
     def finish(self, *, keep_checkpoints: bool) -> None:
         """Mark the run as finished, record the checksums of its model, and remove the files for resuming."""

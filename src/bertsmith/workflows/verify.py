@@ -18,6 +18,7 @@ from bertsmith.data.read import read_table
 from bertsmith.data.template import normalise_text, stored_groups, texts_of
 from bertsmith.errors import ConfigError, RunFolderError, counted, quoted
 from bertsmith.evaluation.evaluate import evaluate
+from bertsmith.folders.atomic import checksum
 from bertsmith.folders.run import Run, damage_errors, open_run
 from bertsmith.inference.classifier import Classifier
 from bertsmith.tasks.registry import get_task
@@ -81,7 +82,12 @@ def verify_run(path: Path, table: Any = None, *, retrain: bool = False, device: 
 
 
 def _check_seals(run: Run) -> Check:
-    files, changed = run.info.get("model_files", {}), run.changed_model_files()
+    files = run.info.get("model_files", {})
+    changed = [
+        name
+        for name, digest in files.items()
+        if not (run.layout.model / name).is_file() or checksum(run.layout.model / name) != digest
+    ]
     detail = f"changed or missing: {', '.join(changed)}" if changed else f"{counted(len(files), 'file')}, SHA-256"
     return Check("model files", bool(files) and not changed, detail)
 
