@@ -159,7 +159,7 @@ def create_app(
         answer = rank_labels(scores, classifier.labels.texts)
         return JSONResponse(answer[0] if single else answer, headers=request.state.headers)
 
-    options = {"responses": problems, "dependencies": secured}
+    options: dict[str, Any] = {"responses": problems, "dependencies": secured}
     ranked = list[Score] | list[list[Score]]
 
     @app.post("/invocations", name="invocations", response_model=ranked, **options)  # the path of SageMaker
