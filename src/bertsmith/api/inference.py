@@ -49,7 +49,7 @@ def load(
     """
     from bertsmith.inference.load import open_classifier
 
-    return open_classifier(run, device=device, decide=decide, ensemble=ensemble, runtime=runtime, long=long)[0]
+    return open_classifier(run, device=device, decide=decide, ensemble=ensemble, runtime=runtime, long=long)
 
 
 @public()

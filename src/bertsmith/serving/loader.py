@@ -13,7 +13,6 @@ import numpy as np
 from bertsmith.data.template import Texts
 from bertsmith.errors import UserError
 from bertsmith.folders.run import Run
-from bertsmith.inference.abstain import HeldOutPredictions
 from bertsmith.inference.exported import Exported, ExportInfo, is_export
 from bertsmith.inference.load import open_classifier, run_facts
 from bertsmith.inference.predictor import ModelPredictor
@@ -107,8 +106,8 @@ class Loader:
             self._load()
 
     def _load(self) -> None:
-        classifier, held_out = _open(self.config)
-        watch = DriftWatch.of(classifier, held_out)
+        classifier = open_model(self.config)
+        watch = DriftWatch.of(classifier)
         info, explain = _model_info(Path(self.config.path), classifier), _explainer(classifier)
         log_line(event="loaded", model=info["model"], runtime=info["runtime"], trained=info.get("trained"))
         if self.service is None:
@@ -142,15 +141,11 @@ def open_model(config: ServerConfig) -> ModelPredictor:
     Raises:
         UserError: if the folder does not contain a usable classifier.
     """
-    return _open(config)[0]
-
-
-def _open(config: ServerConfig) -> tuple[ModelPredictor, Callable[[], HeldOutPredictions]]:
-    classifier, held_out = open_classifier(
+    classifier = open_classifier(
         config.path, device=config.device, decide=config.decide, runtime=config.runtime, long=config.long
     )
     assert isinstance(classifier, ModelPredictor)
-    return classifier, held_out
+    return classifier
 
 
 def _model_info(path: Path, classifier: ModelPredictor) -> dict[str, Any]:
