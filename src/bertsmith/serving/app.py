@@ -162,7 +162,7 @@ def create_app(
     options: dict[str, Any] = {"responses": problems, "dependencies": secured}
     ranked = list[Score] | list[list[Score]]
 
-    @app.post("/invocations", name="invocations", response_model=ranked, **options)  # the path of SageMaker
+    @app.post("/invocations", response_model=ranked, description="`POST /` on the path of SageMaker.", **options)
     @app.post("/", response_model=ranked, **options)
     async def pipeline(body: PipelineRequest, request: Request) -> Response:
         """Classify a text or a flat list of texts, as Hugging Face's `pipeline("text-classification")` does.
@@ -208,7 +208,7 @@ def create_app(
 
     unready: dict[int | str, dict[str, Any]] = {503: problems[503]}
 
-    @app.get("/ping", name="ping", response_model=Health, responses=unready)  # the path of SageMaker
+    @app.get("/ping", response_model=Health, responses=unready, description="`GET /ready` on the path of SageMaker.")
     @app.get("/ready", response_model=Health, responses=unready)
     async def ready() -> dict[str, str]:
         """Report whether the server can classify: 503 while the model is loading or the server is shutting down."""
