@@ -1072,7 +1072,7 @@ def test_the_command_prints_the_result(cli, tiny, tmp_path):
     assert "winner: trial" in out
     code, out, err = cli("tune", tmp_path / "t.csv", "-o", tmp_path / "s", *flags, "--json")
     assert code == 0
-    assert "2 of 2" in err
+    assert "2 trials" in err
     assert "trial 0 " not in err
     assert json.loads(out)["trials"] == {"complete": 2, "pruned": 0, "failed": 0}
     code, _, err = cli("tune", tmp_path / "t.csv", "-o", tmp_path / "s", *flags, "--models", "a, a,")
