@@ -51,14 +51,14 @@ _CLASSES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "TuneSettings": (
         "InspectSettings",
-        "How to read a table, to fine-tune and to decide, without ``cv``, which is a parameter of `tune`.",
+        "How to read a table, to fine-tune and to decide, without ``cv`` and ``seeds``: `tune` has its own parameters.",
         tuple(
             name
             for name in (*TrainConfig.model_fields, *EvalConfig.model_fields)
-            if name not in ("cv", "effort", "seed")
+            if name not in ("cv", "effort", "seed", "seeds")
         ),
     ),
-    "TrainSettings": ("TuneSettings", "How to read a table, to fine-tune and to decide.", ("cv", "effort")),
+    "TrainSettings": ("TuneSettings", "How to read a table, to fine-tune and to decide.", ("cv", "effort", "seeds")),
 }
 
 

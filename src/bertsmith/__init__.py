@@ -8,24 +8,32 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from bertsmith.api.estimator import BertClassifier
-    from bertsmith.api.inference import export, load, predict, push
-    from bertsmith.api.labelling import next_texts
-    from bertsmith.api.measuring import drift, measure, regress
-    from bertsmith.api.training import compare, evaluate, inspect, label_errors, read_table, train, tune
-    from bertsmith.data.findings import Findings
-    from bertsmith.data.table import Labels, Table
-    from bertsmith.errors import UserError
-    from bertsmith.folders.run import Run
-    from bertsmith.folders.study import Study
-    from bertsmith.inference.classifier import Classifier
-    from bertsmith.inference.export import Export
-    from bertsmith.inference.predictor import Predictor
-    from bertsmith.measuring.regression import Regression
-    from bertsmith.measuring.result import Measurement
-    from bertsmith.workflows.drift import Drift
-    from bertsmith.workflows.predict import Predictions
+if TYPE_CHECKING:  # "as" exports a name for type checkers
+    from bertsmith.api.estimator import BertClassifier as BertClassifier
+    from bertsmith.api.inference import export as export, load as load, predict as predict, push as push
+    from bertsmith.api.labelling import next_texts as next_texts
+    from bertsmith.api.measuring import drift as drift, measure as measure, regress as regress
+    from bertsmith.api.training import (
+        compare as compare,
+        evaluate as evaluate,
+        inspect as inspect,
+        label_errors as label_errors,
+        read_table as read_table,
+        train as train,
+        tune as tune,
+    )
+    from bertsmith.data.findings import Findings as Findings
+    from bertsmith.data.table import Labels as Labels, Table as Table
+    from bertsmith.errors import UserError as UserError
+    from bertsmith.folders.run import Run as Run
+    from bertsmith.folders.study import Study as Study
+    from bertsmith.inference.classifier import Classifier as Classifier
+    from bertsmith.inference.export import Export as Export
+    from bertsmith.inference.predictor import Predictor as Predictor
+    from bertsmith.measuring.regression import Regression as Regression
+    from bertsmith.measuring.result import Measurement as Measurement
+    from bertsmith.workflows.drift import Drift as Drift
+    from bertsmith.workflows.predict import Predictions as Predictions
 
 __version__ = "0.2.0"
 
@@ -50,49 +58,15 @@ _NAMES = {
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = [
-    "BertClassifier",
-    "Classifier",
-    "Drift",
-    "Export",
-    "Findings",
-    "Labels",
-    "Measurement",
-    "Predictions",
-    "Predictor",
-    "Regression",
-    "Run",
-    "Study",
-    "Table",
-    "UserError",
-    "compare",
-    "drift",
-    "evaluate",
-    "export",
-    "inspect",
-    "label_errors",
-    "load",
-    "measure",
-    "next_texts",
-    "predict",
-    "push",
-    "read_table",
-    "regress",
-    "train",
-    "tune",
-]
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        from bertsmith.errors import EXTRAS, MissingPackageError
+        from bertsmith.errors import needing
 
-        try:
-            return getattr(importlib.import_module(_MODULES[name]), name)
-        except ModuleNotFoundError as error:
-            if error.name not in EXTRAS:
-                raise
-            raise MissingPackageError(error.name, f"bertsmith.{name}", needs="train") from error
+        load = needing("train", f"bertsmith.{name}")(importlib.import_module)
+        return getattr(load(_MODULES[name]), name)
     raise AttributeError(f"module 'bertsmith' has no attribute {name!r}")
 
 

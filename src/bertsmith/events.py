@@ -196,13 +196,6 @@ class Scoring:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """``texts`` more texts were scored."""
-
-    texts: int
-
-
-@dataclass(frozen=True)
 class AblationStarted:
     """Training on the column ``alone``, without the columns ``added``, begins; see `bertsmith.workflows.ablation`."""
 
@@ -323,12 +316,11 @@ class TrackingFailed:
 
 _Incident = CheckpointsDamaged | Collapsed | MemoryLimited | MemoryExceeded | RolledBack | Compiling
 Event = Started | StepDone | Evaluated | Saved | FoldStarted | FoldDone | Finished | _Incident
-_Later = Scoring | Scored | AblationStarted | RunFinished | TrackingFailed
+_Later = Scoring | AblationStarted | RunFinished | TrackingFailed
 RunEvent = SeedStarted | CheckpointChosen | Prepared | TrainingEstimated | Event | _Later
 StudyEvent = StudyStarted | TrialStarted | TrialScored | TrialEnded | StorageUnavailable | FinalStarted | RunEvent
 PredictionEvent = InputOpened | ModelOpened | RowsResumed | RowsPredicted
 Listener = Callable[[Event], None]
-ScoringListener = Callable[[Scoring | Scored], None]
 RunListener = Callable[[RunEvent], None]
 StudyListener = Callable[[StudyEvent], None]
 PredictionListener = Callable[[PredictionEvent], None]

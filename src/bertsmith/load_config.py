@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bertsmith.config import Config
-from bertsmith.errors import ConfigError, did_you_mean, listing, quoted, shorten, with_article
+from bertsmith.errors import ConfigError, did_you_mean, quoted, shorten, with_article
 
 ENV_PREFIX = "BERTSMITH_"
 TOKEN, RUN, HOST = "BERTSMITH_TOKEN", "BERTSMITH_RUN", "BERTSMITH_HOST"
@@ -153,11 +153,6 @@ def _file_layer(file: Path | None) -> dict[str, tuple[Any, str]]:
     if file is None:
         return {}
     content = read_toml(file, "configuration file", example='model = "packaged:minilm"')
-    twice = [key for key in content if key != key.replace("-", "_") and key.replace("-", "_") in content]
-    if twice:
-        raise ConfigError(
-            f"duplicate settings, with - and with _: {listing(twice)}", where=str(file), remedy="Keep one of each."
-        )
     return {key.replace("-", "_"): (value, f"{file}: {shorten(key)}") for key, value in content.items()}
 
 

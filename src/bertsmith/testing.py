@@ -15,22 +15,8 @@ WORDS = {
     "tools": ["hammer", "saw", "drill", "nail", "screw", "wrench", "chisel", "file", "clamp", "level"],
 }
 _FILLERS = [
-    "the",
-    "a",
-    "is",
-    "was",
-    "my",
-    "your",
-    "very",
-    "quite",
-    "this",
-    "that",
-    "here",
-    "there",
-    "and",
-    "but",
-    "with",
-    "near",
+    *("the", "a", "is", "was", "my", "your", "very", "quite"),
+    *("this", "that", "here", "there", "and", "but", "with", "near"),
 ]
 ARCHITECTURES = (
     "bert",

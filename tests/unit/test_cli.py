@@ -31,7 +31,8 @@ from bertsmith.data.stream import open_stream
 from bertsmith.data.texts import guarded_cell
 from bertsmith.errors import ConfigError, DataError
 from bertsmith.inference.chunks import Chunks
-from bertsmith.inference.spreadsheet import check_fits, write_csv
+from bertsmith.inference.spreadsheet import check_fits
+from bertsmith.inference.table_writers import write_csv
 from bertsmith.testing import tiny_table
 from tests.conftest import train
 

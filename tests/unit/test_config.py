@@ -80,12 +80,6 @@ def test_unreadable_files_are_reported(content, tmp_path):
         assert error.value.where == str(tmp_path / name)
 
 
-def test_duplicate_settings_are_reported(tmp_path):
-    (tmp_path / "c.toml").write_text("batch-size = 8\nbatch_size = 16\n")
-    with pytest.raises(ConfigError, match="'batch-size'"):
-        resolve({}, tmp_path / "c.toml", environ={})
-
-
 def test_assignments_take_their_types():
     assert parse_assignments(["a=1", "b=0.5", "c=true", "d=True", "e=x=y", 'f={"k": 1}', "g=None"]) == {
         "a": 1,
@@ -119,6 +113,23 @@ def test_contradictions_name_parameters_in_python_and_flags_on_the_command_line(
     with pytest.raises(ConfigError) as caught:
         resolve({"sql": "select 1", "batch_size": 8, "set": {"per_device_train_batch_size": 8}}, environ={}, api=api)
     assert all(re.search(rf"(?<!-)\b{name}|- {name}", caught.value.what) for name in names)
+
+
+def test_every_function_with_the_setting_threads_limits_the_cores(tmp_path, monkeypatch):
+    limits = []
+    monkeypatch.setattr("bertsmith.api.public.use_cores", limits.append)
+    for function in (bs.evaluate, bs.measure, bs.drift, bs.predict, bs.next_texts):
+        with pytest.raises(UserError):
+            function(tmp_path / "none", "table.csv", threads=1)
+    with pytest.raises(UserError):
+        bs.inspect(tmp_path / "none.csv", threads=1)
+    assert limits == [1] * 6
+
+
+def test_tune_names_its_own_parameter_for_seeds(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        bs.tune(tiny_table(), output=tmp_path / "study", seeds=3)
+    assert "final_seeds" in caught.value.remedy
 
 
 def test_no_message_prints_a_whole_table():

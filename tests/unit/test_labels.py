@@ -15,7 +15,7 @@ from bertsmith.data.table import Labels
 from bertsmith.data.template import Template
 from bertsmith.errors import DataError
 from bertsmith.inference.table_writers import DIALECTS, open_writer
-from bertsmith.workflows.labelled_table import read_labelled
+from bertsmith.workflows.evaluate import read_labelled
 
 
 @pytest.mark.parametrize(

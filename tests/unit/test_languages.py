@@ -10,8 +10,8 @@ from bertsmith.config import DEFAULT_MODEL
 from bertsmith.events import CheckpointChosen
 from bertsmith.load_config import resolve
 from bertsmith.testing import tiny_table
-from bertsmith.workflows import languages
-from bertsmith.workflows.languages import MULTILINGUAL_MODEL, with_checkpoint
+from bertsmith.workflows import inspect
+from bertsmith.workflows.inspect import MULTILINGUAL_MODEL, with_checkpoint
 from tests.conftest import train
 
 ENGLISH = "this is the text that you have not been able to read for it was at my house"
@@ -47,7 +47,7 @@ def test_models_other_than_auto_are_unchanged():
 
 
 def test_a_run_records_the_checkpoint_that_was_chosen(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(languages, "DEFAULT_MODEL", str(tiny))
+    monkeypatch.setattr(inspect, "DEFAULT_MODEL", str(tiny))
     run = train("auto", tmp_path / "run", epochs=1)
     assert run.info["model"]["name"] == json.loads((tmp_path / "run" / "run.json").read_text())["model"]["name"]
     assert run.info["config"]["model"] == str(tiny)

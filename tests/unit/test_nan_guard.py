@@ -30,6 +30,7 @@ from bertsmith.events import (
     MemoryLimited,
     RolledBack,
     Saved,
+    Scoring,
     Started,
     StepDone,
 )
@@ -43,6 +44,7 @@ from bertsmith.testing import tiny_model, tiny_table
 from bertsmith.training import callback, checkpoints, engine, nan_guard
 from bertsmith.training import steps as planning
 from bertsmith.training.optimizer import can_skip_step
+from bertsmith.workflows.score import analyze_test
 from tests.conftest import same_weights as _same
 from tests.conftest import train as _train
 from tests.conftest import weights_of as _weights
@@ -262,18 +264,23 @@ def test_a_trained_run_is_only_scored_when_resumed(settings, whole, tiny, tmp_pa
     assert run.metrics == whole.metrics
 
 
-@pytest.mark.parametrize("scored", [1, 60, 10**9], ids=["at once", "in between", "before the baseline"])
-def test_a_run_stopped_while_scoring_resumes_scoring(scored, whole, tiny, tmp_path):
-    left = [scored]
+@pytest.mark.parametrize("calls", [1, 3, 10**9], ids=["at once", "in between", "before the baseline"])
+def test_a_run_stopped_while_scoring_resumes_scoring(calls, whole, tiny, tmp_path, monkeypatch):
+    left, events, scored = calls, [], []
 
-    def listen(event):
-        if type(event).__name__ == "Scored":
-            left[0] -= event.texts
-        elif type(event).__name__ == "Scoring" and left[0] == 10**9:
-            left[0] = event.texts
+    def stop():
+        nonlocal left
+        left -= any(isinstance(event, Scoring) for event in events)
+        return left <= 0 or len(scored) == 1
 
+    def analyze(*given):
+        scored.append(given)
+        return analyze_test(*given)
+
+    monkeypatch.setattr("bertsmith.workflows.train.analyze_test", analyze)
     with pytest.raises(Interrupted, match="while scoring"):
-        _train(tiny, tmp_path / "run", on_event=listen, stop=lambda: left[0] <= 0)
+        _train(tiny, tmp_path / "run", on_event=events.append, stop=stop)
+    assert len(scored) == (calls == 10**9)
     assert Run(tmp_path / "run").info["status"] == "interrupted"
     run = _train(tiny, tmp_path / "run", resume=True)
     assert run.metrics == whole.metrics

@@ -418,7 +418,7 @@ def test_the_server_warns_of_other_texts(finished, monkeypatch, caplog):
     assert entry["distance"] > entry["threshold"]
     assert f'bertsmith_drift_distance{{property="predicted labels"}} {entry["distance"]}' in lines
     logged = [json.loads(record.message) for record in caplog.records if '"drift"' in record.message]
-    assert logged == [{"event": "drift", **drift}]
+    assert logged == [{"time": logged[0]["time"], "event": "drift", **drift}]
 
 
 def test_another_content_type_is_refused(ask):

@@ -35,7 +35,7 @@ from bertsmith.events import (
 )
 from bertsmith.folders.run import Run
 from bertsmith.inference.classifier import Classifier
-from bertsmith.progress.tuning import TuningProgress, _sparkline
+from bertsmith.progress.tuning import TuningProgress
 from bertsmith.report.study import advice
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_table
@@ -218,7 +218,6 @@ def test_runs_with_different_test_texts_are_not_compared(own_run, tmp_path):
         ("num_train_epochs = [1, 2]", "num_train_epochs: .*epochs"),
         ("eval_steps = 3", "eval_steps: "),
         ("test = 'x.csv'", "test: "),
-        ("epochs = 1\nlearning-rate = 0.1\nlearning_rate = 0.1", "learning_rate: .*twice"),
         ("learning_rate = ", "TOML"),
     ],
 )
@@ -1053,8 +1052,6 @@ def test_progress_shows_the_start_of_a_study():
 
 @pytest.mark.parametrize("score", [-1.4, -0.2, 0.0, 0.5, 1.0, float("nan"), float("-inf")])
 def test_progress_shows_any_score(score):
-    curve = _sparkline([score, 1.0])
-    assert curve == {0.5: "▅", 1.0: "█"}.get(score, "▁" if np.isfinite(score) else " ") + "█"
     console = Console(file=io.StringIO(), width=200, force_terminal=True)
     with TuningProgress(console) as progress:
         progress(StudyStarted(3, 0, None, {}, (300, 250, 80, 0)))
@@ -1063,7 +1060,6 @@ def test_progress_shows_any_score(score):
             progress(TrialScored(number, 1.0, score))
             progress(TrialEnded(number, state, (score,) if state == "complete" else (), 1.0))
         progress(FinalStarted("the winner"))
-    assert curve[0] in console.file.getvalue()
     assert "1 of 3" in console.file.getvalue()
 
 
@@ -1076,12 +1072,12 @@ def test_the_command_prints_the_result(cli, tiny, tmp_path):
     assert "winner: trial" in out
     code, out, err = cli("tune", tmp_path / "t.csv", "-o", tmp_path / "s", *flags, "--json")
     assert code == 0
-    assert "2 of 2" in err
+    assert "2 trials" in err
     assert "trial 0 " not in err
     assert json.loads(out)["trials"] == {"complete": 2, "pruned": 0, "failed": 0}
-    code, _, err = cli("tune", tmp_path / "t.csv", "-o", tmp_path / "s", *flags, "--models", "a,,b")
+    code, _, err = cli("tune", tmp_path / "t.csv", "-o", tmp_path / "s", *flags, "--models", "a, a,")
     assert code == 2
-    assert "--models" in err
+    assert "models: " in err
     code, _, err = cli("tune", tmp_path / "none.csv", "-o", tmp_path / "n", *flags)
     assert code == 2
     assert "none.csv" in err

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from bertsmith.api.keyword_types import PredictSettings
-from bertsmith.api.public import public
-from bertsmith.compute.machine import use_cores
+from bertsmith.api.public import public, settings_of
 from bertsmith.config import CsvDialect, Long, OnError
 from bertsmith.errors import to_path
 from bertsmith.folders.run import Run
-from bertsmith.load_config import resolve
 
 if TYPE_CHECKING:
     from bertsmith.events import PredictionListener
@@ -51,7 +49,7 @@ def load(
     """
     from bertsmith.inference.load import open_classifier
 
-    return open_classifier(run, device=device, decide=decide, ensemble=ensemble, runtime=runtime, long=long)[0]
+    return open_classifier(run, device=device, decide=decide, ensemble=ensemble, runtime=runtime, long=long)
 
 
 @public()
@@ -117,8 +115,7 @@ def predict(
     from bertsmith.workflows.predict import predict_in_memory, run_prediction, run_prediction_on_ray
     from bertsmith.workflows.predict_options import PredictOptions
 
-    config = resolve(settings, api=True, only=PredictSettings.__optional_keys__)
-    use_cores(config.threads)
+    config = settings_of(settings, PredictSettings)
     folder = to_path(run, "run")
     file = None if output is None else to_path(output, "output")
     options = PredictOptions(

@@ -96,7 +96,7 @@ class InspectSettings(ReadSettings, total=False):
 
 
 class TuneSettings(InspectSettings, total=False):
-    """How to read a table, to fine-tune and to decide, without ``cv``, which is a parameter of `tune`."""
+    """How to read a table, to fine-tune and to decide, without ``cv`` and ``seeds``: `tune` has its own parameters."""
 
     epochs: float | None
     batch_size: int | None
@@ -109,7 +109,6 @@ class TuneSettings(InspectSettings, total=False):
     imbalance: Literal["auto", "none", "weights", "effective-number", "focal", "logit-adjustment", "balanced-sampling"]
     label_noise: Literal["auto", "off"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
-    seeds: int
     set: dict[str, Any]
     keep_checkpoints: bool
     decision_rule: Literal["auto", "off"]
@@ -122,3 +121,4 @@ class TrainSettings(TuneSettings, total=False):
 
     cv: int | None
     effort: Literal["quick", "normal"]
+    seeds: int

@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from bertsmith.api.keyword_types import NextSettings
-from bertsmith.api.public import public
-from bertsmith.compute.machine import use_cores
+from bertsmith.api.public import public, settings_of
 from bertsmith.errors import to_path
 from bertsmith.folders.run import Run
-from bertsmith.load_config import resolve
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,8 +52,7 @@ def next_texts(
     from bertsmith.data.table import to_frame
     from bertsmith.workflows.label_next import choose_texts
 
-    config = resolve(settings, api=True, only=NextSettings.__optional_keys__)
-    use_cores(config.threads)
+    config = settings_of(settings, NextSettings)
     folder = to_path(run, "run")
     observe = on_event or (lambda event: None)
     return to_frame(choose_texts(folder, pool, config, n, random_share=random_share, observe=observe).cells())

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from bertsmith.api.keyword_types import EvaluateSettings, PredictSettings
-from bertsmith.api.public import public
-from bertsmith.compute.machine import use_cores
+from bertsmith.api.public import public, settings_of
 from bertsmith.errors import to_path
 from bertsmith.folders.run import Run
-from bertsmith.load_config import resolve
 
 if TYPE_CHECKING:
     from bertsmith.events import PredictionListener
@@ -61,8 +59,7 @@ def measure(
     """
     from bertsmith.workflows.measure import run_measurement
 
-    config = resolve(settings, api=True, only=EvaluateSettings.__optional_keys__)
-    use_cores(config.threads)
+    config = settings_of(settings, EvaluateSettings)
     return run_measurement(
         to_path(run, "run"),
         corpus,
@@ -100,8 +97,7 @@ def drift(
     """
     from bertsmith.workflows.drift import compare_texts
 
-    config = resolve(settings, api=True, only=PredictSettings.__optional_keys__)
-    use_cores(config.threads)
+    config = settings_of(settings, PredictSettings)
     folder = to_path(run, "run")
     return compare_texts(folder, new, config, observe=on_event or (lambda event: None))
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
 
+from bertsmith.compute.machine import use_cores
+from bertsmith.config import Config
 from bertsmith.errors import ConfigError, naming_parameters, needing, quoted
+from bertsmith.load_config import resolve
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,3 +44,18 @@ def public(extra: str | None = None) -> Callable[[Callable[P, R]], Callable[P, R
         return checked
 
     return decorate
+
+
+def settings_of(given: Mapping[str, object], kind: Any) -> Config:
+    """Return the checked settings of a function, and limit the cores of this process to ``threads``.
+
+    Args:
+        given: keyword arguments of the user.
+        kind: the type from `bertsmith.api.keyword_types` that names the settings of the function.
+
+    Raises:
+        ConfigError: if the function does not use a setting, or a value is invalid.
+    """
+    config = resolve(given, api=True, only=kind.__optional_keys__)
+    use_cores(config.threads)
+    return config

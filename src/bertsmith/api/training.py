@@ -15,7 +15,7 @@ from bertsmith.api.keyword_types import (
     TrainSettings,
     TuneSettings,
 )
-from bertsmith.api.public import public
+from bertsmith.api.public import public, settings_of
 from bertsmith.compute.machine import use_cores
 from bertsmith.config import Config
 from bertsmith.data.table import Table
@@ -48,7 +48,7 @@ def read_table(source: Any = None, **settings: Unpack[ReadSettings]) -> Table:
     """
     from bertsmith.data import read
 
-    return read.read_table(source, resolve(settings, api=True, only=ReadSettings.__optional_keys__))
+    return read.read_table(source, settings_of(settings, ReadSettings))
 
 
 @public("train")
@@ -62,7 +62,7 @@ def inspect(table: Any, **settings: Unpack[InspectSettings]) -> Findings:
     Raises:
         UserError: if the table cannot be read.
     """
-    config = resolve(settings, api=True, only=InspectSettings.__optional_keys__)
+    config = settings_of(settings, InspectSettings)
     from bertsmith.workflows.inspect import as_table, check_read_settings, inspect_table
 
     check_read_settings(table, config)
@@ -206,6 +206,8 @@ def tune(
     from bertsmith.tuning.config import StudyConfig
     from bertsmith.workflows.tune import run_tuning
 
+    if "seeds" in settings:
+        raise ConfigError("tune does not use the setting seeds", remedy="Pass final_seeds instead.")
     resolved, folder = _resolve_training(table, settings, config), to_path(output, "output")
     plan = StudyConfig(
         trials,
@@ -258,7 +260,7 @@ def evaluate(
     from bertsmith.workflows.evaluate import run_evaluation
 
     folder = to_path(run, "run")
-    config = resolve(settings, api=True, only=EvaluateSettings.__optional_keys__)
+    config = settings_of(settings, EvaluateSettings)
     return run_evaluation(folder, table, config, name=name, overwrite=overwrite).metrics
 
 
@@ -301,7 +303,7 @@ def label_errors(table: Any, **settings: Unpack[LabelErrorSettings]) -> pd.DataF
     Raises:
         UserError: if the table cannot be read, or the package cleanlab is missing.
     """
-    config = resolve(settings, api=True, only=LabelErrorSettings.__optional_keys__)
+    config = settings_of(settings, LabelErrorSettings)
     from bertsmith.workflows.inspect import as_table, check_read_settings, suspected_label_errors
 
     check_read_settings(table, config)

@@ -7,16 +7,16 @@ from typing import Annotated
 
 import typer
 
+from bertsmith.api.keyword_types import PredictSettings
 from bertsmith.cli.options import Json, RunArgument, with_settings
 from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, ModelConfig
 
 FEW = 100
 """With fewer test texts or new texts, a note says that small changes stay unnoticed."""
-READING = ("text_column", "sql", "db", "sheet", "encoding", "max_unpacked")
 
 
-@with_settings(DataConfig, ModelConfig, only=(*READING, "device", "threads"))
+@with_settings(DataConfig, ModelConfig, only=PredictSettings.__optional_keys__)
 def drift(
     *,
     run: RunArgument,
@@ -33,14 +33,12 @@ def drift(
 
     Example: bertsmith drift runs/reviews reviews_2025.csv
     """
-    from bertsmith.errors import DataError, counted
+    from bertsmith.errors import counted
     from bertsmith.folders.atomic import write_text
     from bertsmith.folders.claim import claim
     from bertsmith.folders.files import OutputFile
     from bertsmith.progress.prediction import PredictionProgress
 
-    if new is None and settings.sql is None:
-        raise DataError("NEW is missing", remedy="Pass a file, or --sql with --db.")
     page = OutputFile(html, (new, settings.db), (".html", ".htm")) if html else None
     if page:
         page.check(overwrite=overwrite)  # before the slow part

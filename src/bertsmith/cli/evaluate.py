@@ -6,30 +6,15 @@ from typing import Annotated
 
 import typer
 
+from bertsmith.api.keyword_types import EvaluateSettings
 from bertsmith.cli.options import Json, RunArgument, TableArgument, with_settings
 from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, ModelConfig
 from bertsmith.data.texts import decimals
 from bertsmith.errors import counted
 
-READ_SETTINGS = (
-    "text_column",
-    "pair_column",
-    "with_columns",
-    "label_column",
-    "label_text_column",
-    "label_columns",
-    "label_separator",
-    "group_column",
-    "sql",
-    "db",
-    "sheet",
-    "encoding",
-    "max_unpacked",
-)
 
-
-@with_settings(DataConfig, ModelConfig, only=(*READ_SETTINGS, "device", "threads", "long"))
+@with_settings(DataConfig, ModelConfig, only=EvaluateSettings.__optional_keys__)
 def evaluate(
     *,
     run: RunArgument,

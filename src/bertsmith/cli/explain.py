@@ -111,8 +111,9 @@ def explain(
         if len(explanation.words) > MAX_WORDS:
             more = counted(len(explanation.words) - MAX_WORDS, "more word")
             out.print(f"  … and {more} with smaller attributions", markup=False)
+        output = "logit" if explanation.predicted is None else "predicted value"
         out.print(
             f"  the attributions sum to {explanation.change + explanation.gap:+.3g}; "
-            f"compared with an empty text, the {explanation.output_name} changes by {explanation.change:+.3g}",
+            f"compared with an empty text, the {output} changes by {explanation.change:+.3g}",
             markup=False,
         )

@@ -55,7 +55,7 @@ def inspect(
     read = as_table(table, settings)
     findings = inspect_table(read, settings)
     if suspects:
-        from bertsmith.inference.spreadsheet import write_csv
+        from bertsmith.inference.table_writers import write_csv
 
         found = suspected_label_errors(read, settings, _print_features)
         with claim(suspects, overwrite=overwrite), replaced_file(suspects.path) as part:

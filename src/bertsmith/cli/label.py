@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bertsmith.cli.next import READING, Number, PoolArgument, RandomShare, note_few_random
+from bertsmith.api.keyword_types import NextSettings
+from bertsmith.cli.next import Number, PoolArgument, RandomShare, note_few_random
 from bertsmith.cli.options import with_settings
 from bertsmith.cli.terminal import stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, ModelConfig, TrainConfig
@@ -24,12 +25,7 @@ if TYPE_CHECKING:
     from bertsmith.labelling.store import Project
 
 
-@with_settings(
-    DataConfig,
-    ModelConfig,
-    TrainConfig,
-    only=(*(name for name in READING if name != "with_columns"), "model", "max_length", "device", "threads", "seed"),
-)
+@with_settings(DataConfig, ModelConfig, TrainConfig, only=NextSettings.__optional_keys__ - {"long", "with_columns"})
 def label(
     *,
     pool: PoolArgument = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bertsmith.cli.evaluate import READ_SETTINGS
+from bertsmith.api.keyword_types import EvaluateSettings
 from bertsmith.cli.options import Json, RunArgument, with_settings
 from bertsmith.cli.terminal import print_json, sigterm_like_ctrl_c, stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, ModelConfig
@@ -20,7 +20,7 @@ MAX_SHOWN = 40
 """Maximum number of shares in the summary."""
 
 
-@with_settings(DataConfig, ModelConfig, only=(*READ_SETTINGS, "device", "threads"))
+@with_settings(DataConfig, ModelConfig, only=EvaluateSettings.__optional_keys__)
 def measure(
     *,
     run: RunArgument,
@@ -58,14 +58,12 @@ def measure(
 
     Example: bertsmith measure runs/reviews corpus.csv --labelled sample.csv --random-sample --by month
     """
-    from bertsmith.errors import ConfigError, DataError
+    from bertsmith.errors import ConfigError
     from bertsmith.folders.atomic import write_text
     from bertsmith.folders.claim import claim
     from bertsmith.folders.files import OutputFile
     from bertsmith.progress.prediction import PredictionProgress
 
-    if corpus is None and settings.sql is None:
-        raise DataError("CORPUS is missing", remedy="Pass a file, or --sql with --db.")
     inputs = (corpus, labelled, settings.db)
     files = {
         name: OutputFile(path, inputs, suffixes)

@@ -9,6 +9,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from bertsmith.api.keyword_types import NextSettings
 from bertsmith.cli.options import with_settings
 from bertsmith.cli.terminal import check_stdout, sigterm_like_ctrl_c, stderr_console
 from bertsmith.config import Config, DataConfig, ModelConfig, TrainConfig
@@ -16,7 +17,6 @@ from bertsmith.config import Config, DataConfig, ModelConfig, TrainConfig
 if TYPE_CHECKING:
     from bertsmith.workflows.label_next import Chosen
 
-READING = ("text_column", "pair_column", "with_columns", "sql", "db", "sheet", "encoding", "max_unpacked")
 PoolArgument = Annotated[
     str | None,
     typer.Argument(
@@ -47,9 +47,7 @@ def note_few_random(chosen: Chosen, wanted: int) -> None:
         )
 
 
-@with_settings(
-    DataConfig, ModelConfig, TrainConfig, only=(*READING, "model", "max_length", "long", "device", "threads", "seed")
-)
+@with_settings(DataConfig, ModelConfig, TrainConfig, only=NextSettings.__optional_keys__)
 def next(
     *,
     run: Annotated[
@@ -92,7 +90,7 @@ def next(
     Example: bertsmith next runs/reviews pool.csv -n 100 -o to_label.csv
     """
     from bertsmith.data.formats.arrow import common_types
-    from bertsmith.errors import DataError, counted
+    from bertsmith.errors import counted
     from bertsmith.folders.atomic import replaced_file
     from bertsmith.folders.claim import claim
     from bertsmith.folders.files import OutputFile
@@ -100,8 +98,6 @@ def next(
     from bertsmith.labelling.store import Project
     from bertsmith.progress.prediction import PredictionProgress
 
-    if pool is None and settings.sql is None:
-        raise DataError("POOL is missing", remedy="Pass a file, or --sql with --db.")
     file = None if output is None else OutputFile(output, (pool, settings.db))
     kind = "csv" if output is None or format != "table" else output_format(output)
     if file is not None:

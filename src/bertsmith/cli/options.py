@@ -7,7 +7,7 @@ import inspect
 import types
 import typing
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -111,7 +111,7 @@ class Command(_WithHelp, TyperCommand):
 
 
 def with_settings(
-    *steps: type[Step], only: tuple[str, ...] = ()
+    *steps: type[Step], only: Collection[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add an option to a command for every field of ``steps``, and pass the resolved `Config` as ``settings``.
 

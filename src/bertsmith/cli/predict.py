@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bertsmith.api.keyword_types import PredictSettings
 from bertsmith.cli.options import DecisionRule, RunOrExport, Runtime, with_settings
 from bertsmith.cli.terminal import check_stdout, sigterm_like_ctrl_c, stderr_console
 from bertsmith.config import Config, CsvDialect, DataConfig, ModelConfig, OnError
@@ -27,10 +28,9 @@ STDIN = 1024
 """Number of lines per chunk of stdin."""
 MAX_LABELS = 20
 """Maximum number of labels in the summary."""
-READING = ("text_column", "pair_column", "with_columns", "sql", "db", "sheet", "encoding", "max_unpacked")
 
 
-@with_settings(DataConfig, ModelConfig, only=(*READING, "device", "threads", "long"))
+@with_settings(DataConfig, ModelConfig, only=PredictSettings.__optional_keys__)
 def predict(
     *,
     run: RunOrExport,

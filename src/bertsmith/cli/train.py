@@ -20,7 +20,7 @@ from bertsmith.cli.options import Json, TableArgument, with_settings
 from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
 from bertsmith.data.texts import decimals
-from bertsmith.errors import ConfigError, counted
+from bertsmith.errors import ConfigError, counted, listing, lower_first
 from bertsmith.folders.remote import RemoteRun, run_output
 from bertsmith.folders.run import Run
 from bertsmith.tracking.trackers import TrackerName
@@ -135,8 +135,6 @@ def run_and_show(
             raise Interrupted(f"{what}\n  to resume: run the same command{flag}") from None
     from rich.markup import escape
 
-    from bertsmith.errors import listing
-    from bertsmith.report.report import environment
     from bertsmith.tasks.registry import get_task
 
     metrics, task, noise = run.metrics, get_task(run.task), run.info.get("label_noise")
@@ -148,12 +146,11 @@ def run_and_show(
     test, baseline = metrics["splits"]["test"], metrics["baseline"]["majority_class"]
     out = stdout_console()
     source = "cross-validated" if "by" in test else "test"
-    title = environment().filters["lower_first"]
     for name in task.headline:
         entry = test["metrics"][name]
         low, high = map(decimals, entry["interval"] or (None, None))
         out.print(
-            f"{source} {title(task.metric_names[name][0])}  [bold]{decimals(entry['value'])}[/]  "
+            f"{source} {lower_first(task.metric_names[name][0])}  [bold]{decimals(entry['value'])}[/]  "
             f"(95 % interval {low} to {high}; {task.naive_name}: {decimals(baseline['test'][name])})"
         )
     few = "; with so few texts, the metrics are imprecise" if test["texts"] < FEW_TEST_TEXTS else ""

@@ -13,7 +13,7 @@ from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.cli.train import Track, stoppable
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
 from bertsmith.data.texts import decimals
-from bertsmith.errors import ConfigError, Interrupted, counted
+from bertsmith.errors import Interrupted, counted
 from bertsmith.load_config import resolve
 from bertsmith.tuning.config import StudyConfig
 
@@ -70,18 +70,17 @@ def tune(
 
     Example: bertsmith tune reviews.csv -o studies/reviews --trials 20
     """
-    options: dict[str, Any] = {
-        "trials": DEFAULT_TRIALS if trials is None and minutes is None else trials,
-        "minutes": minutes,
-        "jobs": jobs,
-        "objectives": tuple(objective or ()),
-        "storage": storage,
-        "cv": cv,
-        "final_seeds": final_seeds,
-        "models": _split_names(models),
-        "space": space,
-    }
-    plan = StudyConfig(**options)  # reports wrong options before the slow imports
+    plan = StudyConfig(  # reports wrong options before the slow imports
+        DEFAULT_TRIALS if trials is None and minutes is None else trials,
+        minutes,
+        jobs,
+        tuple(objective or ()),
+        storage,
+        cv,
+        final_seeds,
+        tuple(name for part in (models or "").split(",") if (name := part.strip())),
+        space,
+    )
     stderr_console().print("[dim]reading the table, loading the model …[/]")
     from bertsmith.progress.tuning import TuningProgress
     from bertsmith.tracking.listener import Tracking
@@ -106,15 +105,6 @@ def tune(
         print_json({"study": str(study.path), **outcome})
         return
     _show(study.path, outcome)
-
-
-def _split_names(models: str | None) -> tuple[str, ...]:
-    if models is None:
-        return ()
-    names = tuple(name.strip() for name in models.split(","))
-    if not all(names):
-        raise ConfigError("models: a name is empty", where="--models", remedy="Write the names as a,b,c.")
-    return names
 
 
 def _show(folder: Path, outcome: dict[str, Any]) -> None:

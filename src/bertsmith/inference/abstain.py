@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from bertsmith.data.template import flat_texts, stored_groups
 from bertsmith.errors import ConfigError, counted
 from bertsmith.evaluation.abstention import confidence_threshold, conformal_threshold, min_texts
-from bertsmith.evaluation.rule import Rule
-from bertsmith.folders.run import Run
-from bertsmith.tasks.base import Task
+from bertsmith.folders.run import Run, open_run
+from bertsmith.inference.predictor import Predictor
 from bertsmith.tasks.registry import get_task
 
 
@@ -47,17 +46,18 @@ class HeldOutPredictions:
     groups: np.ndarray | None = None
 
 
-def held_out_predictions(run: Run, *, ensemble: bool = False, test: bool = False) -> HeldOutPredictions:
+def held_out_predictions(run: Run | Path | str, *, ensemble: bool = False, test: bool = False) -> HeldOutPredictions:
     """Return the predictions for the validation split of a run, or for its test split.
 
     Thresholds come from validation, so that the test split can check them. Estimates for new texts come from the test
     split: on validation, the selected epoch and decision rule look better than on new texts.
 
     Args:
-        run: the run.
+        run: the run, or its folder.
         ensemble: whether to return the predictions of all its seeds.
         test: whether to return those for the test split.
     """
+    run = open_run(run)
     members = run.members if ensemble else [run]
     frames = [member.predictions if test else member.validation_predictions for member in members]
     task = get_task(run.task)
@@ -70,9 +70,7 @@ def held_out_predictions(run: Run, *, ensemble: bool = False, test: bool = False
 
 
 def fit_abstention(
-    task: Task,
-    held_out: Callable[[], HeldOutPredictions],
-    rules: Sequence[Rule],
+    classifier: Predictor,
     *,
     decide: bool = True,
     min_confidence: float | None = None,
@@ -83,10 +81,8 @@ def fit_abstention(
     """Turn a target accuracy and a target coverage into thresholds.
 
     Args:
-        task: the kind of label.
-        held_out: loads the held-out predictions; called only if a target needs them.
-        rules: of the models.
-        decide: whether the models use their decision rule.
+        classifier: from `open_classifier`; loads its held-out predictions only if a target needs them.
+        decide: whether its models use their decision rule.
         min_confidence: lowest confidence of an answer.
         target_accuracy: target among the answered texts, an alternative to ``min_confidence``.
         coverage: target share of the texts whose label set contains the true label.
@@ -96,6 +92,7 @@ def fit_abstention(
         ConfigError: if ``min_confidence`` and ``target_accuracy`` are both given, a target is out of reach, or the
             model predicts numbers, for which only ``coverage`` applies.
     """
+    task = classifier.task
     if target_accuracy == 1:
         raise ConfigError(
             "--target-accuracy 1: no threshold guarantees that every label is correct", remedy="Pass a value below 1."
@@ -115,10 +112,10 @@ def fit_abstention(
         )
     if target_accuracy is None and coverage is None:
         return Abstention(min_confidence)
-    predictions = held_out()
+    predictions = classifier.held_out()
     targets, tables = predictions.targets, predictions.scores
     if not decide:
-        tables = [task.without_offsets(rule, scores) for rule, scores in zip(rules, tables, strict=True)]
+        tables = [task.without_offsets(rule, scores) for rule, scores in zip(classifier.rules, tables, strict=True)]
     scores = np.mean(tables, axis=0)
     n = len(targets)
     if target_accuracy is not None:

@@ -103,11 +103,6 @@ class Explanation:
         predicted = "" if self.label_text in labels else f" (predicted: {', '.join(map(str, labels)) or 'no label'})"
         return f"{self.label_text}, probability {self.probability:.3f}{predicted}"
 
-    @property
-    def output_name(self) -> str:
-        """What the attributions are parts of."""
-        return "logit" if self.predicted is None else "predicted value"
-
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that are not ``None``, JSON-ready."""
         return {name: value for name, value in asdict(self).items() if value is not None}

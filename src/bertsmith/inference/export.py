@@ -20,6 +20,7 @@ from bertsmith.folders.run import Run, open_run
 from bertsmith.inference.abstain import held_out_predictions
 from bertsmith.inference.export_formats import CALIBRATION_TEXTS, PRECISIONS, write_model
 from bertsmith.inference.exported import ABOUT, HELD_OUT, TOKENIZER, Exported, ExportInfo, file_digest
+from bertsmith.inference.load import run_facts
 from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import describe, get_task
@@ -110,7 +111,7 @@ def export(
             original.rule,
             {},
             {},
-            _run_facts(opened),
+            run_facts(opened) | {"model_files": opened.info["model_files"], "versions": versions()},
             original.template,
             original.long,
         )
@@ -185,19 +186,6 @@ def _failed_check(parity: dict[str, Any], precision: str, task: Task) -> str:
             f"{parity['neighbours']:.4f} (maximum {MAX_BATCH_DIFFERENCE:g}{task.unit_name})"
         )
     return ""
-
-
-def _run_facts(run: Run) -> dict[str, Any]:
-    info, test = run.info, run.metrics["splits"]["test"]
-    headline = get_task(run.task).headline
-    return {
-        "name": run.path.resolve().name,
-        "model": info["model"]["name"],
-        "trained": info["finished"],
-        "model_files": info["model_files"],
-        "versions": versions(),
-        "test": {"texts": test["texts"], **{name: test["metrics"][name] for name in headline}},
-    }
 
 
 def _readme(about: ExportInfo, parity: dict[str, Any], evaluated: str) -> str:

@@ -90,24 +90,21 @@ class ExportInfo:
         """
         try:
             content = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-            labels = Labels(
-                tuple(int(e["label"]) for e in content["labels"]),
-                tuple(str(e["label_text"]) for e in content["labels"]),
-            )
             if content.pop("seal", None) != _seal(content):
                 raise ValueError("the file has changed since the export")
             number, side = content["pad_token"]
+            numbers, texts = (tuple(e[key] for e in content["labels"]) for key in ("label", "label_text"))
             if content["format"] not in RUNTIMES:
                 raise ValueError(f"the format {content['format']!r} is unknown")
             return cls(
                 content["format"],
                 content["precision"],
-                labels,
+                Labels(numbers, texts),
                 get_task(content.get("task", SINGLE_LABEL)).name,
                 tuple(content["inputs"]),
-                int(content["max_length"]),
-                (int(number), str(side)),
-                Rule.from_dict(content["rule"], len(labels)),
+                content["max_length"],
+                (number, side),
+                Rule.from_dict(content["rule"], len(texts)),
                 content["parity"],
                 content["files"],
                 content["run"],
@@ -204,17 +201,6 @@ class Exported(ModelPredictor):
         """Tokens of a text that the model reads."""
         return self.about.max_length
 
-    @property
-    def held_out(self) -> HeldOutPredictions:
-        """Held-out predictions of the original model."""
-        try:
-            with np.load(self.folder / HELD_OUT, allow_pickle=False) as arrays:
-                scores = arrays["probabilities"].astype(np.float64)
-                others = {name: arrays[name] for name in ("lengths", "groups") if len(arrays.get(name, ()))}
-                return HeldOutPredictions(arrays["targets"], [scores], **others)
-        except (OSError, ValueError, KeyError) as error:
-            raise _damaged(self.folder / HELD_OUT, str(error)) from error
-
     def logits_of(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the model's logits for tokenized texts; see `ModelPredictor.logits_of`."""
         lengths, logits = tokens.truncated_lengths, np.empty((len(tokens), len(self.labels)))
@@ -272,6 +258,17 @@ def file_digest(file: Path) -> str:
         while block := stream.read(1 << 20):
             hashed.update(block)
     return hashed.hexdigest()
+
+
+def read_held_out(folder: Path) -> HeldOutPredictions:
+    """Read the held-out predictions of the original model from an export folder."""
+    try:
+        with np.load(folder / HELD_OUT, allow_pickle=False) as arrays:
+            scores = arrays["probabilities"].astype(np.float64)
+            others = {name: arrays[name] for name in ("lengths", "groups") if len(arrays.get(name, ()))}
+            return HeldOutPredictions(arrays["targets"], [scores], **others)
+    except (OSError, ValueError, KeyError) as error:
+        raise _damaged(folder / HELD_OUT, str(error)) from error
 
 
 def _damaged(file: Path, why: str) -> RunFolderError:

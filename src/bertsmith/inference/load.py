@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,10 +13,11 @@ from bertsmith.config import Long
 from bertsmith.data.template import Template
 from bertsmith.errors import ConfigError, MissingPackageError, RunFolderError, to_path
 from bertsmith.folders.run import Run, open_run
-from bertsmith.inference.abstain import HeldOutPredictions, held_out_predictions
-from bertsmith.inference.exported import Exported, ExportInfo, is_export
+from bertsmith.inference.abstain import held_out_predictions
+from bertsmith.inference.exported import Exported, ExportInfo, is_export, read_held_out
 from bertsmith.inference.predictor import Predictor
 from bertsmith.inference.runtime import RUNTIMES
+from bertsmith.tasks.registry import get_task
 
 RUNTIME_CHOICES = ("auto", "torch", *RUNTIMES)
 
@@ -29,7 +30,7 @@ def open_classifier(
     ensemble: bool = False,
     runtime: str = "auto",
     long: str = "auto",
-) -> tuple[Predictor, Callable[[], HeldOutPredictions]]:
+) -> Predictor:
     """Load a classifier.
 
     Args:
@@ -41,9 +42,6 @@ def open_classifier(
             on this model and whose runtime is installed. Without one, it takes torch, which takes seconds to import.
         long: how to read texts above the maximum length: ``"truncate"``, ``"head-tail"`` or ``"window"``; ``"auto"``
             follows the run or the export.
-
-    Returns:
-        The classifier, and a function that loads its held-out predictions.
 
     Raises:
         UserError: if the classifier is missing or damaged, or the options do not fit it.
@@ -69,8 +67,9 @@ def open_classifier(
                 where=str(path),
                 remedy=f"Leave out {flags}, or pass the run itself.",
             )
-        exported = Exported.load(path, decide=decide, long=long)
-        return exported, lambda: exported.held_out
+        classifier: Predictor = Exported.load(path, decide=decide, long=long)
+        classifier.held_out = partial(read_held_out, path)
+        return classifier
     export = None
     if Run(path).layout.run.is_file() and not ensemble:
         export = _export_of(open_run(path), device, runtime)
@@ -81,7 +80,9 @@ def open_classifier(
         )
     if export is not None:
         long = Run(path).info.get("long", "truncate") if long == "auto" else long
-        return Exported.load(export, decide=decide, long=long), lambda: held_out_predictions(open_run(path))
+        classifier = Exported.load(export, decide=decide, long=long)
+        classifier.held_out = partial(held_out_predictions, path)
+        return classifier
     try:
         from bertsmith.inference.classifier import Classifier
         from bertsmith.inference.ensemble import Ensemble
@@ -92,12 +93,11 @@ def open_classifier(
         ) from error
 
     if ensemble:
-        return (
-            Ensemble.load(open_run(path), device=device, decide=decide, long=long),
-            lambda: held_out_predictions(open_run(path), ensemble=True),
-        )
-    classifier = Classifier.load(path, device=device, decide=decide, long=long)
-    return classifier, lambda: held_out_predictions(open_run(path))
+        classifier = Ensemble.load(open_run(path), device=device, decide=decide, long=long)
+    else:
+        classifier = Classifier.load(path, device=device, decide=decide, long=long)
+    classifier.held_out = partial(held_out_predictions, path, ensemble=ensemble)
+    return classifier
 
 
 def template_of(path: Path) -> Template:
@@ -107,6 +107,17 @@ def template_of(path: Path) -> Template:
         RunFolderError: if the run or export is missing or damaged.
     """
     return ExportInfo.read(path).template if is_export(path) else open_run(path).template
+
+
+def run_facts(run: Run) -> dict[str, Any]:
+    """Return the name of a run, its checkpoint, the time of its end, and its main test metrics."""
+    info, test, headline = run.info, run.metrics["splits"]["test"], get_task(run.task).headline
+    return {
+        "name": run.path.resolve().name,
+        "model": info["model"]["name"],
+        "trained": info["finished"],
+        "test": {"texts": test["texts"], **{name: test["metrics"][name] for name in headline}},
+    }
 
 
 def identity(path: Path, *, ensemble: bool = False) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from bertsmith.data.stream import Chunk
 from bertsmith.data.table import Cells
@@ -52,17 +51,8 @@ def predict_rows(
     return _label(classifier, prepared, probabilities, abstain or Abstention())
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """A tokenized chunk.
-
-    Attributes:
-        cells: the input columns.
-        texts: the texts of all rows.
-        rows: the rows with a text.
-        predict_proba: computes the probabilities of the texts.
-        cut: number of truncated texts.
-    """
+class _Prepared(NamedTuple):
+    """A tokenized chunk: ``predict_proba`` computes the probabilities of the ``rows`` with a text."""
 
     cells: Cells
     texts: Sequence[Text]

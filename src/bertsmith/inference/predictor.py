@@ -24,6 +24,8 @@ from bertsmith.tasks.base import Task
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bertsmith.inference.abstain import HeldOutPredictions
+
 
 PredictProba = Callable[[Callable[[int], None] | None], np.ndarray]
 """Takes a progress callback and predicts texts that `Predictor.prepare` tokenized; see `Predictor.predict_proba`."""
@@ -41,12 +43,14 @@ class Predictor(ABC):
         task: the kind of label.
         template: the columns that the model reads.
         long: how the predictor reads texts above the maximum length: ``"truncate"``, ``"head-tail"`` or ``"window"``.
+        held_out: loads the held-out predictions; set by `bertsmith.inference.load.open_classifier`.
     """
 
     labels: Labels
     task: Task
     template: Template = Template()
     long: str = "truncate"
+    held_out: Callable[[], HeldOutPredictions]
 
     @property
     def classes_(self) -> np.ndarray:

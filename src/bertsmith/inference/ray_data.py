@@ -127,11 +127,9 @@ class Worker:
 
 
 def _load(request: RayRequest) -> tuple[Any, Any]:
-    classifier, held_out = open_classifier(request.run, **request.load_options)
+    classifier = open_classifier(request.run, **request.load_options)
     decide = request.load_options.get("decide", True)
-    return classifier, fit_abstention(
-        classifier.task, held_out, classifier.rules, decide=decide, **request.abstention_options
-    )
+    return classifier, fit_abstention(classifier, decide=decide, **request.abstention_options)
 
 
 def _parquet_files(source: Path) -> list[Path]:

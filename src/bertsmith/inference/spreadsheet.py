@@ -9,11 +9,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bertsmith.data.texts import guarded_cell, quoting
 from bertsmith.errors import DataError, MissingPackageError, lower_first
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 ROWS, COLUMNS, CHARACTERS, DIGITS = 1_048_576, 16_384, 32_767, 15
 """Limits of Excel: rows per sheet with the header, columns per sheet, characters per cell, digits per number."""
@@ -125,27 +124,3 @@ def _cell(value: Any, row: str, column: str) -> Any:
             remedy=_OTHER_FORMATS,
         )
     return text
-
-
-def guard(frame: pd.DataFrame) -> pd.DataFrame:
-    """Guard all cells and column names; see `guarded_cell`."""
-    import pandas as pd
-
-    is_text = [not pd.api.types.is_numeric_dtype(dtype) for dtype in frame.dtypes]
-    columns = [
-        # Objects, because integers in a column with missing values must not become floats.
-        pd.Series([guarded_cell(cell) for cell in frame.iloc[:, i]], index=frame.index, dtype=object)
-        if is_text[i]
-        else frame.iloc[:, i]
-        for i in range(frame.shape[1])
-    ]
-    guarded = pd.concat(columns, axis=1) if columns else frame.copy()
-    guarded.columns = [guarded_cell(name) for name in frame.columns]
-    return guarded
-
-
-def write_csv(frame: pd.DataFrame, file: Path) -> None:
-    """Write a frame as CSV that a spreadsheet opens cell by cell, without formulas."""
-    safe = guard(frame)
-    texts = (value for column in safe.select_dtypes(exclude="number") for value in safe[column])
-    safe.to_csv(file, index=False, quoting=quoting([*safe.columns, *texts]))

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from bertsmith.data.table import Cells
 from bertsmith.data.texts import guarded_cell, is_missing, quoting
 from bertsmith.errors import ConfigError, listing
 from bertsmith.inference.spreadsheet import Workbook
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMATS = {
     ".csv": "csv",
@@ -45,7 +48,7 @@ class CsvStyle:
         delimiter: field separator.
         decimal: decimal separator.
         bom: begin with a byte order mark, which Excel needs to read UTF-8.
-        guarded: guard cells against formulas; see `bertsmith.inference.spreadsheet.guard`.
+        guarded: guard cells against formulas; see `bertsmith.data.texts.guarded_cell`.
     """
 
     delimiter: str = ","
@@ -60,14 +63,6 @@ DIALECTS = {
     "excel-semicolon": CsvStyle(delimiter=";", decimal=",", bom=True),
 }
 """Plain CSV, and CSV for Excel in regions with a decimal point or a decimal comma."""
-
-
-class Writer(Protocol):
-    """Writes rows in chunks with the same columns."""
-
-    def write(self, cells: Cells) -> None:
-        """Write a chunk of rows."""
-        ...
 
 
 def output_format(path: Path) -> str:
@@ -100,7 +95,7 @@ def open_writer(
     types: tuple[Mapping[str, Any], bool] = ({}, False),
     header: bool = True,
     predictions: bool = True,
-) -> Iterator[Writer]:
+) -> Iterator[_Csv | _JsonLines | _Excel | _Parquet]:
     """Open a writer for a format of `FORMATS`.
 
     Args:
@@ -132,6 +127,12 @@ def open_writer(
     else:
         yield _Csv(target, style, header, predictions) if kind == "csv" else _JsonLines(target)
         target.flush()
+
+
+def write_csv(frame: pd.DataFrame, file: Path) -> None:
+    """Write a frame as CSV that a spreadsheet opens cell by cell, without formulas."""
+    with open_writer("csv", file, predictions=False) as writer:
+        writer.write({str(name): frame[name].tolist() for name in frame})
 
 
 def join(kind: str, parts: Sequence[Path], target: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
+from contextlib import AbstractContextManager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,7 +17,7 @@ SKIPPED_SHOWN = 5
 """Skipped rows that are shown one by one."""
 
 
-class PredictionProgress:
+class PredictionProgress(AbstractContextManager["PredictionProgress"]):
     """Prints notes about the input, and the progress of predictions; a context manager.
 
     Args:
@@ -36,12 +36,7 @@ class PredictionProgress:
         in_notebook = counts and isinstance(console, NotebookConsole)
         self.notebook = NotebookDisplay(self.bar.get_renderable) if in_notebook else None
 
-    def __enter__(self) -> PredictionProgress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *details: object) -> None:
         self.bar.stop()
         if self.notebook is not None:
             self.notebook.stop()

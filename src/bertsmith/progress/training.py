@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
+from contextlib import AbstractContextManager
 
 from rich.console import Console, Group
 from rich.progress_bar import ProgressBar
@@ -42,7 +42,7 @@ _METRICS = {"macro_f1": "macro-F1", "micro_f1": "micro-F1", "quadratic_kappa": "
 """Short titles of metrics whose names are not titles."""
 
 
-class TrainingProgress:
+class TrainingProgress(AbstractContextManager["TrainingProgress"]):
     """Show the events of a run; a listener and a context manager."""
 
     def __init__(self, console: Console) -> None:
@@ -54,12 +54,7 @@ class TrainingProgress:
         self.live: Display | None = None
         self.metric = "score"
 
-    def __enter__(self) -> TrainingProgress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *details: object) -> None:
         self._stop()
 
     def _stop(self) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from math import isfinite
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group
@@ -33,13 +32,12 @@ N_BEST = 5
 """Best trials in the table."""
 FEW_VALIDATION_TEXTS = 200
 """Validation texts below which scores vary by several hundredths by chance."""
-_BARS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass
 class _Trial:
     settings: dict[str, Any]
-    curve: list[float] = field(default_factory=list)
+    best: float = float("-inf")
     ended: TrialEnded | None = None
     start: float = field(default_factory=time.perf_counter)
 
@@ -53,7 +51,7 @@ class _Trial:
         """The best score so far; after the end the final score, which includes the gain of a decision rule."""
         if self.ended is not None and self.ended.values:
             return self.ended.values[0]
-        return max(self.curve, default=float("-inf"))
+        return self.best
 
     @property
     def objectives(self) -> str:
@@ -61,7 +59,7 @@ class _Trial:
         return ", ".join([f"{self.score:.3f}", *latency]) if self.score > float("-inf") else "–"
 
 
-class TuningProgress:
+class TuningProgress(AbstractContextManager["TuningProgress"]):
     """Show the events of a study; a listener and a context manager."""
 
     def __init__(self, console: Console) -> None:
@@ -73,15 +71,10 @@ class TuningProgress:
         self.final: TrainingProgress | None = None
         self.is_unavailable = False
 
-    def __enter__(self) -> TuningProgress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *details: object) -> None:
         self._stop()
         if self.final is not None:
-            self.final.__exit__(kind, error, trace)
+            self.final.__exit__(*details)
 
     def _stop(self) -> None:
         if self.live is not None:
@@ -98,7 +91,8 @@ class TuningProgress:
         elif isinstance(event, TrialStarted):
             self.trials[event.number] = _Trial(event.settings)
         elif isinstance(event, TrialScored):
-            self.trials[event.number].curve.append(event.value)
+            trial = self.trials[event.number]
+            trial.best = max(trial.best, event.value)
         elif isinstance(event, TrialEnded):
             self.trials[event.number].ended = event
             if self.live is None:
@@ -186,8 +180,8 @@ class TuningProgress:
     def _table(self) -> Group:
         ended = {n: t for n, t in self.trials.items() if t.ended is not None and t.ended.state == "complete"}
         grid = Grid(box=None, padding=(0, 1))
-        for column in ("trial", "score", "", "time", "settings"):
-            grid.add_column(column, justify="left" if column in ("", "settings") else "right", header_style="dim")
+        for column in ("trial", "score", "time", "settings"):
+            grid.add_column(column, justify="left" if column == "settings" else "right", header_style="dim")
         for number, trial in sorted(ended.items(), key=lambda item: -item[1].score)[:N_BEST]:
             grid.add_row(*self._row(number, trial))
         for number, trial in self.trials.items():
@@ -210,16 +204,9 @@ class TuningProgress:
         return (
             str(number),
             trial.objectives,
-            _sparkline(trial.curve),
             format_duration(seconds),
             _settings(trial.settings),
         )
-
-
-def _sparkline(curve: list[float]) -> str:
-    """Return a sparkline from 0 to 1. R² and kappa can be lower, and R² can be undefined."""
-    last = len(_BARS) - 1
-    return "".join(_BARS[int(min(max(v * len(_BARS), 0), last))] if isfinite(v) else " " for v in curve[-16:])
 
 
 def _settings(settings: dict[str, Any]) -> str:

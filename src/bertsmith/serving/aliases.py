@@ -1,4 +1,4 @@
-"""Routes in the formats of SageMaker, Vertex AI and vLLM."""
+"""Routes in the formats of Vertex AI and vLLM."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ from bertsmith.serving.schemas import (
     ClassifyRequest,
     Health,
     Parameters,
-    PipelineRequest,
     Predictions,
-    Score,
     VertexRequest,
 )
 
@@ -35,7 +33,6 @@ class Endpoints:
 
     Attributes:
         classify: returns logits after the decision rule, shape (texts, classes), and the classifier.
-        pipeline: answers like Hugging Face's ``pipeline``.
         rank: returns the labels of each text with their scores, according to the parameters of a request.
         ready: reports whether the server can classify.
         service: returns the loaded model.
@@ -45,7 +42,6 @@ class Endpoints:
     """
 
     classify: Callable[..., Awaitable[tuple[np.ndarray, ModelPredictor]]]
-    pipeline: Callable[[PipelineRequest, Request], Awaitable[Response]]
     rank: Callable[[np.ndarray, ModelPredictor, Parameters], Sequence[Any]]
     ready: Callable[[], Awaitable[dict[str, str]]]
     service: Callable[[], Service]
@@ -71,16 +67,6 @@ def add_aliases(app: FastAPI, endpoints: Endpoints, vertex: VertexRoutes) -> Non
     """Add the routes. A route of Vertex AI replaces another route with the same path."""
     taken = {vertex.health, vertex.predict}
     app.router.routes = [route for route in app.router.routes if getattr(route, "path", "") not in taken]
-
-    @app.post("/invocations", response_model=list[Score] | list[list[Score]], **endpoints.options)
-    async def invocations(body: PipelineRequest, request: Request) -> Response:
-        """Do the same as `POST /`, on the path of SageMaker."""
-        return await endpoints.pipeline(body, request)
-
-    @app.get("/ping", response_model=Health, responses=endpoints.unready)
-    async def ping() -> dict[str, str]:
-        """Do the same as `GET /ready`, on the path of SageMaker."""
-        return await endpoints.ready()
 
     @app.post("/classify", response_model=Classified, **endpoints.options)
     async def classify(body: ClassifyRequest, request: Request) -> Response:

@@ -159,7 +159,11 @@ def create_app(
         answer = rank_labels(scores, classifier.labels.texts)
         return JSONResponse(answer[0] if single else answer, headers=request.state.headers)
 
-    @app.post("/", responses=problems, response_model=list[Score] | list[list[Score]], dependencies=secured)
+    options: dict[str, Any] = {"responses": problems, "dependencies": secured}
+    ranked = list[Score] | list[list[Score]]
+
+    @app.post("/invocations", response_model=ranked, description="`POST /` on the path of SageMaker.", **options)
+    @app.post("/", response_model=ranked, **options)
     async def pipeline(body: PipelineRequest, request: Request) -> Response:
         """Classify a text or a flat list of texts, as Hugging Face's `pipeline("text-classification")` does.
 
@@ -202,7 +206,10 @@ def create_app(
         """Report that the process is running."""
         return {"status": "UP"}
 
-    @app.get("/ready", response_model=Health, responses={503: problems[503]})
+    unready: dict[int | str, dict[str, Any]] = {503: problems[503]}
+
+    @app.get("/ping", response_model=Health, responses=unready, description="`GET /ready` on the path of SageMaker.")
+    @app.get("/ready", response_model=Health, responses=unready)
     async def ready() -> dict[str, str]:
         """Report whether the server can classify: 503 while the model is loading or the server is shutting down."""
         if require_service().draining:
@@ -236,9 +243,7 @@ def create_app(
         """Return the server's metrics in the Prometheus text format."""
         return Response(server_metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    options = {"responses": problems, "dependencies": secured}
-    unready: dict[int | str, dict[str, Any]] = {503: problems[503]}
-    endpoints = Endpoints(classify, pipeline, _rank, ready, require_service, options, unready, limits)
+    endpoints = Endpoints(classify, _rank, ready, require_service, options, unready, limits)
     add_label_studio(app, endpoints)
     add_aliases(app, endpoints, vertex)
     page = importlib.resources.files("bertsmith.serving").joinpath("page.html").read_text(encoding="utf-8")

@@ -107,7 +107,7 @@ class Batcher:
     Attributes:
         classifier: used for new requests; may be replaced at any time.
         max_wait: longest expected wait in seconds; a request that would wait longer is refused.
-        on_batch: called after every batch with its requests, texts, tokens and seconds.
+        on_batch: called after every batch with its texts, tokens and seconds.
         on_queue: called with `queued_tokens` after every change.
         batch_seconds: the expected seconds of a batch.
         queued_tokens: tokens that are waiting or running.
@@ -118,7 +118,7 @@ class Batcher:
         classifier: ModelPredictor,
         *,
         max_wait: float,
-        on_batch: Callable[[int, int, int, float], None] = lambda requests, texts, tokens, seconds: None,
+        on_batch: Callable[[int, int, float], None] = lambda texts, tokens, seconds: None,
         on_queue: Callable[[int], None] = lambda tokens: None,
     ) -> None:
         self.classifier, self.max_wait, self.on_batch, self.on_queue = classifier, max_wait, on_batch, on_queue
@@ -262,7 +262,7 @@ class Batcher:
             # Under load, measure from the end of the last batch: time between batches delays the queue as well.
             self.batch_seconds.observe(max(tokens, 1), max(end - max(self._last_end, jobs[0].created), 1e-6))
             # Count the batch before its clients get a response and can read the metrics.
-            self.on_batch(len(jobs), sum(map(len, parts)), tokens, end - start)
+            self.on_batch(sum(map(len, parts)), tokens, end - start)
         self._last_end = end
         for job, result in zip(jobs, results, strict=True):
             _resolve(job, result, None)

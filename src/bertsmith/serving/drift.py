@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from bertsmith.errors import UserError
-from bertsmith.inference.abstain import HeldOutPredictions
 from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.measuring.drift import CONFIDENCE, LABELS, NUMBER, Difference, compare_counts
 from bertsmith.tasks.base import Task
@@ -44,10 +42,10 @@ class DriftWatch:
         self._seen, self._texts = {name: np.zeros_like(counts) for name, counts in self._reference.items()}, 0
 
     @classmethod
-    def of(cls, classifier: ModelPredictor, held_out: Callable[[], HeldOutPredictions]) -> DriftWatch | None:
+    def of(cls, classifier: ModelPredictor) -> DriftWatch | None:
         """Return a watch; ``None`` with fewer than `FEWEST` held-out texts."""
         try:
-            (scores,) = held_out().scores
+            (scores,) = classifier.held_out().scores
         except UserError:  # a model folder, or a run of an older version
             return None
         if len(scores) < FEWEST:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,17 +13,15 @@ import numpy as np
 from bertsmith.data.template import Texts
 from bertsmith.errors import UserError
 from bertsmith.folders.run import Run
-from bertsmith.inference.abstain import HeldOutPredictions
 from bertsmith.inference.exported import Exported, ExportInfo, is_export
-from bertsmith.inference.load import open_classifier
+from bertsmith.inference.load import open_classifier, run_facts
 from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.serving.aliases import VertexRoutes
 from bertsmith.serving.batcher import Batcher
 from bertsmith.serving.drift import DriftWatch
-from bertsmith.serving.middleware import Limits
+from bertsmith.serving.middleware import Limits, log_line
 from bertsmith.serving.prometheus import ServerMetrics
 
-log = logging.getLogger("bertsmith.serving")
 Explain = Callable[[ModelPredictor, Texts, float], dict[str, Any]]
 """Computes an explanation until a deadline, on the clock of `time.perf_counter`."""
 
@@ -92,7 +88,7 @@ class Service:
         if watch.observe(scores):
             metrics.observe_drift(watch.latest.values())
             if watch.differs != before:
-                log_event("drift", **(watch.to_dict() or {}))
+                log_line(event="drift", **(watch.to_dict() or {}))
 
 
 class Loader:
@@ -110,10 +106,10 @@ class Loader:
             self._load()
 
     def _load(self) -> None:
-        classifier, held_out = _open(self.config)
-        watch = DriftWatch.of(classifier, held_out)
+        classifier = open_model(self.config)
+        watch = DriftWatch.of(classifier)
         info, explain = _model_info(Path(self.config.path), classifier), _explainer(classifier)
-        log_event("loaded", model=info["model"], runtime=info["runtime"], trained=info.get("trained"))
+        log_line(event="loaded", model=info["model"], runtime=info["runtime"], trained=info.get("trained"))
         if self.service is None:
             limits = self.config.limits
             on_batch, on_queue = self.metrics.observe_batch, self.metrics.queue_tokens.set
@@ -131,17 +127,12 @@ class Loader:
             try:
                 self._load()
             except UserError as error:
-                log_event("not reloaded", error=str(error))
+                log_line(event="not reloaded", error=str(error))
 
     def close(self) -> None:
         """Wait for a running load and disable reloads: no thread may load while the process exits."""
         with self.lock:
             self.closed = True
-
-
-def log_event(event: str, **fields: Any) -> None:
-    """Write a line to the log."""
-    log.info(json.dumps({"event": event, **fields}))
 
 
 def open_model(config: ServerConfig) -> ModelPredictor:
@@ -150,15 +141,11 @@ def open_model(config: ServerConfig) -> ModelPredictor:
     Raises:
         UserError: if the folder does not contain a usable classifier.
     """
-    return _open(config)[0]
-
-
-def _open(config: ServerConfig) -> tuple[ModelPredictor, Callable[[], HeldOutPredictions]]:
-    classifier, held_out = open_classifier(
+    classifier = open_classifier(
         config.path, device=config.device, decide=config.decide, runtime=config.runtime, long=config.long
     )
     assert isinstance(classifier, ModelPredictor)
-    return classifier, held_out
+    return classifier
 
 
 def _model_info(path: Path, classifier: ModelPredictor) -> dict[str, Any]:
@@ -173,16 +160,11 @@ def _model_info(path: Path, classifier: ModelPredictor) -> dict[str, Any]:
         "labels": labels,
         "runtime": runtime,
     }
-    if is_export(path):
-        run = ExportInfo.read(path).run
-        return info | {"model": run["name"], "base_model": run["model"], "trained": run["trained"], "test": run["test"]}
-    if Run(path).layout.run.is_file():
-        test = Run(path).metrics["splits"]["test"]
-        metrics = {name: test["metrics"][name] for name in classifier.task.headline}
-        run_info = Run(path).info
-        info |= {"base_model": run_info["model"]["name"], "trained": run_info["finished"]}
-        info["test"] = {"texts": test["texts"], **metrics}
-    return info
+    is_run = Run(path).layout.run.is_file()
+    run = ExportInfo.read(path).run if is_export(path) else run_facts(Run(path)) if is_run else None
+    if run is None:
+        return info
+    return info | {"model": run["name"], "base_model": run["model"], "trained": run["trained"], "test": run["test"]}
 
 
 def _explainer(classifier: Any) -> Explain | None:

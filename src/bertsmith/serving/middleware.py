@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from fastapi.responses import Response
@@ -40,6 +41,11 @@ MAX_EXCESS = 10
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+def log_line(**fields: Any) -> None:
+    """Write fields, and the UTC time before them, as a line of JSON to the log."""
+    log.info(json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}))
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,7 @@ class Middleware:
             if now - self.last_refusal_logged < 1:
                 return
             entry["refused"], self.n_refused, self.last_refusal_logged = self.n_refused, 0, now
-        log.info(json.dumps(entry))
+        log_line(**entry)
 
     def _check_queue(self) -> Response | None:
         service = self.get_service()

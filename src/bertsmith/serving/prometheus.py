@@ -66,7 +66,7 @@ class ServerMetrics:
             multiprocess_mode="livemax",
         )
 
-    def observe_batch(self, requests: int, texts: int, tokens: int, seconds: float) -> None:
+    def observe_batch(self, texts: int, tokens: int, seconds: float) -> None:
         """Count a batch."""
         self.batch_texts.observe(texts)
         self.batch_seconds.observe(seconds)

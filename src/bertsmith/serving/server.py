@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,8 @@ from bertsmith.compute.system import RELOAD_SIGNAL, block_terminal_signals, own_
 from bertsmith.errors import ConfigError, UserError
 from bertsmith.serving.aliases import VertexRoutes
 from bertsmith.serving.app import create_app
-from bertsmith.serving.loader import Loader, ServerConfig, log, log_event, open_model
-from bertsmith.serving.middleware import Limits
+from bertsmith.serving.loader import Loader, ServerConfig, open_model
+from bertsmith.serving.middleware import Limits, log, log_line
 from bertsmith.serving.prometheus import MULTIPROC_DIR, ServerMetrics
 from bertsmith.serving.signals import SignalFlags, stop_accepting, watch
 
@@ -80,7 +79,7 @@ async def _serve_from_this_process(config: ServerConfig, listening: socket.socke
     def shut_down() -> None:
         if loader.service is not None:
             loader.service.draining = True
-        log_event("ending")
+        log_line(event="ending")
         stop_accepting(listening)
         server.should_exit = True
 
@@ -168,7 +167,7 @@ def _serve_from_workers(config: ServerConfig, listening: socket.socket, signals:
             try:  # here first, so that a model that cannot be loaded is reported once
                 open_model(config)
             except UserError as error:
-                log_event("not reloaded", error=str(error))
+                log_line(event="not reloaded", error=str(error))
                 return
             for worker in self.processes:
                 if worker.process.is_alive() and worker.pid is not None and RELOAD_SIGNAL is not None:
@@ -184,7 +183,7 @@ def _serve_from_workers(config: ServerConfig, listening: socket.socket, signals:
         with contextlib.closing(_LoadingServer(config, listening, Path(folder))) as loading_server:
 
             def shut_down() -> None:
-                log_event("ending")
+                log_line(event="ending")
                 stop_accepting(listening)
                 loading_server.should_exit = True
                 workers.should_exit.set()
@@ -274,22 +273,11 @@ def address_of(listening: socket.socket) -> str:
 def _log_address(listening: socket.socket, config: ServerConfig) -> None:
     host, address = listening.getsockname()[0], address_of(listening)
     has_token = config.token is not None
-    log_event("listening", address=address, page=f"{address}/ui", workers=config.workers, token=has_token)
+    log_line(event="listening", address=address, page=f"{address}/ui", workers=config.workers, token=has_token)
     if not has_token and not ipaddress.ip_address(host).is_loopback:
-        log_event("warning", warning="other machines can use this server without a token: set BERTSMITH_TOKEN")
-
-
-class _TimestampFormatter(logging.Formatter):
-    """Insert the UTC time at the beginning of a JSON line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = super().format(record)
-        time_utc = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        return f'{{"time": "{time_utc}", {line[1:]}' if line.startswith("{") else line
+        log_line(event="warning", warning="other machines can use this server without a token: set BERTSMITH_TOKEN")
 
 
 def _set_up_log() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_TimestampFormatter("%(message)s"))
-    log.handlers, log.propagate = [handler], False
+    log.handlers, log.propagate = [logging.StreamHandler(sys.stderr)], False
     log.setLevel(logging.INFO)

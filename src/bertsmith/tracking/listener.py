@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
+from contextlib import AbstractContextManager, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import TracebackType
 from typing import Any
 
 from bertsmith.config import Config, EvalConfig, ModelConfig, TrainConfig
@@ -33,7 +32,7 @@ FINALS = {"the winner": "winner", "the defaults": "defaults"}
 """Names of the final runs of a study in a tracker."""
 
 
-class Tracking:
+class Tracking(AbstractContextManager["Tracking"]):
     """Send the events of a run or a study to a tracker, and pass them on; a listener and a context manager.
 
     Each run, seed, trial and final run is one run in the tracker. An error of the tracker does not end training.
@@ -60,12 +59,7 @@ class Tracking:
         self.trials: dict[int, tuple[dict[str, Any], list[TrialScored]]] = {}
         self.tracker: Tracker | None = None
 
-    def __enter__(self) -> Tracking:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *details: object) -> None:
         self._try(lambda: self._close(failed=True))  # finished runs are closed already
 
     def __call__(self, event: Any) -> None:

@@ -18,20 +18,7 @@ OBJECTIVES = {PRIMARY: "maximize", "quadratic_kappa": "maximize", "r2": "maximiz
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """Configuration of a study.
-
-    Attributes:
-        trials: number of trials, including those of earlier calls; ``None``: until ``minutes`` have passed.
-        minutes: time limit of this call; ``None``: until all trials are done.
-        jobs: worker processes on this machine.
-        objectives: the primary metric of the task, which selects the winner, optionally with latency; empty for the
-            metric alone.
-        storage: URL of a database that several machines share; ``None``: a journal file in the study folder.
-        cv: folds of a cross-validation over the train and validation texts; ``None``: score on the validation texts.
-        final_seeds: seeds to train the winner and the defaults with.
-        models: checkpoints to choose from.
-        space: changes to the search space: a TOML file, or its content.
-    """
+    """Configuration of a study; see `bertsmith.tune`."""
 
     trials: int | None = 20
     minutes: float | None = None

@@ -158,7 +158,7 @@ def read_space(source: Path | Mapping[str, Any], check_arguments: CheckArguments
     problems: list[str] = []
     for key, value in content.items():
         name = key.replace("-", "_")
-        problem = "given twice, with - and with _" if name in entries else _name_problem(name)
+        problem = _name_problem(name)
         if problem is None:
             try:
                 entries[name] = _parse(name, value, check_arguments)

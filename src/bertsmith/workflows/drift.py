@@ -91,7 +91,7 @@ def compare_texts(
     options = PredictOptions(probabilities=task.has_labels)
     columns = [f"{PROBABILITY}{text}" for text in run.labels.texts] if task.has_labels else [task.predicted_column]
     with opened(source, config, run.template, options, observe) as stream:
-        classifier, *_ = open_model(path, config, options, observe)
+        classifier, _ = open_model(path, config, options, observe)
         for cells, _counts, chunk in predict_chunks(
             classifier, stream.chunks(), probabilities=task.has_labels, progress=lambda n: observe(RowsPredicted(n))
         ):

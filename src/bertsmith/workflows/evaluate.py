@@ -1,10 +1,11 @@
-"""Score a finished run on another table."""
+"""Read a labelled table for a finished run, and score the run on the table."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ import numpy as np
 
 from bertsmith.config import Config
 from bertsmith.data.clean import clean
+from bertsmith.data.columns import canonical
+from bertsmith.data.label_checks import describe_far_numbers, far_numbers
+from bertsmith.data.read import read_table
+from bertsmith.data.sources import read_raw
 from bertsmith.data.table import Table
 from bertsmith.data.template import flat, texts_of
 from bertsmith.errors import ConfigError, DataError, counted, listing, number_form, quoted
@@ -21,11 +26,51 @@ from bertsmith.folders import atomic
 from bertsmith.folders import run as runs
 from bertsmith.inference.classifier import Classifier
 from bertsmith.measuring.design import INCLUSION, RANDOM, read_design
-from bertsmith.workflows.labelled_table import far_number_notes, read_labelled
 from bertsmith.workflows.score import hash_texts, predictions_frame, write_predictions
 
+_LABEL_COLUMNS = ("label_column", "label_text_column", "label_columns")
 _MAX_NAME_BYTES = 200
 """Longest name of an evaluation; file systems take 255 bytes, and the name of a temporary folder is longer."""
+
+
+def read_labelled(source: Any, config: Config, run: runs.Run) -> Table:
+    """Read a labelled table with the labels of a run.
+
+    If the settings name no label columns, those that the training was given come before usual names. If the settings
+    give no separator of labels, that of the training comes before a detected one.
+
+    Args:
+        source: what `bertsmith.data.read.read_table` takes.
+        config: how to read it.
+        run: the run.
+
+    Raises:
+        DataError: if the table cannot be read, or its labels are not those of the run.
+    """
+    raw, trained = read_raw(source, config), run.info["config"]
+    names = {canonical(name) for name in raw.frame.columns}
+    settings: dict[str, Any] = {"sql": None}  # it is read
+    if not any(getattr(config, name) for name in _LABEL_COLUMNS):
+        for name in _LABEL_COLUMNS:
+            columns = trained.get(name)
+            if columns and names.issuperset(map(canonical, [columns] if isinstance(columns, str) else columns)):
+                settings[name] = columns
+    config = config.model_copy(update=settings)
+    separator = trained.get("label_separator")
+    if separator and not config.label_separator:
+        with suppress(DataError):
+            with_separator = config.model_copy(update={"label_separator": separator})
+            return read_table(raw, with_separator, known=run.labels, template=run.template)
+    return read_table(raw, config, known=run.labels, template=run.template)
+
+
+def far_number_notes(table: Table) -> list[str]:
+    """Return a note about numbers that may be codes for a missing label."""
+    is_far = far_numbers(table.targets)
+    if not is_far.any():
+        return []
+    rows = f"{counted(int(is_far.sum()), 'row')} {describe_far_numbers(table.targets, is_far)}"
+    return [f"{rows}, used as numbers; if they stand for a missing label, leave these cells empty"]
 
 
 def _evaluation_folder(

@@ -1,21 +1,23 @@
-"""Read and inspect a table with the settings of a command."""
+"""Read and inspect a table with the settings of a command, and choose a checkpoint for its language."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from bertsmith.config import DEFAULT_MODEL, Config, DataConfig
 from bertsmith.data.clean import clean
 from bertsmith.data.corrections import COLUMNS
 from bertsmith.data.inspect import inspect
+from bertsmith.data.language import guess_language
 from bertsmith.data.read import read_table
 from bertsmith.data.split import undivided
 from bertsmith.data.table import Table
 from bertsmith.data.template import flat_texts, texts_of
 from bertsmith.errors import ConfigError, UserError, listing
+from bertsmith.events import CheckpointChosen, RunListener
 from bertsmith.model import checkpoint
 from bertsmith.tasks.registry import get_task
-from bertsmith.workflows.languages import AUTO, with_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +26,12 @@ if TYPE_CHECKING:
 
     from bertsmith.data.findings import Findings
 
+AUTO = "auto"
+MULTILINGUAL_MODEL = "FacebookAI/xlm-roberta-base"
+MAX_GUESSED_TEXTS = 2000
+"""Maximum number of texts whose language is guessed."""
+MIN_SHARE = 0.9
+"""Share of English among the guesses above which the checkpoint for English is chosen."""
 MAX_EMBEDDED_TEXTS = 10_000
 """Number of texts up to which label errors are searched with embeddings, which take about 10 ms each on a CPU core."""
 
@@ -53,6 +61,32 @@ def check_read_settings(source: Any, config: Config) -> None:
         raise ConfigError(
             f"settings without effect on a Table: {listing(unused)}", remedy="Pass them to read_table instead."
         )
+
+
+def with_checkpoint(config: Config, table: Table, observe: RunListener = lambda event: None) -> Config:
+    """Replace the model ``auto`` by the name of a checkpoint; return other settings unchanged.
+
+    Texts that are mostly English get `DEFAULT_MODEL`, all others `MULTILINGUAL_MODEL`. The choice depends on the texts
+    alone, so that a resumed run makes the same choice.
+
+    Args:
+        config: the settings.
+        table: the texts.
+        observe: called with `CheckpointChosen`.
+    """
+    if config.model != AUTO:
+        return config
+    texts = table.frame["text"].dropna().tolist()
+    guesses = Counter(filter(None, map(guess_language, texts[:: -(-len(texts) // MAX_GUESSED_TEXTS) or 1])))
+    total = guesses.total()
+    if not total:
+        name, reason = DEFAULT_MODEL, "bertsmith cannot guess the language of the texts"
+    else:
+        language, n = guesses.most_common(1)[0]
+        name = DEFAULT_MODEL if guesses["English"] > MIN_SHARE * total else MULTILINGUAL_MODEL
+        reason = f"{n / total:.0%} of the texts whose language bertsmith can guess are {language}"
+    observe(CheckpointChosen(name, reason))
+    return config.model_copy(update={"model": name})
 
 
 def inspect_table(table: Table, config: Config) -> Findings:

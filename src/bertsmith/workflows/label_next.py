@@ -22,7 +22,7 @@ from bertsmith.data.texts import is_missing, to_text
 from bertsmith.errors import ConfigError, DataError, counted
 from bertsmith.events import InputOpened, ModelOpened, PredictionListener, RowsPredicted
 from bertsmith.folders.claim import lock
-from bertsmith.folders.run import Run, open_run, read_json
+from bertsmith.folders.run import open_run, read_json
 from bertsmith.labelling.choose import (
     CHANCE,
     RANDOM_SHARE,
@@ -212,6 +212,8 @@ def choose_with_run(
         UserError: if the pool cannot be read or has no new text, or the run is damaged.
     """
     run = open_run(path)
+    import pandas as pd
+
     from bertsmith.inference.classifier import Classifier
     from bertsmith.workflows.score import hash_texts
 
@@ -219,7 +221,7 @@ def choose_with_run(
         observe(InputOpened(stream.n_rows, stream.notes, stream.skipped))
         classifier = Classifier.load(path, device=config.device, long=config.long)
         observe(ModelOpened(None))
-        known = set(read_splits_hashes(run))
+        known = set(pd.read_parquet(run.layout.splits, columns=["hash"])["hash"].dropna())
         parts: list[np.ndarray] = []
         for _, texts in stream.chunks():
             normal = [normalise_text(text) for text in texts]
@@ -337,13 +339,6 @@ def read_rows(stream: Stream, rows: np.ndarray) -> dict[int, tuple[dict[str, Any
 def _rows_between(rows: np.ndarray, first: int, end: int) -> np.ndarray:
     """Return the rows that are in a chunk, from rows in ascending order."""
     return rows[np.searchsorted(rows, first) : np.searchsorted(rows, end)]
-
-
-def read_splits_hashes(run: Run) -> Iterator[str]:
-    """Yield the hashes of all texts that a run has seen."""
-    import pandas as pd
-
-    yield from pd.read_parquet(run.layout.splits, columns=["hash"])["hash"].dropna()
 
 
 def _opened(source: Any, config: Config, template: Template) -> AbstractContextManager[Stream]:

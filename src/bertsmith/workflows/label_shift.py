@@ -169,7 +169,8 @@ def measure_under_label_shift(
 
     found = count(whole)
     if p_value < ALPHA or found.contradicts:
-        how = f"A test rejects the hypothesis that only the class shares differ (p-value {_p_value(p_value)})"
+        shown = "below 0.001" if p_value < 0.001 else f"{p_value:.2g}"
+        how = f"A test rejects the hypothesis that only the class shares differ (p-value {shown})"
         how += "" if held_out.groups is None else f"; {GROUPED}"
         if found.contradicts:
             how = "No mix of the classes would give these predicted labels"
@@ -215,7 +216,3 @@ def measure_under_label_shift(
         notes=tuple(notes),
         means=tuple(results.means),
     )
-
-
-def _p_value(p_value: float) -> str:
-    return "below 0.001" if p_value < 0.001 else f"{p_value:.2g}"

@@ -22,7 +22,7 @@ from bertsmith.measuring.design import NOT_RANDOM, Design, read_design
 from bertsmith.measuring.estimate import Sample, order_trend
 from bertsmith.measuring.quantities import Quantities
 from bertsmith.tasks.registry import get_task
-from bertsmith.workflows.labelled_table import far_number_notes, read_labelled
+from bertsmith.workflows.evaluate import far_number_notes, read_labelled
 from bertsmith.workflows.score import hash_texts
 
 FEWEST_LABELLED = 20

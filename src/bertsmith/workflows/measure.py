@@ -90,7 +90,7 @@ def run_measurement(
         sample = None if labelled is None else read_sample(run, labelled, config, by, random_sample=random_sample)
         held_out = HeldOut.of(run) if sample is None else None
         with opened(source, config, run.template, options, observe) as stream:
-            classifier, *_ = open_model(path, config, options, observe)
+            classifier, _ = open_model(path, config, options, observe)
             tally = Tally(task, asked, by, sample, outcomes, run.training_hashes, stream.text_columns)
             for cells, _counts, texts in predict_chunks(
                 classifier, stream.chunks(), probabilities=task.has_labels, progress=lambda n: observe(RowsPredicted(n))

@@ -20,7 +20,6 @@ from bertsmith.events import InputOpened, ModelOpened, PredictionListener, RowsP
 from bertsmith.folders.atomic import checksum
 from bertsmith.folders.claim import claim
 from bertsmith.folders.files import OutputFolder
-from bertsmith.folders.run import open_run
 from bertsmith.inference.chunks import PredictionFile, nothing_written, write_stream
 from bertsmith.inference.exported import is_export
 from bertsmith.inference.table_writers import output_format
@@ -116,7 +115,7 @@ def run_prediction(
     with claimed, opened(source, config, template, options, observe) as stream:
         if begins:
             observe(RowsResumed(0))
-        classifier, abstain, held_out = open_model(run, config, options, observe)
+        classifier, abstain = open_model(run, config, options, observe)
         label = partial(
             predict_chunks,
             classifier,
@@ -144,7 +143,7 @@ def run_prediction(
     labels = Counter({key.removeprefix(LABELLED): n for key, n in counts.items() if key.startswith(LABELLED)})
     expected = None
     if options.decide and abstain.confidence is None:
-        expected = _expected_accuracy(classifier, partial(_unseen, run, options, held_out), counts)
+        expected = _expected_accuracy(classifier, run, options, counts)
     return Predictions(
         output,
         None,
@@ -160,21 +159,21 @@ def run_prediction(
     )
 
 
-def _unseen(run: Path, options: PredictOptions, held_out: Callable[[], HeldOutPredictions]) -> HeldOutPredictions:
+def _unseen(classifier: Predictor, run: Path, options: PredictOptions) -> HeldOutPredictions:
     """Return the predictions for the test texts of a run. An export, or a run with few of them, gives held-out ones."""
     from bertsmith.inference.abstain import held_out_predictions
     from bertsmith.measuring.expected_accuracy import FEWEST
 
     if not is_export(run):
         with suppress(UserError):  # a run without a test split
-            found = held_out_predictions(open_run(run), ensemble=options.ensemble, test=True)
+            found = held_out_predictions(run, ensemble=options.ensemble, test=True)
             if len(found.targets) >= FEWEST:
                 return found
-    return held_out()
+    return classifier.held_out()
 
 
 def _expected_accuracy(
-    classifier: Predictor, held_out: Callable[[], HeldOutPredictions], counts: Counter[str]
+    classifier: Predictor, run: Path, options: PredictOptions, counts: Counter[str]
 ) -> ExpectedAccuracy | None:
     """Return the accuracy to expect; ``None`` if texts do not have one class each, or held-out texts are missing."""
     from bertsmith.inference.predict import CONFIDENCE, LABELLED, LENGTH
@@ -183,7 +182,7 @@ def _expected_accuracy(
     if not task.one_class:
         return None
     try:
-        known = held_out()
+        known = _unseen(classifier, run, options)
     except UserError:  # a model folder, or a run of an older version
         return None
     import numpy as np
@@ -306,13 +305,13 @@ def opened(
 
 def open_model(
     run: Path, config: Config, options: PredictOptions, observe: PredictionListener
-) -> tuple[Predictor, Abstention, Callable[[], HeldOutPredictions]]:
-    """Load the classifier and its thresholds, and return a function that loads its held-out predictions."""
+) -> tuple[Predictor, Abstention]:
+    """Load the classifier and its thresholds."""
     from bertsmith.inference.abstain import fit_abstention
     from bertsmith.inference.exported import Exported
     from bertsmith.inference.load import open_classifier
 
-    classifier, held_out = open_classifier(
+    classifier = open_classifier(
         run,
         device=config.device,
         decide=options.decide,
@@ -322,8 +321,7 @@ def open_model(
     )
     export = classifier.about.format if isinstance(classifier, Exported) and not is_export(run) else None
     observe(ModelOpened(export))
-    abstain = fit_abstention(classifier.task, held_out, classifier.rules, decide=options.decide, **options.thresholds)
-    return classifier, abstain, held_out
+    return classifier, fit_abstention(classifier, decide=options.decide, **options.thresholds)
 
 
 def _description(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ from bertsmith.evaluation.decision import Decision
 from bertsmith.evaluation.evaluate import evaluate
 from bertsmith.evaluation.rule import Rule
 from bertsmith.evaluation.slices import compare_slices
-from bertsmith.events import Scored, Scoring, ScoringListener
+from bertsmith.events import RunListener, Scoring
 from bertsmith.folders import atomic
 from bertsmith.folders import run as runs
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.predictor import to_frame
-from bertsmith.inference.spreadsheet import write_csv
+from bertsmith.inference.table_writers import write_csv
 from bertsmith.model.load import fold_calibration, saved_settings
 from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.base import Task
@@ -126,7 +126,8 @@ def score_splits(
     tokens: dict[str, Tokens],
     run: runs.Run,
     config: Config,
-    observe: ScoringListener,
+    observe: RunListener,
+    progress: Callable[[int], None],
     cross_validation: CrossValidation | None = None,
     validation: np.ndarray | None = None,
 ) -> Scores:
@@ -140,7 +141,8 @@ def score_splits(
         tables: the texts by split.
         tokens: the tokens by split, with all that the model reads.
         config: the settings.
-        observe: called with `Scoring` once and with `Scored` after each batch.
+        observe: called with `Scoring` once.
+        progress: called at the beginning with 0, and after each batch with its number of texts.
         cross_validation: the predictions of the cross-validation, if any.
         validation: scores of the validation texts, if they are known.
     """
@@ -158,10 +160,11 @@ def score_splits(
         if not cross_validation.has_test:
             known["test"] = cross_validation.calibrated(task, tables["test"], config)
     observe(Scoring(sum(len(table) for name, table in tables.items() if name not in known)))
+    progress(0)
 
     def predict(name: str) -> np.ndarray:
         own_tokens = classifier.reuse_tokens(tokens[name], texts_of(tables[name].frame))
-        return classifier.probabilities_of(own_tokens, lambda n: observe(Scored(n)))
+        return classifier.probabilities_of(own_tokens, progress)
 
     splits: dict[str, Any] = {}
     scores: dict[str, np.ndarray] = {}

@@ -15,7 +15,7 @@ from bertsmith.data.clean import clean
 from bertsmith.data.split import split_cleaned
 from bertsmith.data.table import Table
 from bertsmith.errors import ConfigError, DeviceError, Interrupted, listing, number_form
-from bertsmith.events import Finished, RunFinished, RunListener, Scored, Scoring, ScoringListener, TrainingEstimated
+from bertsmith.events import Finished, RunFinished, RunListener, TrainingEstimated
 from bertsmith.folders.atomic import write_json
 from bertsmith.folders.claim import claim
 from bertsmith.folders.new_run import RunFolder
@@ -34,8 +34,7 @@ from bertsmith.workflows.ablation import compare_columns
 from bertsmith.workflows.baselines import FrozenEmbeddings, baselines
 from bertsmith.workflows.cross_validation import cross_validate, split_or_fold
 from bertsmith.workflows.fine_tune import fine_tune
-from bertsmith.workflows.inspect import as_table
-from bertsmith.workflows.languages import with_checkpoint
+from bertsmith.workflows.inspect import as_table, with_checkpoint
 from bertsmith.workflows.long_texts import candidates, choose_reading, measure_reading
 from bertsmith.workflows.prepare import Splits, choose_recipe, initialize_head, prepare_inputs, prepared_event
 from bertsmith.workflows.run_record import PhaseTimer, begin_run, record_failure, recording_listener, resume_run
@@ -105,6 +104,10 @@ def train_into(
         Interrupted: if ``stop`` returned true.
     """
     phases = PhaseTimer()
+
+    def check_stop(scored: int = 0) -> None:
+        _check(stop, "stopped while scoring; the trained model is saved")
+
     with _memory_errors():
         with phases.timed("data"):
             _check(stop, "stopped before training began")
@@ -192,7 +195,6 @@ def train_into(
             with phases.timed("evaluation"):
                 # Users get the saved model, so the saved model is scored.
                 classifier = Classifier.load(run.layout.model, labels=table.labels, device=config.device)
-                scoring = _stoppable(observe, stop)
                 reading = choose_reading(
                     classifier,
                     names,
@@ -200,13 +202,13 @@ def train_into(
                     tokens,
                     config,
                     cross_validation,
-                    lambda n: scoring(Scored(n)),
+                    check_stop,
                 )
                 run.update(long=reading.long)
                 if cross_validation is not None:
                     cross_validation = dataclasses.replace(cross_validation, long=reading.long)
                 scores = score_splits(
-                    classifier, tables, tokens, run, config, scoring, cross_validation, reading.validation
+                    classifier, tables, tokens, run, config, observe, check_stop, cross_validation, reading.validation
                 )
                 analysis = analyze_test(classifier, tables, scores, cross_validation)
                 analysis["long_texts"] = measure_reading(
@@ -219,7 +221,7 @@ def train_into(
                     cross_validation,
                 )
             with phases.timed("baseline"):
-                _check(stop, _STOPPED_SCORING)
+                check_stop()
                 comparison = baselines(tables, scores.scores["test"], frozen, config.seed, cross_validation)
             with phases.timed("ablation"):
                 columns = None
@@ -229,7 +231,7 @@ def train_into(
                     columns = compare_columns(*compared, observe=observe, stop=stop)
                 _write_scores(run, tables, scores, analysis, comparison, columns)
             with phases.timed("explanations"):
-                _check(stop, _STOPPED_SCORING)
+                check_stop()
                 # Without test texts, the final model was trained on all texts.
                 explain = config.explanations == "auto" and (cross_validation is None or cross_validation.has_test)
                 seconds = phases.seconds()["training"]
@@ -237,9 +239,6 @@ def train_into(
     _finish(run, finished, phases, config)
     observe(RunFinished(run.path))
     return run
-
-
-_STOPPED_SCORING = "stopped while scoring; the trained model is saved"
 
 
 def _assist(group: ProcessGroup, source: Any, config: Config, output: Path, stop: Callable[[], bool]) -> None:
@@ -316,16 +315,6 @@ def _finish(run: Run, finished: Finished, phases: PhaseTimer, config: Config) ->
 def _check(stop: Callable[[], bool], message: str) -> None:
     if stop():
         raise Interrupted(message)
-
-
-def _stoppable(observe: RunListener, stop: Callable[[], bool]) -> ScoringListener:
-    """Return a listener that passes events on, and raises `Interrupted` if ``stop`` returns true."""
-
-    def listener(event: Scoring | Scored) -> None:
-        observe(event)
-        _check(stop, _STOPPED_SCORING)
-
-    return listener
 
 
 @contextmanager

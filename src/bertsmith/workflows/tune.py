@@ -30,8 +30,7 @@ from bertsmith.tuning.config import StudyConfig
 from bertsmith.tuning.space import Dimension, apply_changes, default_space, read_space
 from bertsmith.tuning.store import is_done
 from bertsmith.workflows.cross_validation import choose_folds
-from bertsmith.workflows.inspect import as_table
-from bertsmith.workflows.languages import with_checkpoint
+from bertsmith.workflows.inspect import as_table, with_checkpoint
 from bertsmith.workflows.prepare import choose_recipe
 from bertsmith.workflows.study_result import finish_study, trial_records
 from bertsmith.workflows.trial_workers import (
