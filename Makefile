@@ -16,7 +16,8 @@ demo: setup
 # Tests of servers, kills and child processes leave a core idle a quarter of the time, so there is one process more than
 # cores. The longest files start first (tests/conftest.py sorts them).
 WORKERS = $$($(BIN)/python -c 'import os; print(min(4, 1 + (os.cpu_count() or 1)))')
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# With bytecode, workers and the child processes of tests do not compile the package again.
+PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: lint types
 	$(PYTEST)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import gc
-import inspect
 import json
 import os
 import random
@@ -61,9 +61,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _trains(item: pytest.Function) -> bool:
-    """Return whether a test trains: it asks for a checkpoint, not only for the finished run that all share."""
-    shared = {"finished", "classifier"} & set(item.fixturenames)
-    return bool({"tiny", "pooled"} & set(inspect.signature(item.function).parameters if shared else item.fixturenames))
+    """Return whether a test trains: it needs a checkpoint, not only the finished run that all share."""
+    found = item._fixtureinfo
+
+    def needs(name: str) -> bool:
+        if name in ("tiny", "pooled", "finished"):
+            return name != "finished"
+        return any(needs(other) for made in found.name2fixturedefs.get(name, ()) for other in made.argnames)
+
+    return any(map(needs, found.initialnames))
 
 
 _modules = 0
@@ -84,13 +90,24 @@ def pytest_collection_finish() -> None:
 
 def pytest_runtest_logfinish() -> None:
     _exclude_imports_from_garbage_collection()
+    _keep_operators_of_onnx()
+
+
+def _keep_operators_of_onnx() -> None:
+    """Let exports of this process share the table of operators, which PyTorch builds for each export anew."""
+    if module := sys.modules.get("torch.onnx._internal.exporter._registration"):
+        build = module.ONNXRegistry.from_torchlib
+        if not hasattr(build, "cache_info"):
+            module.ONNXRegistry.from_torchlib = staticmethod(functools.cache(build))
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 # The same examples in every run: a test that passed here passes elsewhere. To look for more, raise max_examples.
-settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "repeatable", max_examples=50, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("repeatable")
 
 

@@ -213,7 +213,7 @@ def test_perfect_confidence_has_no_calibration_error():
     assert values["brier_score"] == 0
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([0.5, 1.0, 3.0]))
 def test_the_temperature_of_a_distorted_model_is_found(seed, distortion):
     rng = np.random.default_rng(seed)

@@ -80,7 +80,7 @@ TOKENIZERS = {
 
 @pytest.mark.parametrize("slow", [False, True])
 @pytest.mark.parametrize("case", TOKENIZERS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(PAIRS, st.integers(5, 30), st.integers(5, 30))
 def test_pairs_are_cut_as_the_tokenizer_cuts_them(case, slow, pairs, first, second):
     tokenizer, names = TOKENIZERS[case], ("input_ids", "token_type_ids")
@@ -260,6 +260,7 @@ def test_the_ablation_of_many_texts_trains_both_models_on_a_sample(tmp_path, tin
     assert events.count("AblationStarted") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["tiny", "pooled"])
 def test_the_ablation_without_test_texts_is_cross_validated(model, tmp_path, request, monkeypatch):
     embedded, embed = [], baselines.embed
