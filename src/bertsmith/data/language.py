@@ -38,6 +38,9 @@ _COMMON = {
 }
 WORDS = {language: frozenset(words.split()) for language, words in _COMMON.items()}
 """Common words of each language that distinguish it from the others."""
+_LANGUAGES = {
+    word: [name for name, words in WORDS.items() if word in words] for word in frozenset().union(*WORDS.values())
+}
 MIN_HITS = 3
 """Fewest common words in a text for a guess."""
 
@@ -51,7 +54,10 @@ def guess_language(text: str) -> str | None:
             if len(pattern.findall(text)) > 0.3 * n_letters > 0:
                 return name
     words = Counter(word.lower() for word in _LETTERS.findall(text[:2000]))
-    hits = {language: sum(words[w] for w in common) for language, common in WORDS.items()}
+    hits = dict.fromkeys(WORDS, 0)
+    for word in words.keys() & _LANGUAGES.keys():
+        for language in _LANGUAGES[word]:
+            hits[language] += words[word]
     best, second = sorted(hits.values(), reverse=True)[:2]
     if best < MIN_HITS or best < 1.5 * second:
         return None
