@@ -55,17 +55,17 @@ def scalar_metrics(targets: np.ndarray, probabilities: np.ndarray) -> dict[str, 
     """
     predicted = probabilities.argmax(axis=1)
     present = np.unique(targets)
-    result: dict[str, float | None] = {"accuracy": float(sk.accuracy_score(targets, predicted))}
-    recalls = sk.recall_score(targets, predicted, labels=present, average=None, zero_division=0)
-    result["balanced_accuracy"] = float(np.mean(recalls))
-    for average in ("macro", "weighted"):
-        precision, recall, f1, _ = sk.precision_recall_fscore_support(
-            targets, predicted, average=average, zero_division=0
-        )
+    precision, recall, f1, support = sk.precision_recall_fscore_support(
+        targets, predicted, average=None, zero_division=0
+    )
+    result: dict[str, float | None] = {
+        "accuracy": float(np.mean(predicted == targets)),
+        "balanced_accuracy": float(recall[support > 0].mean()),
+    }
+    for name, values in (("f1", f1), ("precision", precision), ("recall", recall)):
         result |= {
-            f"{average}_f1": float(f1),
-            f"{average}_precision": float(precision),
-            f"{average}_recall": float(recall),
+            f"macro_{name}": float(values.mean()),
+            f"weighted_{name}": float(np.average(values, weights=support)),
         }
     result["mcc"] = float(sk.matthews_corrcoef(targets, predicted)) if len(present) > 1 else None
     result["log_loss"] = log_loss(targets, probabilities)
