@@ -98,8 +98,7 @@ def card_text(run: Run, details: Details = Details()) -> str:
     test = metrics["splits"]["test"]
     item = _example(run)
     body = (
-        environment()
-        .overlay(autoescape=False)
+        environment(autoescape=False)
         .get_template("card.md")
         .render(
             name=_escape(_name(run, details)),

@@ -37,11 +37,11 @@ _TEMPLATES = {
 
 
 @cache
-def environment() -> jinja2.Environment:
-    """Return the template environment, with autoescape: texts, labels and names are untrusted."""
+def environment(*, autoescape: bool = True) -> jinja2.Environment:
+    """Return the template environment. HTML needs autoescape: texts, labels and names are untrusted."""
     result = jinja2.Environment(
         loader=jinja2.PackageLoader("bertsmith.report"),
-        autoescape=True,
+        autoescape=autoescape,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
