@@ -216,10 +216,10 @@ def _unportable(path):
         elif isinstance(node, ast.Constant) and str(node.value).startswith(("/proc", "/sys/", "/dev/", "/tmp")):
             yield str(node.value)
         elif isinstance(node, ast.Call):
-            name = ast.unparse(node.func)
-            encodes = name.startswith("atomic.") or any(keyword.arg == "encoding" for keyword in node.keywords)
-            opens = name.endswith((".read_text", ".write_text")) and not encodes
-            if opens or name.endswith((".CDLL", ".getppid")):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+            encodes = any(keyword.arg == "encoding" for keyword in node.keywords)
+            opens = name in ("read_text", "write_text") and not encodes
+            if (opens and not ast.unparse(node.func).startswith("atomic.")) or name in ("CDLL", "getppid"):
                 yield ast.unparse(node)
 
 
