@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import inspect
 import json
 import os
 import random
@@ -61,9 +60,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _trains(item: pytest.Function) -> bool:
-    """Return whether a test trains: it asks for a checkpoint, not only for the finished run that all share."""
-    shared = {"finished", "classifier"} & set(item.fixturenames)
-    return bool({"tiny", "pooled"} & set(inspect.signature(item.function).parameters if shared else item.fixturenames))
+    """Return whether a test trains: it needs a checkpoint, not only the finished run that all share."""
+    found = item._fixtureinfo
+
+    def needs(name: str) -> bool:
+        if name in ("tiny", "pooled", "finished"):
+            return name != "finished"
+        return any(needs(other) for made in found.name2fixturedefs.get(name, ()) for other in made.argnames)
+
+    return any(map(needs, found.initialnames))
 
 
 _modules = 0

@@ -164,6 +164,7 @@ def test_the_metrics_describe_the_rule(finished):
     assert len(rule["offsets"]) == 3
 
 
+@pytest.mark.slow
 def test_further_training_drops_the_rule(ruled, tmp_path):
     settings = {**FAST, "epochs": 1, "model": str(ruled / "model")}
     for classes in (2, 3):

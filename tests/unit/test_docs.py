@@ -112,6 +112,7 @@ def test_links_to_files_lead_somewhere(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     for package in ("sphinx", "myst_parser", "furo"):
         pytest.importorskip(package, reason="the generator of the site is not installed: pip install 'bertsmith[docs]'")

@@ -64,12 +64,12 @@ def test_variation_selectors_are_skipped(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, tiny):
     """Trained on words, and one emoji."""
     folder = tmp_path_factory.mktemp("symbols")
     table = tiny_table(150)
     table.loc[0, "Text"] = "my cat is here 🐈"
-    return bs.train(table, output=folder / "run", model=str(tiny_model(folder / "m")), **{**FAST, "epochs": 12})
+    return bs.train(table, output=folder / "run", model=str(tiny), **{**FAST, "epochs": 12})
 
 
 TEXTS = ["🐕 and 🐄", "the🐑", "🍐 🍑 🍋", "red", "a cat 🐈"]
@@ -96,15 +96,14 @@ def test_the_run_records_how_emoji_are_read(run):
     assert "🐈 as 'cat'" in found["symbols"]["action"]
 
 
-def test_a_run_with_names_is_resumed_and_trained_on(run, tmp_path):
+def test_a_run_with_names_is_resumed_and_trained_on(run, tiny, tmp_path):
     steps = iter(range(100))
     table = tiny_table(150)
     table.loc[0, "Text"] = "my cat is here 🐈"
-    model = tiny_model(tmp_path / "m")
     with pytest.raises(Interrupted):
-        bs.train(table, output=tmp_path / "cut", model=str(model), stop=lambda: next(steps) > 14, **FAST)
-    whole = bs.train(table, output=tmp_path / "whole", model=str(model), **FAST)
-    resumed = bs.train(table, output=tmp_path / "cut", model=str(model), resume=True, **FAST)
+        bs.train(table, output=tmp_path / "cut", model=str(tiny), stop=lambda: next(steps) > 14, **FAST)
+    whole = bs.train(table, output=tmp_path / "whole", model=str(tiny), **FAST)
+    resumed = bs.train(table, output=tmp_path / "cut", model=str(tiny), resume=True, **FAST)
     assert resumed.predictions["confidence"].tolist() == whole.predictions["confidence"].tolist()
     again = bs.train(table, output=tmp_path / "again", model=str(run.layout.model), **FAST)
     assert bs.load(again.path, device="cpu").predict(["🐕"]) == ["animals"]

@@ -260,6 +260,7 @@ def test_the_ablation_of_many_texts_trains_both_models_on_a_sample(tmp_path, tin
     assert events.count("AblationStarted") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["tiny", "pooled"])
 def test_the_ablation_without_test_texts_is_cross_validated(model, tmp_path, request, monkeypatch):
     embedded, embed = [], baselines.embed

@@ -394,6 +394,7 @@ def test_training_again_splits_the_table_as_before(copy, monkeypatch, folds, tes
     assert choose_folds(configs[0], read_table(tiny_table(150), Config())) == expected
 
 
+@pytest.mark.slow
 def test_training_again_gives_the_same_weights(copy, tmp_path):
     table = tiny_table(150)
     table["Label"] = (table["Label"] + 1) * 10
