@@ -95,7 +95,9 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 # The same examples in every run: a test that passed here passes elsewhere. To look for more, raise max_examples.
-settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "repeatable", max_examples=50, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("repeatable")
 
 

@@ -123,7 +123,7 @@ def _sizes(table):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(3, 60), min_size=2, max_size=8), st.integers(0, 2**32 - 1))
 def test_split_is_stratified_complete_and_seeded(counts, seed):
     table = _balanced(counts)

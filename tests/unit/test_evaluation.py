@@ -67,7 +67,7 @@ def test_undefined_metrics_are_none():
     assert one["macro_average_precision"] is None
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 60), st.integers(2, 6))
 def test_label_metrics_agree_with_scikit_learn(seed, n, k):
     targets, probabilities = _random(seed, n, k)
@@ -179,7 +179,7 @@ def test_perfect_confidence_has_no_calibration_error():
     assert values["brier_score"] == 0
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([0.5, 1.0, 3.0]))
 def test_the_temperature_of_a_distorted_model_is_found(seed, distortion):
     rng = np.random.default_rng(seed)

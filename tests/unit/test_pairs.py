@@ -80,7 +80,7 @@ TOKENIZERS = {
 
 @pytest.mark.parametrize("slow", [False, True])
 @pytest.mark.parametrize("case", TOKENIZERS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(PAIRS, st.integers(5, 30), st.integers(5, 30))
 def test_pairs_are_cut_as_the_tokenizer_cuts_them(case, slow, pairs, first, second):
     tokenizer, names = TOKENIZERS[case], ("input_ids", "token_type_ids")

@@ -69,7 +69,7 @@ def _frame(rows, names):
 
 
 @pytest.mark.parametrize("name", WRITERS)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=TABLES, names=NAMES)
 def test_a_file_returns_the_table(name, tmp_path, rows, names):
     frame = _frame(rows, names)
@@ -77,7 +77,7 @@ def test_a_file_returns_the_table(name, tmp_path, rows, names):
     _check(tmp_path / name, frame)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=TABLES, names=NAMES)
 def test_memory_and_databases_return_the_table(tmp_path, rows, names):
     frame = _frame(rows, names)
@@ -87,7 +87,7 @@ def test_memory_and_databases_return_the_table(tmp_path, rows, names):
     _check(None, frame, DataConfig(sql="select * from t", db=f"sqlite:///{tmp_path / 't.db'}"))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.tuples(EXCEL, st.integers(0, 3)), min_size=2, max_size=12), names=NAMES)
 def test_excel_returns_the_table(tmp_path, rows, names):
     frame = _frame(rows, names)

@@ -872,7 +872,7 @@ def test_responses_match_the_openapi_description(ask):
     for operation in schema.get_all_operations():
         case_of = operation.ok()
 
-        @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
         @__import__("hypothesis").given(case=case_of.as_strategy())
         def check(case):
             response = case.call()
