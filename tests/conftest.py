@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import os
@@ -89,6 +90,15 @@ def pytest_collection_finish() -> None:
 
 def pytest_runtest_logfinish() -> None:
     _exclude_imports_from_garbage_collection()
+    _keep_operators_of_onnx()
+
+
+def _keep_operators_of_onnx() -> None:
+    """Let exports of this process share the table of operators, which PyTorch builds for each export anew."""
+    if module := sys.modules.get("torch.onnx._internal.exporter._registration"):
+        build = module.ONNXRegistry.from_torchlib
+        if not hasattr(build, "cache_info"):
+            module.ONNXRegistry.from_torchlib = staticmethod(functools.cache(build))
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
