@@ -13,7 +13,6 @@ from sklearn.exceptions import NotFittedError, SkipTestWarning
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
-from sklearn.utils.estimator_checks import check_estimator
 
 import bertsmith as bs
 from bertsmith.data.template import Template
@@ -80,26 +79,28 @@ def test_a_fitted_classifier_predicts_in_its_own_precision(tmp_path):
     assert again.predict_proba(TEXTS[:5]) == pytest.approx(fitted.predict_proba(TEXTS[:5]), abs=1e-6)
 
 
-def test_a_clone_is_not_fitted_and_the_same_seed_gives_the_same_model(fitted):
-    again = clone(fitted)
+def test_a_clone_is_not_fitted_and_the_same_seed_gives_the_same_model(estimator):
+    short = clone(estimator).set_params(epochs=1).fit(TEXTS[:30], LABELS[:30])
+    again = clone(short)
     with pytest.raises(NotFittedError):
         again.predict(TEXTS[:1])
-    assert again.fit(TEXTS, LABELS).predict_proba(TEXTS[:5]) == pytest.approx(fitted.predict_proba(TEXTS[:5]))
+    again.fit(TEXTS[:30], LABELS[:30])
+    assert again.predict_proba(TEXTS[:5]) == pytest.approx(short.predict_proba(TEXTS[:5]))
 
 
 def test_scikit_learn_tools_take_it(estimator):
-    short = clone(estimator).set_params(epochs=1)
-    assert cross_val_score(short, TEXTS, LABELS, cv=2, scoring="f1_macro").shape == (2,)
-    search = GridSearchCV(short, {"learning_rate": [1e-4, 2e-3]}, cv=2).fit(TEXTS, LABELS)
+    short, texts, labels = clone(estimator).set_params(epochs=1), TEXTS[:36], LABELS[:36]
+    assert cross_val_score(short, texts, labels, cv=2, scoring="f1_macro").shape == (2,)
+    search = GridSearchCV(short, {"learning_rate": [1e-4, 2e-3]}, cv=2).fit(texts, labels)
     assert set(search.best_params_) == {"learning_rate"}
     lower = FunctionTransformer(lambda texts: [text.lower() for text in texts])
-    assert make_pipeline(lower, short).fit(TEXTS, LABELS).predict(TEXTS[:2]).shape == (2,)
-    calibrated = CalibratedClassifierCV(short, cv=2).fit(TEXTS, LABELS)
+    assert make_pipeline(lower, short).fit(texts, labels).predict(TEXTS[:2]).shape == (2,)
+    calibrated = CalibratedClassifierCV(short, cv=2).fit(texts, labels)
     assert calibrated.predict_proba(TEXTS[:2]).sum(axis=1) == pytest.approx(1)
 
 
 def test_whole_numbers_as_floats_and_iterators_are_accepted(estimator):
-    fitted = clone(estimator).set_params(epochs=1).fit(iter(TEXTS), iter(TABLE["Label"].astype(float)))
+    fitted = clone(estimator).set_params(epochs=1).fit(iter(TEXTS[:30]), iter(TABLE["Label"][:30].astype(float)))
     assert fitted.classes_.tolist() == [0, 1, 2]
 
 
@@ -162,8 +163,8 @@ def test_input_that_cannot_be_used_is_an_error(estimator, texts, labels, expecte
 
 
 def test_the_columns_of_a_data_frame_are_joined_and_needed_again(estimator):
-    frame = pd.DataFrame({"title": ["red"] * len(TEXTS), "body": TEXTS})
-    fitted = clone(estimator).set_params(epochs=1).fit(frame, LABELS)
+    frame = pd.DataFrame({"title": ["red"] * 30, "body": TEXTS[:30]})
+    fitted = clone(estimator).set_params(epochs=1).fit(frame, LABELS[:30])
     expected = fitted.predict_proba(frame[:3])
     assert fitted.predict_proba(frame[["body", "title"]][:3]) == pytest.approx(expected)
     assert pickle.loads(pickle.dumps(fitted)).predict_proba(frame[:3]) == pytest.approx(expected, abs=1e-6)
@@ -174,7 +175,7 @@ def test_the_columns_of_a_data_frame_are_joined_and_needed_again(estimator):
 
 def test_predictions_read_long_texts_as_the_training_did(estimator):
     settings = {**SETTINGS["settings"], "long": "window"}
-    fitted = clone(estimator).set_params(epochs=1, max_length=8, settings=settings).fit(TEXTS, LABELS)
+    fitted = clone(estimator).set_params(epochs=1, max_length=8, settings=settings).fit(TEXTS[:30], LABELS[:30])
     same_beginning = [" ".join(TEXTS[:2]), " ".join([TEXTS[0], *TEXTS[2:5]])]
     for one in (fitted, pickle.loads(pickle.dumps(fitted))):
         assert one.classifier_.long == "window"
@@ -229,6 +230,8 @@ def test_settings_are_a_dict_without_the_parameters_of_the_classifier(estimator,
 
 
 def test_the_checks_of_scikit_learn_that_apply_pass(estimator):
+    from sklearn.utils.estimator_checks import check_estimator  # takes long
+
     with pytest.warns(SkipTestWarning):  # the other checks need numeric input
         results = check_estimator(estimator, on_fail=None)
     assert {result["check_name"]: result["status"] for result in results} == {"check_estimator_cloneable": "passed"}
