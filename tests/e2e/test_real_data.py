@@ -87,8 +87,9 @@ def test_the_model_folder_gives_the_same_answers_without_bertsmith(bbc, tmp_path
         assert np.abs(scores[name] - ours[f"probability of {name}"]).max() < 1e-3
 
 
-TABLES = {"tweet_emotion": 4, "reuters_r8": 8, "banking77": 77}
-FIRST = {"tweet_emotion": 5, "reuters_r8": 5, "banking77": 3}
+TABLES = {"tweet_emotion": 4, "banking77": 25}
+"""Number of classes; the first 25 of the 77 of banking77."""
+FIRST = {"tweet_emotion": 5, "banking77": 3}
 """Training texts of a class."""
 
 
@@ -101,7 +102,9 @@ def test_the_real_tables_train_with_their_given_test_rows(name, shared, tmp_path
         file = shared / name / f"{part}.csv"
         if file.exists():
             rows = FIRST[name] if part == "train" else 2
-            pd.read_csv(file).groupby("Label").head(rows).to_csv(tmp_path / file.name, index=False)
+            table = pd.read_csv(file)
+            table = table[table["Label"].isin(sorted(table["Label"].unique())[: TABLES[name]])]
+            table.groupby("Label").head(rows).to_csv(tmp_path / file.name, index=False)
             given += [option, tmp_path / file.name] if option else [tmp_path / file.name]
     _cli(
         *("train", *given, "-o", tmp_path / "run", "--model", "packaged:minilm"),
@@ -178,7 +181,6 @@ def test_sentence_pairs_from_the_table_to_an_explanation(shared, tmp_path):
     _cli("predict", run, test, "-o", tmp_path / "out.csv")
     right = pd.read_csv(tmp_path / "out.csv")["predicted_text"] == pd.read_csv(test)["entailment"]
     assert right.mean() == pytest.approx(metrics["splits"]["test"]["metrics"]["accuracy"]["value"])
-    _cli("evaluate", run, test, *PAIRS[4:])
     item = {"sentence_a": "A dog runs", "sentence_b": "An animal moves", "relatedness": 4}
     _cli("explain", run, "--text", json.dumps(item))
     assert bs.load(run).predict(item)[0] in ("entailment", "neutral", "contradiction")
@@ -189,6 +191,7 @@ def test_film_reviews_are_read_whole(shared, tmp_path, capsys):
     reviews = pd.read_csv(shared / "movie_reviews" / "train.csv")
     shortest = reviews["Text"].str.len().sort_values().index[1:41]  # even the shortest ones are long
     reviews = reviews.loc[shortest].sample(frac=1, random_state=0)
+    reviews["Text"] = reviews["Text"].str[:600]  # several windows
     reviews.head(30).to_csv(tmp_path / "reviews.csv", index=False)
     reviews.tail(10).to_csv(tmp_path / "later.csv", index=False)
     run = tmp_path / "run"

@@ -1,5 +1,6 @@
 """The steps before and after training on a Ray cluster; `test_distributed.py` trains on one."""
 
+import importlib.util
 import itertools
 import pickle
 import queue
@@ -13,9 +14,9 @@ from bertsmith.errors import ConfigError, DataError, DeviceError, Interrupted, M
 from bertsmith.testing import tiny_table
 from bertsmith.workflows import train_on_ray
 
-pytest.importorskip("ray")
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra ray is not installed"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # from Ray
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),

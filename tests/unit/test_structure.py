@@ -122,22 +122,21 @@ def _python(code):
 LIGHT = """
 import sys
 import bertsmith
-heavy = {'torch', 'transformers', 'pandas', 'datasets', 'sklearn', 'numpy'}
-assert not (heavy - {'numpy'}) & set(sys.modules)
+heavy = {'torch', 'transformers', 'pandas', 'datasets', 'sklearn'}
+assert not heavy & set(sys.modules)
 from bertsmith.cli.app import main
-for command in ([], ['predict']):
+for command in (['predict'], []):
     try: main([*command, '--help'])
     except SystemExit as e: assert not e.code
-    if not command: assert not heavy & set(sys.modules)
-    print(sorted(n for n in sys.modules if n in ('bertsmith.cli.train', 'bertsmith.cli.predict')))
+    assert not (heavy | {'numpy'}) & set(sys.modules)
+    print(*sorted(n for n in sys.modules if n in ('bertsmith.cli.train', 'bertsmith.cli.predict')))
 """
 
 
 def test_import_and_help_are_light_and_a_command_does_not_wait_for_the_others():
     lines = _python(LIGHT).splitlines()
-    assert any("train" in line for line in lines)
-    assert "[]" in lines
-    assert lines[-1] == "['bertsmith.cli.predict']"
+    assert "bertsmith.cli.predict" in lines
+    assert any(line.split()[1:2] == ["train"] for line in lines)
 
 
 def _worked() -> float:
