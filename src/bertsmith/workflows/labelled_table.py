@@ -54,4 +54,4 @@ def far_number_notes(table: Table) -> list[str]:
     if not is_far.any():
         return []
     rows = f"{counted(int(is_far.sum()), 'row')} {describe_far_numbers(table.targets, is_far)}"
-    return [f"{rows}, used as numbers; if they stand for a missing label, leave these cells empty"]
+    return [f"{rows}, used as numbers; if they stand for a missing label, empty these cells"]
