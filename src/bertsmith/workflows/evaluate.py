@@ -109,8 +109,8 @@ def _design_notes(table: Table) -> list[str]:
         ]
     if design.inclusion is not None and not np.allclose(design.inclusion, design.inclusion[0]):
         return [
-            f"the rows had different probabilities (column {INCLUSION}), but all rows count the same. The metrics do "
-            "not apply to the texts that you drew the rows from"
+            f"the rows had different probabilities of being drawn (column {INCLUSION}), but bertsmith evaluate weights "
+            "all rows equally. The metrics do not apply to the texts that you drew the rows from"
         ]
     return []
 
