@@ -164,7 +164,7 @@ class DataConfig(Step):
     coder_column: str | None = Field(
         None,
         description="Column with coders, if the table has one row per text and coder; "
-        "bertsmith train uses the majority label or soft labels.",
+        "bertsmith train uses the label of the majority, or the shares of the coders (soft labels).",
     )
     split_column: str | None = Field(None, description="Column with train, validation or test for each row.")
     validation: TableSource = Field(None, description="Validation table; a share of the rows by default.")
@@ -197,7 +197,10 @@ class ModelConfig(Step):
         "language of the texts.",
     )
     max_length: int | None = Field(
-        None, ge=8, le=131072, description="Maximum tokens per text; by default, enough for 99 % of the texts."
+        None,
+        ge=8,
+        le=131072,
+        description="Maximum number of tokens per text; by default, enough for 99 % of the texts.",
     )
     long: Long = Field(
         "auto",
@@ -256,8 +259,8 @@ class TrainConfig(Step):
     cv: Annotated[int, Field(ge=0, le=100)] | None = Field(
         None,
         description="Cross-validate with N folds, then train on all but the test texts; 0: use a validation split. "
-        "The first case that applies sets the default. 0: with validation texts or --validation-size. 3: with fewer "
-        "than 300 labelled texts, or fewer than 10 per class on average. 5: with --test-size 0. Otherwise 0.",
+        "Default, by the first case that applies. 0: with validation texts or --validation-size. 3: with fewer than "
+        "300 labelled texts, or fewer than 10 per class on average. 5: with --test-size 0. Otherwise 0.",
     )
     imbalance: Literal[
         "auto", "none", "weights", "effective-number", "focal", "logit-adjustment", "balanced-sampling"
@@ -298,8 +301,8 @@ class EvalConfig(Step):
 
     decision_rule: Literal["auto", "off"] = Field(
         "auto",
-        description="auto: tune class offsets on validation (multi-label: thresholds), and use them only if the gain "
-        "in macro-F1 exceeds its standard error.",
+        description="auto: on validation, tune an offset to the score of each class (multi-label: a threshold for each "
+        "label). bertsmith uses them only if the gain in macro-F1 exceeds its standard error.",
     )
     no_ablation: bool = Field(
         False, description="Skip the comparison with a model that reads only the first text column."

@@ -98,6 +98,15 @@ def test_the_methods_name_the_number_of_seeds_and_the_folds_that_calibrated(copy
     assert {"best_seed", "config.seeds", "data.folds"} <= _check_numbers(copy)[0]
 
 
+def test_the_methods_name_the_folds_that_scored_the_trials_of_a_study(finished, tmp_path):
+    path = shutil.copytree(finished, tmp_path / "best")
+    for cv, expected in ((None, set()), (7, {("7", "study.json: searched.cv")})):
+        (tmp_path / "study.json").write_text(json.dumps({"trials": [{}, {}], "searched": {"cv": cv}}))
+        found = write_methods(Run(path)).sources
+        assert {source for source in found if source[1].startswith("study.json: s")} == expected
+        assert ("2", "study.json: trials") in found
+
+
 @pytest.mark.parametrize("change", ["weights", "balanced-sampling", "soft labels", "decision rule"])
 def test_the_methods_say_what_has_no_citation(copy, change):
     _edit(copy / "metrics.json", lambda metrics: metrics["decision_rule"].update(used=False))

@@ -174,7 +174,7 @@ def memory(monkeypatch):
 def test_seeds_and_final_runs_are_runs_of_their_own(finished, tmp_path, memory):
     with Tracking("json", tmp_path / "study", Config(), lambda event: None) as track:
         for event in (
-            FinalStarted("the winner"),
+            FinalStarted("the best settings"),
             SeedStarted(0, 1, 2),
             PREPARED,
             RunFinished(finished),
@@ -182,7 +182,7 @@ def test_seeds_and_final_runs_are_runs_of_their_own(finished, tmp_path, memory):
             PREPARED,
             RunFinished(finished),
             RunFinished(finished),  # the best seed
-            FinalStarted("the defaults"),
+            FinalStarted("the default settings"),
             PREPARED,
         ):
             track(event)

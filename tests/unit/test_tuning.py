@@ -1059,7 +1059,7 @@ def test_progress_shows_any_score(score):
             progress(TrialStarted(number, {"epochs": 1.0}))
             progress(TrialScored(number, 1.0, score))
             progress(TrialEnded(number, state, (score,) if state == "complete" else (), 1.0))
-        progress(FinalStarted("the winner"))
+        progress(FinalStarted("the best settings"))
     assert "1 of 3" in console.file.getvalue()
 
 

@@ -31,7 +31,7 @@ def measure(
     on_event: PredictionListener | None = None,
     **settings: Unpack[EvaluateSettings],
 ) -> Measurement:
-    """Measure the share of each class in a corpus, or the mean of a number, with 95 % intervals.
+    """Measure the share of each class in a corpus, or the mean of numeric labels, with 95 % intervals.
 
     bertsmith corrects the estimates for the mistakes of the model. With a labelled sample, the estimator is PPI++ or,
     with unequal inclusion probabilities, design-based supervised learning. Without a sample, the estimator is an
@@ -81,7 +81,9 @@ def drift(
     on_event: PredictionListener | None = None,
     **settings: Unpack[PredictSettings],
 ) -> Drift:
-    """Compare new texts with the test texts of a run: confidence, length, language, unknown tokens, labels, embeddings.
+    """Compare new texts with the test texts of a run.
+
+    The compared properties are predicted labels, confidence, length, language, unknown tokens and embeddings.
 
     Args:
         run: the run, or its folder.

@@ -29,7 +29,9 @@ def drift(
     json: Json = False,
     settings: Config,
 ) -> None:
-    """Compare new texts with the test texts of a run: confidence, length, language, unknown tokens, labels, embeddings.
+    """Compare new texts with the test texts of a run.
+
+    The compared properties are predicted labels, confidence, length, language, unknown tokens and embeddings.
 
     Example: bertsmith drift runs/reviews reviews_2025.csv
     """
@@ -69,7 +71,8 @@ def drift(
         )
     if found.grouped:
         stderr_console().print(
-            "note: the thresholds assume that texts of the same group are independent, so too many properties differ"
+            "note: the thresholds assume that texts of the same group are independent, so properties exceed them too "
+            "often"
         )
     if found.differs:
         stderr_console().print(

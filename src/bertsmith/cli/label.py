@@ -48,7 +48,8 @@ def label(
         str,
         typer.Option(
             metavar="ADDRESS",
-            help="Address to listen on. An address that other machines can reach needs BERTSMITH_TOKEN.",
+            help="Address to listen on. For an address that other machines can reach, set the environment variable "
+            "BERTSMITH_TOKEN.",
         ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="Port; 0 selects a free one.")] = 8000,

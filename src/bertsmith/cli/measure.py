@@ -52,7 +52,7 @@ def measure(
     json: Json = False,
     settings: Config,
 ) -> None:
-    """Measure the share of each class in a corpus, or the mean of a number, with 95 % intervals.
+    """Measure the share of each class in a corpus, or the mean of numeric labels, with 95 % intervals.
 
     bertsmith corrects the estimates for the mistakes of the model.
 

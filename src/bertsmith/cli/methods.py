@@ -48,6 +48,6 @@ def methods(
                 remedy="Create it with: bertsmith measure RUN CORPUS … --json > FILE.json",
             ) from error
         if measured.get("run", identity(opened.info)) != identity(opened.info):  # older versions wrote no run
-            raise DataError("another run made this measurement", where=str(measurement), remedy="Pass that run.")
+            raise DataError("the measurement comes from another run", where=str(measurement), remedy="Pass that run.")
     result = write_methods(opened, measured)
     sys.stdout.write({"markdown": result.markdown, "latex": result.latex, "bibtex": result.bibtex}[form]())

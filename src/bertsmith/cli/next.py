@@ -42,8 +42,8 @@ def note_few_random(chosen: Chosen, wanted: int) -> None:
     drawn = sum(text.random for text in chosen.texts)
     if drawn < wanted:
         stderr_console().print(
-            f"[yellow]note:[/] {drawn:,} of {wanted:,} random texts chosen: in all, the random sample can have a fifth "
-            "of the pool, and at most 1,000 texts"
+            f"[yellow]note:[/] {drawn:,} of {wanted:,} random texts chosen: over all calls, the random sample contains "
+            "at most a fifth of the pool, and at most 1,000 texts"
         )
 
 
@@ -136,6 +136,6 @@ def next(
     note_few_random(chosen, round(random_share * number))
     if len(chosen.texts) < number:
         stderr_console().print(
-            "[yellow]note:[/] the pool has no more texts that differ from labelled and queued texts: "
-            f"{len(chosen.texts):,} of {number:,} chosen"
+            f"[yellow]note:[/] {len(chosen.texts):,} of {number:,} texts chosen: all other texts of the pool are "
+            "labelled, queued, or near-duplicates of such texts"
         )

@@ -75,7 +75,7 @@ def predict(
     ] = None,
     decision_rule: DecisionRule = True,
     ensemble: Annotated[
-        bool, typer.Option("--ensemble", help="Average the models of all seeds of a run trained with --seeds.")
+        bool, typer.Option("--ensemble", help="Average the predictions of all models of a run trained with --seeds.")
     ] = False,
     runtime: Runtime = "auto",
     on_error: Annotated[
@@ -216,7 +216,7 @@ def _print_summary(predictions: Predictions, template: Template) -> None:
     if expected := predictions.expected_accuracy:
         stderr_console().print(
             f"expected accuracy {expected.value:.3f} (95 % interval {expected.low:.3f} to {expected.high:.3f}), from "
-            f"{expected.held_out:,} held-out texts; label some of the new texts to be sure",
+            f"{expected.held_out:,} held-out texts; to check this estimate, label some of the new texts",
             markup=False,
         )
         if expected.unlike:

@@ -55,7 +55,8 @@ def serve(
 
     To classify texts, send POST requests to / or to /predict. /ui is a test page, and /docs describes the API.
 
-    If BERTSMITH_TOKEN is set, requests must send this token, as Authorization: Bearer TOKEN or X-API-Key: TOKEN.
+    If the environment variable BERTSMITH_TOKEN is set, requests must send its value as TOKEN in a header.
+    The header is Authorization: Bearer TOKEN or X-API-Key: TOKEN.
 
     On SIGTERM, the server answers the open requests and exits. On SIGHUP, it loads the model again.
 

@@ -130,7 +130,7 @@ def run_and_show(
             with Tracking(track, output, settings, progress) as observe:
                 run = train(source, settings, output, resume=resume, overwrite=overwrite, observe=observe, stop=stop)
         except (Interrupted, KeyboardInterrupt) as stopped:
-            what = str(stopped) if isinstance(stopped, Interrupted) else "stopped at once"
+            what = str(stopped) if isinstance(stopped, Interrupted) else "stopped immediately"
             flag = " with --resume" if exists() else ""
             raise Interrupted(f"{what}\n  to resume: run the same command{flag}") from None
     from rich.markup import escape
@@ -164,7 +164,7 @@ def run_and_show(
         if "verdict" in compared:
             out.print(f"the model is {compared['verdict']}", markup=False)
     if columns := metrics.get("columns"):
-        out.print(f"{columns['verdict']} (against {columns['alone']} alone)", markup=False)
+        out.print(f"{columns['verdict']} (compared with {columns['alone']} alone)", markup=False)
     if noise and noise["used"]:
         out.print(
             f"training left out {counted(noise['suspects'], 'text')} with a label that is probably wrong; "
@@ -180,7 +180,7 @@ def run_and_show(
         )
     if rule["used"]:
         out.print(
-            f"the model uses a decision rule, which gains {rule['gain']:.3f} {name} on validation "
+            f"the model uses a decision rule, which raises {name} by {rule['gain']:.3f} on validation "
             f"(standard error {rule['standard_error']:.3f}); without the rule, the {source} {name} is "
             f"{rule['test']['without'][task.primary]:.3f}"
         )

@@ -50,8 +50,8 @@ def tune(
         list[str] | None,
         _option(
             "NAME",
-            "Objective; by default the primary metric, such as macro_f1. For a second objective, such as latency, "
-            "repeat the option.",
+            "Metric to optimize; by default the primary metric, such as macro_f1. To optimize the latency too, repeat "
+            "the option: --objective macro_f1 --objective latency.",
         ),
     ] = None,
     models: Annotated[str | None, _option("A,B,…", "Checkpoints to choose from, separated by commas.")] = None,
@@ -93,7 +93,7 @@ def tune(
             with Tracking(track, output, config, progress) as observe:
                 study = run_tuning(table, config, output, plan, overwrite=overwrite, observe=observe, stop=stop)
         except (Interrupted, KeyboardInterrupt) as stopped:
-            what = str(stopped) if isinstance(stopped, Interrupted) else "stopped at once"
+            what = str(stopped) if isinstance(stopped, Interrupted) else "stopped immediately"
             raise Interrupted(f"{what}\n  to resume: run the same command; finished trials are kept") from None
     outcome = study.result
     if outcome is None:

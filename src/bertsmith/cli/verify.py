@@ -48,8 +48,11 @@ def verify(
         for check in checks:
             result = {True: "identical", False: "DIFFERS", None: "not checked"}[check.identical]
             out.print(f"{result:<11} {check.name}: {check.detail}", markup=False)
-        complete = all(check.identical is not None for check in checks)
-        same = "identical" if complete else "identical, apart from what is not checked"
-        out.print(same if identical else "the run differs from its records", markup=False)
+        result = "identical"
+        if not identical:
+            result = "at least one check found a difference: see the lines with DIFFERS"
+        elif any(check.identical is None for check in checks):
+            result = "no differences; some checks were not possible: see the lines with “not checked”"
+        out.print(result, markup=False)
     if not identical:
         raise typer.Exit(2)

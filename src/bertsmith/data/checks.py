@@ -46,7 +46,7 @@ def check_labels(inspected: Inspected) -> Iterator[Finding]:
             "warning",
             is_far,
             describe_far_numbers(table.targets, is_far),
-            "used as numbers; if they stand for a missing label, leave these cells empty",
+            "used as numbers; if they stand for a missing label, empty these cells",
         )
 
 
@@ -62,19 +62,19 @@ _DROPPED = {
     CONFLICT: (
         "conflict",
         "warning",
-        "whose text has another label in another row",
+        "whose text has a different label in another row",
         "dropped; to keep such a text, give all its rows the same label",
     ),
     AVERAGED: (
         "averaged",
         "info",
-        "with the same text as another row, but another number",
+        "with the same text as another row, but a different number",
         "bertsmith uses the first row of each text, with the mean of the numbers",
     ),
     UNITED: (
         "united",
         "info",
-        "with the same text as another row, but another label",
+        "with the same text as another row, but different labels",
         "bertsmith uses the first row of each text, with the labels of all its rows",
     ),
     IN_TEST: ("leak-test", "warning", "whose text is also in the test split", "dropped from train and validation"),
@@ -94,7 +94,7 @@ def check_cleaning(inspected: Inspected) -> Iterator[Finding]:
     texts = [name for name in ("split", "text", "pair") if name in frame.columns]
     repeated = frame[frame["split"].isin(["validation", "test"]) & frame.duplicated(texts)]
     if len(repeated):
-        message = "with the same text as another row of the given validation or test split"
+        message = "of a given validation or test split, with the same text as an earlier row of that split"
         yield inspected.rows(
             "duplicate-held-out",
             "info",
@@ -159,7 +159,7 @@ def check_groups(inspected: Inspected) -> Iterator[Finding]:
             "single-groups",
             "warning",
             len(inspected.table),
-            f"column {quoted(column)} is empty, or has another value in every row",
+            f"column {quoted(column)} is empty, or has a different value in every row",
             "without effect: every row is its own group; name the right column with --group-column",
         )
     n_splits = frame.assign(split=frame["split"].fillna("")).groupby("group")["split"].transform("nunique")
@@ -188,7 +188,8 @@ def check_design(inspected: Inspected) -> Iterator[Finding]:
             "warning",
             given == "train",
             "to train on that were not drawn at random",
-            "used, also for validation: thresholds, confidence and decision rule may not suit the pool of the texts",
+            "used, also for validation: thresholds, confidence and decision rule may not suit the other texts of the "
+            "pool",
         )
 
 

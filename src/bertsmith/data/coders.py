@@ -99,7 +99,8 @@ def merge_coders(table: Table, column: str) -> Table:
         if some
     ]
     if changed:
-        what = f"{counted(len(changed), 'text')} with different labels of the same coder; bertsmith uses the last one"
+        what = f"{counted(len(changed), 'text has', 'texts have')} different labels from the same coder"
+        what += "; bertsmith uses the last label"
         notes.append(Note("warning", what, len(changed), tuple(int(rows[i]) for i in sorted(changed))))
     coded = {
         (first[key], coder): _label_texts(table.labels, outcomes.targets(np.array([code]))[0])

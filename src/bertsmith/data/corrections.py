@@ -88,7 +88,7 @@ def apply_corrections(table: Table, file: Path, config: DataConfig) -> Table:
         if position is None:
             problems.append(f"row {line:,}: " + (f"{source} has no row {row}" if row else "the cell 'row' is empty"))
         elif not all(map(_is_same_text, texts, table.frame[segments].iloc[position])):
-            problems.append(f"row {line:,}: row {number} of {source} has a different text")
+            problems.append(f"row {line:,}: the text differs from that in row {number} of {source}")
         elif corrected.setdefault(position, target) != target:
             problems.append(f"row {line:,}: an earlier row corrects row {number} of {source} differently")
         elif before and targets[position] not in (target, _before(before, outcomes, table.labels)):

@@ -133,5 +133,5 @@ def check_single_label(texts: Sequence[str], where: str) -> None:
         f"{n_rows:,} of {len(texts):,} rows have several labels, such as {listing(joined, 3)}",
         where=where,
         remedy="Train with --task multi-label for several labels per text. Or keep one label in each row; if each "
-        "combination is a class, write it without the separator.",
+        "combination is a class, write its name without the separator.",
     )

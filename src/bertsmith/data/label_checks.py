@@ -146,7 +146,7 @@ def differing_labels(table: Table, groups: np.ndarray) -> tuple[np.ndarray, str]
         groups: the group of each row, shape (n,).
     """
     spread = pd.Series(table.codes).groupby(groups).transform("nunique") - 1
-    most, words = 0.0, "that have another label"
+    most, words = 0.0, "that have a different label"
     if table.task in (ORDINAL, REGRESSION):
         grouped = pd.Series(table.targets).groupby(groups)
         spread = grouped.transform("max") - grouped.transform("min")

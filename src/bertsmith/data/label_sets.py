@@ -228,7 +228,7 @@ def _indicator_rows(frame: pd.DataFrame, columns: Sequence[str], labels: Sequenc
         raise DataError(
             f"row {partly[0] + 1:,} has an empty cell, but its other label cells are filled",
             where=f"{name}, column {quoted(column)}",
-            remedy="Write 0 or 1, or leave all label cells of the row empty to drop the row.",
+            remedy="Write 0 or 1, or empty all label cells of the row to drop the row.",
         )
     return [
         None if missing[i].all() else [t for t, yes in zip(labels, values[i], strict=True) if yes]

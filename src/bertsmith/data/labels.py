@@ -203,7 +203,7 @@ def link_labels(
         n_wrong = len(unknown) if rows is None else len(np.unique(rows[unknown.index]))
         n_unknown = counted(n_wrong, "row has", "rows have")
         first = int(unknown.index[0] if rows is None else rows[unknown.index[0]]) + 1
-        remedy = "Correct these labels. Only in a table that is not a random sample, you can also remove the rows."
+        remedy = "Correct these labels. If the table is not a random sample, you can also remove the rows."
         if not labels.numbered and unknown["text"].isna().all():
             remedy = "The run was trained on label texts, which have no numbers: add a column with the label texts."
         raise DataError(

@@ -188,7 +188,7 @@ def _parse_values(cells: Sequence[object], where: str) -> list[float]:
         raise DataError(
             f"{counted(len(wrong), 'cell is not a number', 'cells are not numbers')}: {listing(found, 3)}",
             where=f"{where}, {number_form(len(wrong), 'row')} {listing(wrong, 5)}",
-            remedy=f"Correct these cells, or leave them empty to drop the rows.{comma}",
+            remedy=f"Correct these cells, or empty them to drop the rows.{comma}",
         )
     return values
 

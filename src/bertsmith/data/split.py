@@ -17,7 +17,7 @@ from bertsmith.errors import ConfigError, DataError, counted
 
 SMALL_CLASS_RULE = (
     "if a class has two texts, one is in train and one in test. If it has one text, the text is in train and the class "
-    "has no score. Cross-validation is an exception"
+    "has no score. Cross-validation without a test split scores every text"
 )
 
 

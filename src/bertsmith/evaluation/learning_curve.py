@@ -117,13 +117,14 @@ class Estimate:
         if self.accuracy is not None:
             parts.append(
                 f"{self.accuracy_name} is {self.accuracy:.2f} (95 % interval {self.accuracy_low:.2f} to "
-                f"{self.accuracy_high:.2f}) on {counted(self.random, 'random text')}."
+                f"{self.accuracy_high:.2f}) on {counted(self.random, 'random text')}, with a regression on "
+                "embeddings."
             )
         if self.gain is not None:
             time = "" if self.hours is None else f", and take about {self.hours:.1f} h"
-            interval = f"(95 % interval {self.low:+.2f} to {self.high:+.2f})"
-            labels = counted(self.more, "more label changes", "more labels change")
-            parts.append(f"{labels} {self.metric} by about {self.gain:+.2f} {interval}{time}.")
+            interval = f"(95 % interval for one training {self.low:+.2f} to {self.high:+.2f})"
+            labels = counted(self.more, "more label")
+            parts.append(f"{labels} would change {self.metric} by about {self.gain:+.2f} {interval}{time}.")
         return " ".join([*parts, f"{'Enough' if self.enough else 'Not enough yet'}: {self.reason}."])
 
     def to_dict(self) -> dict[str, Any]:
@@ -190,14 +191,13 @@ def decide(estimate: Estimate) -> tuple[bool, str]:
         if estimate.accuracy - share >= margin:
             return (
                 True,
-                "the model agrees with the coders at least as well as the coders agree with each other "
-                f"({share:.2f} on random texts)",
+                "the regression agrees with the coders at least as often as the coders with each other "
+                f"(two coders agree on {share:.2f} of the random texts)",
             )
+    labels, mean = counted(estimate.more, "more label"), f"{estimate.metric}, averaged over trainings,"
     if estimate.most < WORTHWHILE:
-        gain = f"less than {WORTHWHILE:g}"
-        return True, f"{counted(estimate.more, 'more label')} would raise the mean {estimate.metric} by {gain}"
-    gain = f"up to {estimate.most:.2f}"
-    return False, f"{counted(estimate.more, 'more label')} may raise the mean {estimate.metric} by {gain}"
+        return True, f"{labels} would raise {mean} by less than {WORTHWHILE:g}"
+    return False, f"{labels} may raise {mean} by up to {estimate.most:.2f}"
 
 
 def _extrapolate(sizes: np.ndarray, scores: np.ndarray, now: int, more: int) -> np.ndarray:

@@ -257,7 +257,9 @@ class Run:
         """Raise a `RunFolderError` if training has not finished."""
         if (status := self.info.get("status")) != "finished":
             remedy = "Wait until its training ends, or repeat the bertsmith train command with --resume."
-            raise RunFolderError(f"the run is not finished: it is {status}", where=str(self.path), remedy=remedy)
+            raise RunFolderError(
+                f"the run is not finished: its status is {status}", where=str(self.path), remedy=remedy
+            )
 
     def check_model(self) -> None:
         """Check that the model files have not changed since the run was finished. Added files are allowed.

@@ -126,7 +126,7 @@ def export(
         if failure and not accept:
             other = "" if precision == "fp32" else "Pass --precision fp32, or "
             accepting = f"{other or 'Pass '}--accept to accept the difference."
-            raise ModelError(failure, where=str(target), remedy=f"bertsmith wrote no export. {accepting}")
+            raise ModelError(failure, where=str(target), remedy=f"bertsmith did not write the export. {accepting}")
         parity |= {"held": not failure, "calibrated_with": len(calibration)}
         atomic.write_text(folder / "README.md", _readme(about, parity, evaluated))
         files = {p.name: file_digest(p) for p in sorted(folder.iterdir()) if p.name not in (ABOUT, "README.md")}

@@ -213,5 +213,5 @@ def _ray_errors(output: Path) -> Iterator[None]:
         raise OutputError(
             f"the cluster failed: {str(error).strip().splitlines()[-1]}",
             where=str(output),
-            remedy="See the logs of the cluster (ray logs). bertsmith wrote no output.",
+            remedy="See the logs of the cluster (ray logs). bertsmith did not write the output.",
         ) from error

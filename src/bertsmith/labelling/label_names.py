@@ -38,12 +38,12 @@ def joined_labels(before: Sequence[str], given: Sequence[str], task: str) -> lis
     if task == ORDINAL and new:
         raise ConfigError(
             f"the place of {listing(new)} among the ordinal labels {listing(before)} is unknown",
-            remedy="Stop the page, and run bertsmith label with --labels and all labels, the lowest first.",
+            remedy="Stop bertsmith label (Ctrl-C), and run it again with --labels and all labels, the lowest first.",
         )
     if alike := [label for label in new if label.casefold() in known]:
         raise ConfigError(
             f"the project has the labels {listing([known[label.casefold()] for label in alike])}, which differ from "
-            f"{listing(alike)} in case only",
+            f"{listing(alike)} only in upper and lower case",
             remedy="Write the labels as in the project.",
         )
     return [*before, *new]

@@ -64,9 +64,9 @@ def read_design(
         raise DataError(
             "the sample does not say how its texts were chosen",
             where=where,
-            remedy="If every text of the corpus was drawn with the same probability, pass --random-sample. Otherwise "
-            f"add the column {INCLUSION}, or label random texts. Texts that are easy, uncertain or found by a search "
-            "do not represent the corpus.",
+            remedy="If every text of the corpus had the same probability of being drawn, pass --random-sample. "
+            f"Otherwise add the column {INCLUSION}, or label random texts. Texts that are easy, uncertain or found by "
+            "a search do not represent the corpus.",
         )
     drawn = np.ones(len(rows), dtype=bool)
     if random is not None:

@@ -1,4 +1,4 @@
-"""The measured quantities: the share of each class and, for ordered labels, the mean level; or the mean of a number."""
+"""The measured quantities: the share of each class and, for ordered labels, the mean level; or the mean of numbers."""
 
 from __future__ import annotations
 

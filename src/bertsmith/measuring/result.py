@@ -77,7 +77,7 @@ class MeanLevel:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Shares of the classes of a corpus, or the mean of a number.
+    """Shares of the classes of a corpus, or the mean of numeric labels.
 
     Attributes:
         corpus: the name of the corpus.

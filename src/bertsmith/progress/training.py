@@ -74,7 +74,7 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
             self._stop()  # after a rollback, training starts again without an end
             self.started, self.start = event, time.perf_counter()
             if event.contrastive:
-                self.console.print("contrastive training: texts with the same label become similar")
+                self.console.print("contrastive training: the model learns whether two texts have the same label")
             self.live = display_of(self.console, self._table)
             if self.live is not None:
                 self.live.start()

@@ -106,7 +106,7 @@ class TuningProgress(AbstractContextManager["TuningProgress"]):
                 )
         elif isinstance(event, FinalStarted):
             self._stop()
-            self.console.print(f"[bold]training {event.name} for the test[/]")
+            self.console.print(f"[bold]final training with {event.name}[/]")
             self.final = TrainingProgress(self.console)
         elif isinstance(event, CheckpointChosen):
             self.console.print(f"checkpoint {event.name}: {event.reason}", markup=False)

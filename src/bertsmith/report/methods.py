@@ -42,11 +42,11 @@ _IMBALANCE = {
     "[@cui2019effective]. ",
     "focal": "We used the focal loss, which gives more weight to difficult texts [@lin2017focal]. ",
     "logit-adjustment": "The loss added the logarithms of the class shares to the logits [@menon2021logit]. ",
-    "balanced-sampling": "Training drew texts of all classes equally often. ",
+    "balanced-sampling": "Training drew each class equally often. ",
 }
 """Sentences by the setting ``imbalance`` of the recipe."""
-_MERGED = {AVERAGED: "the mean of the numbers", UNITED: "the labels"}
-"""What a text got from the rows that cleaning dropped for a reason."""
+_MERGED = {AVERAGED: "the mean of their numbers", UNITED: "all their labels"}
+"""What a text got from its rows, by the reason for which cleaning dropped all but one of them."""
 
 
 @dataclass
@@ -123,7 +123,8 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
     excluded = f" We excluded {_listed(left_out)}." if left_out else ""
     for reason in _MERGED.keys() & info["data"]["left_out"].keys():
         rows = n("run.json", f"data.left_out.{reason}")
-        excluded += f" Each text has {_MERGED[reason]} of all its rows ({rows} rows fewer)."
+        removed = f"{rows} {number_form(info['data']['left_out'][reason], 'row')}"
+        excluded += f" We merged rows with the same text, and used {_MERGED[reason]}. This removed {removed}."
     if "by" in test:
         unseen = "The prediction for each of the {} texts comes from a model that was not trained on it."
         evaluated = f"evaluated the model by {n('metrics.json', 'splits.test.folds')}-fold cross-validation"
@@ -135,7 +136,10 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
     if study.file.is_file() and study.best.path == run.path.resolve():
         files["study.json"] = study.info
         trials = n("study.json", "trials", lambda v: f"{len(v):,}")
-        evaluated += f", and chose the settings among {trials} trials by their scores on held-out texts"
+        scored = "on the validation texts" if splits["validation"] else "on some of the training texts"
+        if (study.info.get("searched") or {}).get("cv"):
+            scored = f"in {n('study.json', 'searched.cv')}-fold cross-validation"
+        evaluated += f", and chose the settings among {trials} trials by their scores {scored}"
         if (study.result or {}).get("told", 1) > 1:
             told = n("study.json", "result.told")
             unseen += f" In all, the search has shown us {told} test results."
@@ -145,13 +149,14 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
     count, calibrated = len(run.labels), ""
     if task.decides:
         count = int(n("labels.json", "classes", lambda v: str(len(v))))
-        held_out = "held-out texts"
+        held_out = _held_out(run)
         if info["data"].get("folds") and "by" not in test:
-            held_out = f"training texts, each predicted in {n('run.json', 'data.folds')}-fold cross-validation"
-        calibrated = f" We calibrated the probabilities by temperature scaling [@guo2017calibration] on {held_out}."
+            held_out = f"in {n('run.json', 'data.folds')}-fold cross-validation of the training texts"
+        calibrated = f" We calibrated the probabilities by temperature scaling [@guo2017calibration] {held_out}."
         if "stretch" in test["calibration"]:
             calibrated += (
-                " To keep the predicted ranks, we changed the slope of the logits over the ranks of the classes."
+                " To keep this scaling from moving predictions to the middle of the scale, we also changed the slope "
+                "of the logits over the ordered classes."
             )
     recipe = info["recipe"]
     model = f"`{n('run.json', 'model.name', str)}`, a pretrained model of the BERT family [@devlin2019bert]"
@@ -160,7 +165,7 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
         seed, kept = n("run.json", "best_seed" if "best_seed" in info else "config.seed", str), ""
         if "best_seed" in info:
             seeds = n("run.json", "config.seeds")
-            kept = f"Of {seeds} models with different seeds, we kept the best on held-out texts. "
+            kept = f"Of {seeds} models with different seeds, we kept the best {_held_out(run)}. "
         trained = (
             f"We fine-tuned {model}, {fitted}. We {evaluated}.{excluded} "
             f"Training ran for at most {n('run.json', 'recipe.epochs', '{:g}'.format)} "
@@ -207,7 +212,7 @@ def _loss(info: Mapping[str, Any], n: Callable[..., str]) -> str:
         )
     if info["config"].get("set", {}).get("label_smoothing_factor") and recipe.get("contrastive") != "only":
         factor = n("run.json", "config.set.label_smoothing_factor", number)
-        sentences.append(f"We smoothed the labels [@szegedy2016inception] by {factor}. ")
+        sentences.append(f"We used label smoothing [@szegedy2016inception] with a factor of {factor}. ")
     if recipe.get("layer_decay", 1) != 1:
         decay = n("run.json", "recipe.layer_decay", number)
         sentences.append(f"Each layer had {decay} times the learning rate of the layer above it [@howard2018ulmfit]. ")
@@ -216,8 +221,8 @@ def _loss(info: Mapping[str, Any], n: Callable[..., str]) -> str:
     if (info.get("label_noise") or {}).get("used"):
         suspects = n("run.json", "label_noise.suspects")
         sentences.append(
-            f"By confident learning [@northcutt2021confident], we found and left out {suspects} training "
-            f"{number_form(int(info['label_noise']['suspects']), 'text', 'texts')} with a probably wrong label. "
+            "We used confident learning [@northcutt2021confident] to find training texts with a probably wrong label, "
+            f"and left out {suspects} {number_form(int(info['label_noise']['suspects']), 'text')}. "
         )
     return "".join(sentences)
 
@@ -244,7 +249,12 @@ def _rule(run: Run) -> str:
         return " A text gets each label whose probability is above one half." if run.task == MULTI_LABEL else ""
     task = get_task(run.task)
     what = "a threshold for each label" if task.name == MULTI_LABEL else "an offset to the logit of each class"
-    return f" For the predictions, we used {what}, tuned on held-out texts for the {_name(task, task.primary)}."
+    return f" For the predictions, we used {what}, tuned for the {_name(task, task.primary)} {_held_out(run)}."
+
+
+def _held_out(run: Run) -> str:
+    """Return where the run was calibrated and its rule and seed were chosen, as the end of a sentence."""
+    return "in cross-validation" if run.info["data"].get("folds") else "on the validation texts"
 
 
 def _listed(items: Iterable[str]) -> str:

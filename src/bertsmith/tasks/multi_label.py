@@ -65,7 +65,10 @@ class MultiLabel(LabelTask):
             "Macro average precision",
             "how well the probabilities rank the texts of each label above other texts, averaged over the labels",
         ),
-        "log_loss": ("Log loss", "the error of the probabilities; lower is better"),
+        "log_loss": (
+            "Log loss",
+            "the mean negative logarithm of the probabilities of the correct decisions; lower is better",
+        ),
     }
 
     def loss(self, imbalance: str, counts: np.ndarray, n_texts: int, smoothing: float) -> Loss:

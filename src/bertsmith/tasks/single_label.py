@@ -47,7 +47,10 @@ class SingleLabel(LabelTask):
         "weighted_precision": ("Weighted precision", "precision averaged with the same weights"),
         "weighted_recall": ("Weighted recall", "recall averaged with the same weights, which equals accuracy"),
         "mcc": ("Matthews correlation", "the correlation between labels and predictions: 1 is perfect, 0 is chance"),
-        "log_loss": ("Log loss", "the error of the probabilities; lower is better"),
+        "log_loss": (
+            "Log loss",
+            "the mean negative logarithm of the probability of the correct label; lower is better",
+        ),
         "macro_average_precision": (
             "Macro average precision",
             "how well the probabilities rank the texts of each class above other texts, averaged over the classes",

@@ -28,7 +28,7 @@ from bertsmith.folders.run import Run
 from bertsmith.report.report import report_page
 from bertsmith.tracking.trackers import Scalar, TensorBoard, Tracker, find_tracker
 
-FINALS = {"the winner": "winner", "the defaults": "defaults"}
+FINALS = {"the best settings": "winner", "the default settings": "defaults"}
 """Names of the final runs of a study in a tracker."""
 
 

@@ -218,7 +218,7 @@ def _parse(name: str, value: Any, check_arguments: CheckArguments) -> Dimension 
             _check(name, entry, check_arguments)
         if name == "long" and len(value) > 1 and {"auto", "window"} & {*map(str, value)}:
             raise ValueError(
-                "trials read the beginnings with auto and with window: compare truncate and head-tail only"
+                "with auto or window, trials read only the beginnings of texts: choose from truncate and head-tail"
             )
         if len({str(entry) for entry in value}) < len(value):
             raise ValueError("each choice must be unique")

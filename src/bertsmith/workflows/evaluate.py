@@ -70,7 +70,7 @@ def far_number_notes(table: Table) -> list[str]:
     if not is_far.any():
         return []
     rows = f"{counted(int(is_far.sum()), 'row')} {describe_far_numbers(table.targets, is_far)}"
-    return [f"{rows}, used as numbers; if they stand for a missing label, leave these cells empty"]
+    return [f"{rows}, used as numbers; if they stand for a missing label, empty these cells"]
 
 
 def _evaluation_folder(
@@ -154,8 +154,8 @@ def _design_notes(table: Table) -> list[str]:
         ]
     if design.inclusion is not None and not np.allclose(design.inclusion, design.inclusion[0]):
         return [
-            f"the rows had different probabilities (column {INCLUSION}), but all rows count the same. The metrics do "
-            "not apply to the texts that you drew the rows from"
+            f"the rows had different probabilities of being drawn (column {INCLUSION}), but bertsmith evaluate weights "
+            "all rows equally. The metrics do not apply to the texts that you drew the rows from"
         ]
     return []
 

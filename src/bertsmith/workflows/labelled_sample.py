@@ -242,8 +242,9 @@ def _check_blanks(table: Table, is_drawn: np.ndarray, blank: np.ndarray, outcome
     notes = []
     if len(gaps) > UNLABELLED * drawn:
         raise DataError(
-            f"no label in {len(gaps):,} of {drawn:,} rows ({number_form(len(gaps), 'row')} "
-            f"{listing(gaps.tolist(), 5)}): if such texts are the difficult ones, the others are not a random sample",
+            f"{len(gaps):,} of {drawn:,} rows {number_form(len(gaps), 'has', 'have')} no label "
+            f"({number_form(len(gaps), 'row')} {listing(gaps.tolist(), 5)}): if unlabelled texts are the difficult "
+            "ones, the others are not a random sample",
             where=table.name,
             remedy="Label these rows too, each with the label that fits best. Remove rows that you did not draw.",
         )
@@ -258,10 +259,10 @@ def _check_blanks(table: Table, is_drawn: np.ndarray, blank: np.ndarray, outcome
     if rest := len(blank) - len(gaps):
         if is_drawn.sum() > 1 and order_trend(outcomes[is_drawn]) > SORTED:
             raise DataError(
-                f"the last {number_form(rest, 'drawn row has', f'{rest:,} drawn rows have')} no label, and the labels "
-                "of the others change along the rows, so the labelled rows are not a random sample",
+                "the drawn rows seem to be sorted by label, and the last "
+                f"{number_form(rest, 'one has', f'{rest:,} have')} no label: the labelled rows are not a random sample",
                 where=table.name,
-                remedy="The rows are sorted. Label all of them, or shuffle the rows before you label the first ones.",
+                remedy="Label all rows, or shuffle the rows before you label the first ones.",
             )
         notes.append(
             f"{counted(rest, 'row')} at the end of the sample {number_form(rest, 'has', 'have')} no label; the others "

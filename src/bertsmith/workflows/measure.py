@@ -63,7 +63,7 @@ def run_measurement(
     overwrite: bool = False,
     observe: PredictionListener = lambda event: None,
 ) -> Measurement:
-    """Measure the shares of the classes in a corpus, or the mean of a number; see `bertsmith.measure`."""
+    """Measure the shares of the classes in a corpus, or the mean of numeric labels; see `bertsmith.measure`."""
     run = open_run(path)
     task = get_task(run.task)
     if not task.one_class and labelled is None:
@@ -190,7 +190,7 @@ class Tally:
         else:
             known += (
                 ", but not in the sample. The estimates are for the whole corpus if you drew from all its texts. If "
-                "you drew only from the other texts, remove such texts from the corpus"
+                "you drew only from the other texts, remove the training and validation texts from the corpus"
             )
         return [known, *empty_rows(self.empty)]
 
@@ -274,7 +274,9 @@ def _corrected(
             )
         outcomes.finish(sample, estimates.tuning, matched)
         if sample.clusters is not None:
-            notes.append("you labelled a sample of groups: pass the column of the groups to bs.regress as clusters")
+            notes.append(
+                "you labelled a sample of groups: pass the column of the groups to bertsmith.regress as clusters"
+            )
     few = []
     groups = np.array([group or "" for group in labelled.groups], dtype=object)
     for group in tally.groups:

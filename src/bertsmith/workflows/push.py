@@ -169,7 +169,7 @@ def _hub_errors(repository: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         status: Any = getattr(error.response, "status_code", None)
         raise HubError(
-            f"the hub refuses ({status}): {_reason(error)}",
+            f"the hub refuses the push ({status}): {_reason(error)}",
             where=repository,
             remedy=remedies.get(status, "Try again later. To repeat an interrupted push, pass --overwrite."),
         ) from error

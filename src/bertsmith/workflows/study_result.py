@@ -82,11 +82,11 @@ def finish_study(
             tuned_config = search.trial_config(winner.params).model_copy(update={"seeds": study_config.final_seeds})
             best_config = default_config if is_default else tuned_config
             atomic.write_text(study.settings, _toml(best_config))
-            best = _train_final("the winner", study.best, table, best_config, observe, stop)
+            best = _train_final("the best settings", study.best, table, best_config, observe, stop)
             baseline = best
             if not is_default:  # only the winner measures what columns are worth
                 default_config = default_config.model_copy(update={"no_ablation": True})
-                baseline = _train_final("the defaults", study.defaults, table, default_config, observe, stop)
+                baseline = _train_final("the default settings", study.defaults, table, default_config, observe, stop)
             result = _result(winner, best, baseline, study_config, is_default)
             default_trial = next((t for t in complete if dict(t.params) == dict(defaults)), None)
             result["defaults"]["score"] = (
@@ -156,8 +156,8 @@ def _result(
         rival="the default settings",
         if_worse=": use the defaults",
     )
-    mean = f" on average over {n_seeds} seeds" if n_seeds > 1 else ""
-    result["verdict"] = f"on test, the winner is{mean} {sentence}"
+    mean = f" averaged over {n_seeds} seeds," if n_seeds > 1 else ""
+    result["verdict"] = f"on test,{mean} the winner is {sentence}"
     return result
 
 

@@ -67,8 +67,8 @@ def _table(name: str, columns: list[str], types: list[Any], parts: Callable[[], 
     notes: dict[str, Note] = {}
 
     def note(column: str) -> None:
-        message = f"{name} has values that Python cannot hold, in column {quoted(column)}"
-        how = "Invalid UTF-8 becomes U+FFFD, times are in UTC, and other such values become missing"
+        message = f"{name} has values that Python cannot represent, in column {quoted(column)}"
+        how = "Invalid UTF-8 becomes � (U+FFFD), times are in UTC, and other such values become missing"
         notes.setdefault(column, Note("warning", f"{message}. {how}"))
 
     def chunks() -> Iterator[Cells]:

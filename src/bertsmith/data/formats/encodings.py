@@ -118,7 +118,7 @@ def decode_blocks(
             raise _not_in(str(encoding), name, str(error)) from error
         if not has_note and "\ufffd" in text and "\ufffd".encode(file.codec, "ignore") not in block:
             has_note = True
-            message = f"{name} has bytes that are not {file.codec}, and bertsmith reads them as U+FFFD"
+            message = f"{name} has bytes that are not {file.codec}, and bertsmith reads them as � (U+FFFD)"
             on_note(Note("warning", f"{message}. If the encoding is another one, pass --encoding"))
         yield text.removeprefix("\ufeff")
 
@@ -182,7 +182,7 @@ def open_text(binary: BinaryIO, name: str, encoding: str | None = None) -> TextF
     content = b"\n".join(_sample(binary, invalid.position))
     if _is_mostly_utf_8(content, invalid.truncated):
         message = (
-            f"{name} has invalid UTF-8: {invalid.reason}. bertsmith reads invalid bytes as U+FFFD. "
+            f"{name} has invalid UTF-8: {invalid.reason}. bertsmith reads invalid bytes as � (U+FFFD). "
             f"Correct line {invalid.line:,} and similar lines, or pass --encoding if the file is not UTF-8"
         )
         return TextFile(binary, "utf-8", "replace", (Note("warning", message),))
