@@ -274,11 +274,6 @@ def lower_first(title: str) -> str:
 def to_path(value: Any, name: str, error_type: type[UserError] = ConfigError) -> Path:
     """Convert an argument to a path.
 
-    Args:
-        value: the argument.
-        name: the name of the argument, for messages.
-        error_type: the class of the error to raise.
-
     Raises:
         UserError: of class ``error_type``, if the value is not a path or no file system accepts it.
     """

@@ -117,10 +117,6 @@ def split_parts(text: str, separator: str | None) -> list[str]:
 def check_single_label(texts: Sequence[str], where: str) -> None:
     """Check that a label column has a single label per row.
 
-    Args:
-        texts: the label text of every row.
-        where: file and column, for messages.
-
     Raises:
         DataError: if at least 3 distinct label texts, and 10 % of them, join several labels.
     """

@@ -36,10 +36,6 @@ def parse_label_texts(cells: Iterable[Any], where: str) -> list[str | None]:
 
     White space is normalised and control characters are removed.
 
-    Args:
-        cells: the cells of the column.
-        where: file and column, for messages.
-
     Returns:
         The label texts, ``None`` for empty cells.
 

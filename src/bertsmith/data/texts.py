@@ -119,12 +119,6 @@ def not_scalar(cell: Any) -> str:
 def check_scalar(cell: Any, row: int, where: str, flag: str) -> None:
     """Check that a cell is a text or a number.
 
-    Args:
-        cell: the cell.
-        row: the number of its row, for messages.
-        where: file and column, for messages.
-        flag: the flag that names the column, for messages.
-
     Raises:
         RowError: if the cell holds a list, an array, an object or bytes.
     """

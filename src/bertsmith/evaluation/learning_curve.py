@@ -59,13 +59,7 @@ class Curve:
     noise: float = 0.0
 
     def gain(self, now: int, more: int, *, seed: int = 0) -> Gain:
-        """Return the gain to expect from more labels.
-
-        Args:
-            now: number of labels.
-            more: number of further labels.
-            seed: of the noise.
-        """
+        """Return the gain to expect from more labels."""
         gains = _extrapolate(self.sizes, self.scores, now, more)
         value, others = float(gains[0]), gains[1:]
         noise = self.noise * np.random.default_rng(seed).normal(size=(100, 1))

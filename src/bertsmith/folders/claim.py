@@ -45,11 +45,6 @@ class Output(ABC):
 def claim(output: Output, *, resume: bool = False, overwrite: bool = False) -> Iterator[None]:
     """Lock an output, check that it may be written, and report disk errors as user errors.
 
-    Args:
-        output: the file or folder.
-        resume: continue unfinished work.
-        overwrite: replace what exists.
-
     Raises:
         UserError: if the output must not be written, or another process is writing to it.
     """

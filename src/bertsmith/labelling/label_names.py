@@ -23,11 +23,6 @@ def checked_labels(labels: Sequence[str]) -> list[str]:
 def joined_labels(before: Sequence[str], given: Sequence[str], task: str) -> list[str]:
     """Return the labels of a project, and those given later. All ordinal labels together give the order.
 
-    Args:
-        before: the labels of the project.
-        given: checked labels, which the project may have.
-        task: the kind of label.
-
     Raises:
         ConfigError: if a label differs from another in case only, or the place of a new ordinal label is unknown.
     """

@@ -48,11 +48,7 @@ class NotebookDisplay:
             self.handle = display(HTML(self._html()), display_id=True)
 
     def refresh(self, *, now: bool = False) -> None:
-        """Update the display, unless the last update is recent.
-
-        Args:
-            now: update it in any case.
-        """
+        """Update the display, unless the last update is recent."""
         if self.handle is None or (time.monotonic() - self.shown < SECONDS and not now):
             return
         from IPython.display import HTML

@@ -64,10 +64,6 @@ def write_card(run: Run) -> None:
 def card_text(run: Run, details: Details = Details()) -> str:
     """Return the model card of an evaluated run, with metadata for the hub. It quotes no text of the table.
 
-    Args:
-        run: the run.
-        details: metadata that the run does not have.
-
     Raises:
         RunFolderError: if a file of the run is missing or damaged.
     """

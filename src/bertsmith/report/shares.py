@@ -65,12 +65,7 @@ def shares_csv(measurement: Measurement) -> str:
 
 
 def shares_page(measurement: Measurement, run: str) -> str:
-    """Return the page that ``measure --html`` writes.
-
-    Args:
-        measurement: the shares.
-        run: name of the run.
-    """
+    """Return the page that ``measure --html`` writes."""
     largest = sorted(measurement.whole, key=lambda s: -(s.share or 0))
     order = list(measurement.whole) if measurement.means else largest
     by_class = {

@@ -61,11 +61,6 @@ class Interface:
 def read_interface(config: str, classifier: ModelPredictor, field: str) -> Interface:
     """Find the choices for the labels of a model in a labelling interface.
 
-    Args:
-        config: the labelling interface, in XML.
-        classifier: the model.
-        field: where the interface is, for messages.
-
     Raises:
         RequestError: if the interface is not valid, or has no choices for the labels.
     """

@@ -55,10 +55,6 @@ class _Server(uvicorn.Server):
 def serve(config: ServerConfig, signals: SignalFlags) -> None:
     """Serve until SIGTERM or SIGINT.
 
-    Args:
-        config: the configuration.
-        signals: the signals received so far.
-
     Raises:
         UserError: if the folder contains no usable classifier, or the address is in use.
     """

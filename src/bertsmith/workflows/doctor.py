@@ -89,9 +89,6 @@ class Diagnosis:
 def diagnose(device: str = "auto") -> Diagnosis:
     """Describe this machine. Imports torch if it is installed, and works without it.
 
-    Args:
-        device: the device to use, as in the settings.
-
     Raises:
         DeviceError: if torch is installed and the device is not available.
     """

@@ -141,10 +141,6 @@ def check_effort(config: Config) -> None:
 def prepare_inputs(data: Table, config: Config) -> Inputs:
     """Load the checkpoint with a new head, and tokenize every text once.
 
-    Args:
-        data: the texts, with their splits.
-        config: the settings.
-
     Raises:
         UserError: if the checkpoint, the device or the number of tokens is not usable.
     """

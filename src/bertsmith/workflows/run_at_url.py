@@ -78,10 +78,6 @@ def copied_to_url(
 def copied_from_url(url: str, observe: RunListener) -> Iterator[tuple[Path, RunListener]]:
     """In this context, workers train a run at a URL. At the end, it is copied to a temporary folder of this machine.
 
-    Args:
-        url: the URL of the run.
-        observe: receives the events of the run.
-
     Yields:
         The folder of the copy, and the listener for the events of the workers.
 

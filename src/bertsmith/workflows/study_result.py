@@ -33,12 +33,7 @@ from bertsmith.workflows.trial_workers import STATES, Search, primary_score, ran
 
 
 def trial_records(trials: list[FrozenTrial], steps_per_unit: int) -> list[dict[str, Any]]:
-    """Return the trials that are done as entries of ``study.json``.
-
-    Args:
-        trials: all trials.
-        steps_per_unit: reported steps per epoch, or per fold.
-    """
+    """Return the trials that are done as entries of ``study.json``."""
     return [
         {
             "number": t.number,

@@ -125,11 +125,6 @@ def train_on_ray(
 def uses_gpus(device: str, workers: int, resources: Mapping[str, float]) -> bool:
     """Return whether each worker gets a GPU; otherwise each gets a core.
 
-    Args:
-        device: the setting.
-        workers: their number.
-        resources: of the cluster.
-
     Raises:
         DeviceError: if the cluster has fewer cores than workers, or lacks the device. (Ray would wait for cores.)
     """

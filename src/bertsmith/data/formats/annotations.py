@@ -31,10 +31,6 @@ _UNFINISHED = ("draft", "discarded", "pending")
 def flatten(records: Iterable[Record], name: str) -> Iterator[Record]:
     """Yield rows for the records of an annotation tool; other records stay as they are.
 
-    Args:
-        records: the records.
-        name: the name of the file, for messages.
-
     Raises:
         DataError: if a record does not have the fields of the tool.
     """
@@ -101,9 +97,6 @@ def unpack_labels(cells: Sequence[Any]) -> list[Any] | None:
     """Return the labels of a column of Label Studio's exports in CSV, TSV or JSON_MIN as lists.
 
     A cell has one label, or several of them as ``{"choices": ["a", "b"]}``.
-
-    Args:
-        cells: the column.
 
     Returns:
         A list per cell, ``None`` for an empty cell; or ``None`` if the column is not of this kind.

@@ -48,10 +48,6 @@ class TableFile:
 def open_binary(path: Path, max_gb: float) -> BinaryIO:
     """Open a file for seekable binary reading, and unpack it if it is gzip.
 
-    Args:
-        path: the file.
-        max_gb: maximum size in GB when unpacked.
-
     Raises:
         DataError: if the file is missing, a folder, unreadable, a damaged gzip, or too large unpacked.
     """
