@@ -228,11 +228,7 @@ def _frame(X: Any) -> Any:  # noqa: N803
 
 
 def _one_per_text(values: Any, name: str, noun: str, n_texts: int) -> np.ndarray:
-    """Return labels or groups as an array, shape (n,).
-
-    Raises:
-        DataError: if there is not one value per text.
-    """
+    """Return labels or groups as an array, shape (n,)."""
     values = list(values) if isinstance(values, Iterator) else values
     remedy = f"Pass one {noun} per text."
     if name == "y":
@@ -277,11 +273,7 @@ def _template(X: Any) -> Template:  # noqa: N803
 
 
 def _texts(X: Any, template: Template) -> Texts:  # noqa: N803
-    """Return texts.
-
-    Raises:
-        DataError: if X is not a list of texts, or lacks a column.
-    """
+    """Return texts."""
     from bertsmith.data.template import Template, Texts
 
     if X is None:

@@ -179,11 +179,7 @@ def predict(
 
 @contextmanager
 def _advice(output: Path, *, resume: bool) -> Iterator[None]:
-    """Say how to continue after Ctrl-C before the first chunk.
-
-    Raises:
-        Interrupted: with the advice.
-    """
+    """Say how to continue after Ctrl-C before the first chunk."""
     from bertsmith.errors import Interrupted
     from bertsmith.inference.chunks import chunks_folder
 
@@ -235,11 +231,7 @@ def _print_summary(predictions: Predictions, template: Template) -> None:
 
 
 def _stdin(settings: Config) -> Stream:
-    """Return a stream of the lines of stdin, which are read when they arrive.
-
-    Raises:
-        DataError: if stdin has no text.
-    """
+    """Return a stream of the lines of stdin, which are read when they arrive."""
     from bertsmith.data.formats.encodings import decode_blocks
     from bertsmith.data.stream import Stream, lines_chunk
     from bertsmith.data.template import is_empty

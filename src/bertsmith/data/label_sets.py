@@ -170,11 +170,7 @@ def _item(item: Any, row: int, where: str) -> str:
 
 
 def _find_separator(cells: Sequence[Any], where: str) -> str | None:
-    """Return the separator that splits the most cells; ``None`` if the cells are lists or hold one label each.
-
-    Raises:
-        DataError: if another separator splits nearly as many cells.
-    """
+    """Return the separator that splits the most cells; ``None`` if the cells are lists or hold one label each."""
     texts = [to_text(cell) for cell in cells if not is_list(cell) and not is_missing(cell)]
     n_split = {name: sum(len(split_parts(text, name)) > 1 for text in texts) for name in SEPARATORS}
     best, second = sorted(n_split, key=lambda name: -n_split[name])[:2]

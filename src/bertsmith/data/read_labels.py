@@ -165,9 +165,6 @@ def _parse_values(cells: Sequence[object], where: str) -> list[float]:
     """Return the number in every cell, NaN for an empty cell or a word such as ``NA``.
 
     `with_decimal_points` describes decimal commas.
-
-    Raises:
-        DataError: if a cell is not a finite number.
     """
     values: list[float] = []
     wrong: dict[int, str] = {}

@@ -27,11 +27,7 @@ class OutputFile(Output):
     activity: ClassVar[str | None] = "writing this file"
 
     def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
-        """Refuse to replace an input, a folder, or a file without ``overwrite``.
-
-        Raises:
-            ConfigError: with the reason.
-        """
+        """Refuse to replace an input, a folder, or a file without ``overwrite``."""
         path, remedy = self.path, "Choose another file."
         check_not_in_run(path, "Choose a file in another folder.")
         if path.exists() and any(_same_file(source, path) for source in self.sources):
@@ -67,11 +63,7 @@ class OutputFolder(Output):
     activity: ClassVar[str | None] = "writing this folder"
 
     def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
-        """Refuse to replace an input, a file, or other files.
-
-        Raises:
-            ConfigError: with the reason.
-        """
+        """Refuse to replace an input, a file, or other files."""
         path, remedy = self.path, "Choose another folder."
         check_not_in_run(path / "file", "Choose a folder outside the run.")
         if not path.exists() and not path.is_symlink():
@@ -103,11 +95,7 @@ class ExportFolder(Output):
     activity: ClassVar[str | None] = "writing this export"
 
     def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
-        """Refuse to replace anything but an export without other files, and that only with ``overwrite``.
-
-        Raises:
-            UserError: with the reason.
-        """
+        """Refuse to replace anything but an export without other files, and that only with ``overwrite``."""
         path = self.path
         if not path.exists():
             check_not_in_run(path, "Leave out -o, or choose a folder outside the run.", allowed="export")

@@ -21,11 +21,7 @@ class RunFolder(Output):
     disk_remedy: ClassVar[str | None] = RESUME_REMEDY
 
     def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
-        """Refuse to replace a run or other files without permission. To resume an empty folder is to begin.
-
-        Raises:
-            RunFolderError: with the reason, or if the run is finished.
-        """
+        """Refuse to replace a run or other files without permission. To resume an empty folder is to begin."""
         path, run = self.path, Run(self.path)
         if resume and overwrite:
             raise RunFolderError("--resume and --overwrite contradict each other", remedy="Pass only one of them.")

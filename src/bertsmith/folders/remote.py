@@ -108,11 +108,7 @@ class RemoteRun:
         return any(map(_RESUMABLE.fullmatch, self._retried("read", self._names)))
 
     def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
-        """Refuse to train as `RunFolder.check` does, or if the storage is not writable.
-
-        Raises:
-            UserError: with the reason.
-        """
+        """Refuse to train as `RunFolder.check` does, or if the storage is not writable."""
         with TemporaryDirectory() as temporary:
             copy = Path(temporary) / "run"
             self._retried("read", lambda: self._copy_names(copy), waits=())
@@ -244,11 +240,7 @@ class RemoteRun:
                     self.storage.rmdir(f"{self._root}/{folder}")
 
     def _retried(self, verb: str, action: Callable[[], R], waits: tuple[float, ...] | None = None) -> R:
-        """Run an action on the storage again after errors.
-
-        Raises:
-            OutputError: if it fails each time.
-        """
+        """Run an action on the storage again after errors."""
         for seconds in (*(RETRY_SECONDS if waits is None else waits), None):
             try:
                 return action()

@@ -38,11 +38,7 @@ class Study(Output):
     _repr_html_ = rendered_by("bertsmith.report.notebook:study_html", optional=True)
 
     def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
-        """Refuse to use a folder with other files, and to overwrite a study that another process uses.
-
-        Raises:
-            RunFolderError: with the reason.
-        """
+        """Refuse to use a folder with other files, and to overwrite a study that another process uses."""
         if not self.file.is_file():
             check_empty(self.path)
         elif overwrite:

@@ -32,11 +32,7 @@ class PredictionFile(OutputFile):
     """A file of predictions to write, and the folder of its unfinished chunks."""
 
     def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
-        """Refuse to replace a file or unfinished predictions without permission.
-
-        Raises:
-            UserError: with the reason, or if no predictions can be resumed.
-        """
+        """Refuse to replace a file or unfinished predictions without permission."""
         folder = chunks_folder(self.path)
         if resume and overwrite:
             raise RunFolderError("--resume and --overwrite contradict each other", remedy="Pass only one of them.")
@@ -211,11 +207,7 @@ def nothing_written(output: Path) -> bool:
 
 
 def _read_about(output: Path) -> dict[str, Any]:
-    """Return the description of unfinished predictions.
-
-    Raises:
-        RunFolderError: if there are no unfinished predictions to resume, or their description is damaged.
-    """
+    """Return the description of unfinished predictions."""
     folder = chunks_folder(output)
     if not folder.exists():
         raise RunFolderError(

@@ -249,10 +249,6 @@ def _attributions(
         baseline: token ids where the path starts, shape (tokens,).
         target: class index.
         deadline: as for `explain`.
-
-    Raises:
-        OutOfTimeError: if the deadline cannot be met.
-        DeviceError: if memory is too small.
     """
     import torch
 

@@ -133,11 +133,7 @@ def _load(request: RayRequest) -> tuple[Any, Any]:
 
 
 def _parquet_files(source: Path) -> list[Path]:
-    """Return the Parquet files of a folder, ordered by name, or the file itself.
-
-    Raises:
-        DataError: if none exists.
-    """
+    """Return the Parquet files of a folder, ordered by name, or the file itself."""
     source = source.absolute()
     files = [source] if source.is_file() else sorted(f for f in source.glob("*.parquet") if f.is_file())
     if not files:

@@ -312,11 +312,7 @@ def create_app(
 
 
 def _rank(logits: np.ndarray, classifier: ModelPredictor, parameters: Parameters) -> list[Any]:
-    """Return the labels of each text with their scores, best first; without ``top_k``, only the best one.
-
-    Raises:
-        RequestError: if the function does not apply to the numbers that the model predicts.
-    """
+    """Return the labels of each text with their scores, best first; without ``top_k``, only the best one."""
     has_top_k, function = "top_k" in parameters.model_fields_set, parameters.function_to_apply
     if function in ("softmax", "sigmoid") and classifier.task.name == REGRESSION:
         what = f"parameters.function_to_apply: the model predicts a number, to which {function} does not apply"

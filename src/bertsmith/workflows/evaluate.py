@@ -76,11 +76,7 @@ def far_number_notes(table: Table) -> list[str]:
 def _evaluation_folder(
     run: runs.Run, name: str | None, table: str, description: dict[str, Any], *, overwrite: bool
 ) -> Path:
-    """Return the folder of an evaluation, named after the table if ``name`` is ``None``.
-
-    Raises:
-        ConfigError: if the name is not valid, or the folder contains another evaluation.
-    """
+    """Return the folder of an evaluation, named after the table if ``name`` is ``None``."""
     if name is not None and not (
         isinstance(name, str) and re.fullmatch(r"\w([\w.-]*\w)?", name) and len(name.encode()) <= _MAX_NAME_BYTES
     ):

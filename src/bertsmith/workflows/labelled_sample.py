@@ -232,10 +232,6 @@ def _check_blanks(table: Table, is_drawn: np.ndarray, blank: np.ndarray, outcome
 
     Returns:
         Notes on rows without a label. Those after the last labelled row are the rest of an unfinished sample.
-
-    Raises:
-        DataError: if more than `UNLABELLED` of the drawn texts before the last label have none, or the rows are sorted
-            and the last ones have none.
     """
     gaps = blank[blank < table.frame["row"].max()]
     drawn = len(gaps) + int(is_drawn.sum())
@@ -272,11 +268,7 @@ def _check_blanks(table: Table, is_drawn: np.ndarray, blank: np.ndarray, outcome
 
 
 def _check_labels(texts: Texts, targets: np.ndarray, rows: Sequence[int], where: str) -> None:
-    """Check that equal texts have the same labels.
-
-    Raises:
-        DataError: if two rows of a text have different labels.
-    """
+    """Check that equal texts have the same labels."""
     first: dict[str, int] = {}
     for i, text in enumerate(texts):
         other = first.setdefault(flat(text), i)

@@ -123,11 +123,7 @@ def _files(run: Run, details: Details, *, exports: bool) -> dict[str, Path | byt
 
 
 def _check_repository(api: HfApi, repository: str, *, private: bool, overwrite: bool) -> bool:
-    """Return whether a repository exists, and refuse to write to it without permission.
-
-    Raises:
-        HubError: if the repository already exists without ``overwrite``, or is public and should be private.
-    """
+    """Return whether a repository exists, and refuse to write to it without permission."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
@@ -151,11 +147,7 @@ def _check_repository(api: HfApi, repository: str, *, private: bool, overwrite: 
 
 @contextmanager
 def _hub_errors(repository: str) -> Iterator[None]:
-    """Turn answers of the hub into user errors.
-
-    Raises:
-        HubError: with the reason and a remedy.
-    """
+    """Turn answers of the hub into user errors."""
     from huggingface_hub.errors import HfHubHTTPError
 
     remedies: dict[int, str] = {

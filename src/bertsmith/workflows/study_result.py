@@ -157,11 +157,7 @@ def _result(
 
 
 def _difference(best: Run, baseline: Run) -> tuple[float, float, float]:
-    """Return the difference of two runs in the primary test metric, averaged over seeds, and its interval.
-
-    Raises:
-        RunFolderError: if the runs have different test texts.
-    """
+    """Return the difference of two runs in the primary test metric, averaged over seeds, and its interval."""
     values, draws, task = [], [], get_task(best.task)
     for pair in zip(best.members or [best], baseline.members or [baseline], strict=True):
         frames = [run.predictions.sort_values(["row", "text"], ignore_index=True) for run in pair]

@@ -118,11 +118,7 @@ def _as_written(arrow_type: Any) -> Any:
 
 
 def _record_batches(binary: BinaryIO, path: Path, kind: str, max_rows: int) -> tuple[Any, Iterator[Any]]:
-    """Return the Arrow schema, and the record batches of at most ``max_rows`` rows.
-
-    Raises:
-        DataError: if the file is damaged; also while the batches are read.
-    """
+    """Return the Arrow schema, and the record batches of at most ``max_rows`` rows."""
     import pyarrow.ipc
     import pyarrow.parquet
 

@@ -208,11 +208,7 @@ class _InvalidByte(NamedTuple):
 
 
 def _first_invalid(binary: BinaryIO, codec: str) -> _InvalidByte | None:
-    """Return the first byte that a codec cannot decode, or ``None``.
-
-    Raises:
-        LookupError: if no text codec has this name.
-    """
+    """Return the first byte that a codec cannot decode, or ``None``."""
     one_byte = "\n".encode(codec) == b"\n"  # raises LookupError for codecs such as base64
     decoder = codecs.getincrementaldecoder(codec)()
     binary.seek(0)
