@@ -149,8 +149,7 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
         """Return the label of every text, shape (n,)."""
         probabilities = self.predict_proba(X)
-        labels: np.ndarray = self.classes_[self.classifier_.task.predicted(probabilities)]
-        return labels
+        return self.classes_[self.classifier_.task.predicted(probabilities)]
 
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
         """Return the probability of every class for every text, shape (n, classes), in the order of `classes_`."""

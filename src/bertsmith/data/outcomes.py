@@ -108,13 +108,11 @@ class LabelSets(Outcomes):
 
     def targets(self, codes: np.ndarray) -> np.ndarray:
         """Return whether each row has each label, bool, shape (n, labels)."""
-        rows: np.ndarray = self.sets[codes]
-        return rows
+        return self.sets[codes]
 
     def counts(self, codes: np.ndarray, n_labels: int) -> np.ndarray:
         """Return the number of rows that have each label, shape (labels,)."""
-        result: np.ndarray = self.sets[codes].sum(axis=0)
-        return result
+        return self.sets[codes].sum(axis=0)
 
     def code(self, target: Any) -> tuple[int, Outcomes]:
         """Return the code of a label set, bool, shape (labels,); see `Outcomes.code`."""
@@ -160,8 +158,7 @@ class Numbers(Outcomes):
 
     def targets(self, codes: np.ndarray) -> np.ndarray:
         """Return the numbers, float64, shape (n,)."""
-        numbers: np.ndarray = self.values[codes]
-        return numbers
+        return self.values[codes]
 
     def counts(self, codes: np.ndarray, n_labels: int) -> np.ndarray:
         """Return the number of rows, shape (1,)."""

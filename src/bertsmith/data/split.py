@@ -206,8 +206,7 @@ def stratify_sets(sets: np.ndarray, groups: np.ndarray, portions: np.ndarray, rn
             best = best[lacking[best, -1] == lacking[best, -1].max()]
             chosen[group] = rng.choice(best)
             lacking[chosen[group]] -= counts[group]
-    result: np.ndarray = chosen[groups]
-    return result
+    return chosen[groups]
 
 
 def _split_classes(targets: np.ndarray, shares: Mapping[str, float], rng: np.random.Generator) -> np.ndarray:
@@ -234,8 +233,7 @@ def _merge_groups(groups: np.ndarray, similar: np.ndarray) -> np.ndarray:
     ends = np.concatenate([n + groups, n + groups.max() + 1 + similar])
     size = int(ends.max()) + 1
     graph = csr_array((np.ones(2 * n), (np.tile(np.arange(n), 2), ends)), shape=(size, size))
-    result: np.ndarray = np.unique(connected_components(graph, directed=False)[1][:n], return_inverse=True)[1]
-    return result
+    return np.unique(connected_components(graph, directed=False)[1][:n], return_inverse=True)[1]
 
 
 def _largest_remainder(ideal: np.ndarray) -> np.ndarray:
@@ -275,8 +273,7 @@ def _split_groups(
             best = int(np.argmin(cost))
         counts[best] += group_counts[group]
         chosen[group] = best
-    result: np.ndarray = np.array(names, dtype=object)[chosen[groups]]
-    return result
+    return np.array(names, dtype=object)[chosen[groups]]
 
 
 def _check_splits(table: Table, result: np.ndarray, expected: Sequence[str]) -> None:

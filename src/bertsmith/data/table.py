@@ -146,8 +146,7 @@ class Table:
     @property
     def codes(self) -> np.ndarray:
         """Code of every row, shape (rows,), −1 if the label is missing; the class index if each row has one class."""
-        values: np.ndarray = self.frame["target"].to_numpy()
-        return values
+        return self.frame["target"].to_numpy()
 
     @cached_property
     def targets(self) -> np.ndarray:

@@ -181,8 +181,7 @@ def _distance(values: Sequence[LabelSet], totals: np.ndarray, task: str) -> np.n
     n = len(values)
     if task == ORDINAL:  # the number of labels between two ranks, squared
         until = np.cumsum(totals) - totals / 2
-        result: np.ndarray = (until[:, None] - until[None]) ** 2
-        return result
+        return (until[:, None] - until[None]) ** 2
     if task == MULTI_LABEL:
         return np.array([[1 - len(a & b) / max(len(a | b), 1) if a != b else 0.0 for b in values] for a in values])
     return 1 - np.eye(n)

@@ -81,8 +81,7 @@ class LinearModel:
 
     def logits(self, embeddings: np.ndarray) -> np.ndarray:
         """Return logits of shape (n, outputs) for embeddings of shape (n, hidden size)."""
-        result: np.ndarray = embeddings @ self.weight.T + self.bias
-        return result
+        return embeddings @ self.weight.T + self.bias
 
 
 def fit_regression(embeddings: np.ndarray, targets: np.ndarray, *, n_classes: int) -> LinearModel:

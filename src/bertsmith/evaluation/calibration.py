@@ -85,8 +85,7 @@ def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> di
     filled = np.maximum(counts, 1)
 
     def mean(values: np.ndarray) -> np.ndarray:
-        result: np.ndarray = np.bincount(which, weights=values, minlength=bins) / filled
-        return result
+        return np.bincount(which, weights=values, minlength=bins) / filled
 
     def error(right: np.ndarray) -> float:
         return float((counts * abs(mean(right) - mean_confidence)).sum() / len(confidence))
@@ -107,14 +106,12 @@ def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> di
 def log_losses(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Return the log loss of each text, shape (n,), from class indices, shape (n,), and shape (n, classes)."""
     likelihood = probabilities[np.arange(len(targets)), targets] / probabilities.sum(axis=1, dtype=np.float64)
-    losses: np.ndarray = -np.log(np.clip(likelihood, np.finfo(np.float64).eps, 1))
-    return losses
+    return -np.log(np.clip(likelihood, np.finfo(np.float64).eps, 1))
 
 
 def to_logits(probabilities: np.ndarray) -> np.ndarray:
     """Return logarithms of probabilities, shape (n, classes): the logits up to a constant per text."""
-    result: np.ndarray = np.log(np.clip(probabilities.astype(np.float64), 1e-30, None))
-    return result
+    return np.log(np.clip(probabilities.astype(np.float64), 1e-30, None))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -122,12 +119,10 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     if not len(logits):
         return logits
     exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-    result: np.ndarray = exponents / exponents.sum(axis=1, keepdims=True)
-    return result
+    return exponents / exponents.sum(axis=1, keepdims=True)
 
 
 def log_sum_exp(logits: np.ndarray) -> np.ndarray:
     """Return the log-sum-exp of every row, shape (n,), of logits of shape (n, classes)."""
     top = logits.max(axis=1)
-    result: np.ndarray = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
-    return result
+    return top + np.log(np.exp(logits - top[:, None]).sum(axis=1))

@@ -52,8 +52,7 @@ def resampled_average_precision(truth: np.ndarray, probabilities: np.ndarray, dr
         precision = (times * hits / np.maximum(ranked, 1)).sum(axis=1)
         total += np.where(positives > 0, precision / np.maximum(positives, 1), 0)
         classes += positives > 0
-    result: np.ndarray = total / np.maximum(classes, 1)
-    return result
+    return total / np.maximum(classes, 1)
 
 
 def resampled_label_metrics(

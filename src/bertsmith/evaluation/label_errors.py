@@ -123,8 +123,7 @@ def find_set_errors(
 
 def _first(targets: np.ndarray, units: np.ndarray) -> np.ndarray:
     """Return the targets of the first text of each unit, whose folds are stratified."""
-    first: np.ndarray = targets[np.unique(units, return_index=True)[1]]
-    return first
+    return targets[np.unique(units, return_index=True)[1]]
 
 
 def _cross_validated(x: Any, y: np.ndarray, n_classes: int, seed: int, units: np.ndarray) -> np.ndarray:

@@ -36,8 +36,7 @@ def resampled_set_metrics(drawn: np.ndarray, targets: np.ndarray, predicted: np.
     none = ~seen.any(axis=1)
 
     def macro(values: np.ndarray) -> np.ndarray:
-        means: np.ndarray = np.where(seen, values, 0).sum(axis=1) / np.maximum(seen.sum(axis=1), 1)
-        return means
+        return np.where(seen, values, 0).sum(axis=1) / np.maximum(seen.sum(axis=1), 1)
 
     return {
         "macro_f1": macro(f1),
@@ -62,15 +61,13 @@ def ranking_precision(targets: np.ndarray, probabilities: np.ndarray) -> np.ndar
     rank_among_true = rankdata(masked, method="max", axis=1)
     count = targets.sum(axis=1)
     mean = np.where(targets, rank_among_true / rank, 0).sum(axis=1) / np.maximum(count, 1)
-    result: np.ndarray = np.where((count == 0) | (count == targets.shape[1]), 1.0, mean)
-    return result
+    return np.where((count == 0) | (count == targets.shape[1]), 1.0, mean)
 
 
 def log_losses(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Return the log loss of each text, averaged over the labels, shape (n,)."""
     p = np.clip(probabilities.astype(np.float64), 1e-15, 1 - 1e-15)
-    result: np.ndarray = -np.where(targets, np.log(p), np.log1p(-p)).mean(axis=1)
-    return result
+    return -np.where(targets, np.log(p), np.log1p(-p)).mean(axis=1)
 
 
 def average_precisions(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -139,14 +136,12 @@ def best_thresholds(targets: np.ndarray, logits: np.ndarray) -> np.ndarray:
     support = targets.sum(axis=0)
     scores = np.array([_f1(targets, logits + offset > 0) for offset in GRID])  # (offsets, labels)
     best = np.where(scores == scores.max(axis=0), abs(GRID)[:, None], np.inf).argmin(axis=0)
-    result: np.ndarray = np.where(support > 0, GRID[best], 0.0) * support / (support + SHRINKAGE)
-    return result
+    return np.where(support > 0, GRID[best], 0.0) * support / (support + SHRINKAGE)
 
 
 def _f1(targets: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     either = targets.sum(axis=0) + predicted.sum(axis=0)
-    result: np.ndarray = 2 * (targets & predicted).sum(axis=0) / np.maximum(either, 1)
-    return result
+    return 2 * (targets & predicted).sum(axis=0) / np.maximum(either, 1)
 
 
 def fit_temperatures(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -161,5 +156,4 @@ def fit_temperatures(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarr
 
 def cooccurrence(targets: np.ndarray) -> np.ndarray:
     """Return the number of texts that have two labels, shape (labels, labels); the diagonal counts single labels."""
-    counts: np.ndarray = targets.astype(np.int64).T @ targets.astype(np.int64)
-    return counts
+    return targets.astype(np.int64).T @ targets.astype(np.int64)

@@ -17,8 +17,7 @@ def least_cost(probabilities: np.ndarray) -> np.ndarray:
         probabilities: shape (n, classes), with the classes in order.
     """
     expected = probabilities @ np.arange(probabilities.shape[1])
-    result: np.ndarray = np.rint(expected / probabilities.sum(axis=1)).astype(np.int64)
-    return result
+    return np.rint(expected / probabilities.sum(axis=1)).astype(np.int64)
 
 
 def fit_stretch(scores: np.ndarray, temperature: float) -> float:

@@ -40,8 +40,7 @@ class Rule:
     def undo(self, logits: np.ndarray) -> np.ndarray:
         """Return the model's logits before the rule, from logits after it, both of shape (n, classes)."""
         offsets, temperature = np.array(self.offsets or 0.0), np.array(self.temperature)
-        before: np.ndarray = stretch_slope(logits, 1 / self.stretch) * temperature - offsets
-        return before
+        return stretch_slope(logits, 1 / self.stretch) * temperature - offsets
 
     @property
     def is_neutral(self) -> bool:
@@ -101,5 +100,4 @@ def stretch_slope(logits: np.ndarray, factor: float) -> np.ndarray:
     if factor == 1:
         return logits
     ranks = np.arange(logits.shape[-1]) - (logits.shape[-1] - 1) / 2
-    stretched: np.ndarray = logits + (factor - 1) * (logits @ ranks / (ranks @ ranks))[..., None] * ranks
-    return stretched
+    return logits + (factor - 1) * (logits @ ranks / (ranks @ ranks))[..., None] * ranks

@@ -105,8 +105,7 @@ def _interval(right: np.ndarray, groups: np.ndarray | None) -> list[float]:
         return [0.0, 1.0]  # a single group says nothing about others
     resamples = draw_resamples(len(sizes), None, np.random.default_rng(0))
     drawn = np.concatenate([(times @ hits) / (times @ sizes) for times in resamples])
-    bounds: list[float] = np.percentile(drawn, TAILS).tolist()
-    return bounds
+    return np.percentile(drawn, TAILS).tolist()
 
 
 def _group_values(values: pd.Series) -> pd.Series:

@@ -100,7 +100,7 @@ class Run:
     @property
     def figures(self) -> Figures:
         """The figures of the report by name, such as ``"confusion"``; see `bertsmith.report.notebook.Figures`."""
-        return rendered_by("bertsmith.report.notebook:run_figures")(self)  # type: ignore[no-any-return]
+        return rendered_by("bertsmith.report.notebook:run_figures")(self)
 
     def foreign_files(self) -> list[str]:
         """Return the names of files and folders that training did not write, such as evaluations."""

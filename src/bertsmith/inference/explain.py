@@ -269,10 +269,7 @@ def _attributions(
     method = IntegratedGradients(logit)
 
     def attribute(steps: int, budget: int) -> torch.Tensor:
-        result: torch.Tensor = method.attribute(
-            end, baselines=start, n_steps=steps, internal_batch_size=max(budget // tokens, 1)
-        )
-        return result
+        return method.attribute(end, baselines=start, n_steps=steps, internal_batch_size=max(budget // tokens, 1))
 
     budget = POINTS_PER_PASS * tokens
     expected = FORWARD_PASSES * STEPS[0] * (time.perf_counter() - began) / 2

@@ -176,8 +176,7 @@ def _exportable_module(original: Classifier) -> tuple[Any, tuple[Any, ...], tupl
                 return forward.logits(
                     model, PaddedBatch.from_inputs(**named, padding_idx=forward.position_padding_idx(model))
                 )
-            logits: torch.Tensor = model(**named).logits
-            return logits
+            return model(**named).logits
 
     example = original.loaded.tokenizer(
         ["a short text", "and one more that is longer"], padding=True, return_tensors="pt"

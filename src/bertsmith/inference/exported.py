@@ -222,8 +222,7 @@ class Exported(ModelPredictor):
 def round_up_widths(lengths: np.ndarray) -> np.ndarray:
     """Round numbers of tokens up to one of `WIDTHS_PER_DOUBLING` values between consecutive powers of two."""
     steps = 2 ** np.maximum(np.log2(np.maximum(lengths - 1, 1)).astype(np.int64) - int(np.log2(WIDTHS_PER_DOUBLING)), 0)
-    rounded: np.ndarray = -(-lengths // steps) * steps
-    return rounded
+    return -(-lengths // steps) * steps
 
 
 def model_inputs(

@@ -231,8 +231,7 @@ class ModelPredictor(Predictor):
         logits = self.logits_of(windows, count_texts)
         if not len(counts):
             return logits
-        result: np.ndarray = np.add.reduceat(logits, np.cumsum(counts) - counts) / counts[:, None]
-        return result
+        return np.add.reduceat(logits, np.cumsum(counts) - counts) / counts[:, None]
 
     def count_tokens(self, texts: Items) -> np.ndarray:
         """Return the number of tokens of each text, with special tokens and before truncation, shape (texts,)."""

@@ -107,8 +107,7 @@ def compare_counts(
 
     def distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         differences = abs(one / n - other / n_corpus)
-        result: np.ndarray = differences.sum(axis=-1) / 2 if texts is None else differences.max(axis=-1)
-        return result
+        return differences.sum(axis=-1) / 2 if texts is None else differences.max(axis=-1)
 
     threshold = float(np.quantile(distances(draw(n), draw(n_corpus)), level))
     return Difference(name, None, None, float(distances(reference, counts)), threshold)

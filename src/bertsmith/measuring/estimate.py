@@ -58,14 +58,12 @@ class Totals:
     @property
     def mean(self) -> np.ndarray:
         """Mean prediction, shape (columns,)."""
-        mean: np.ndarray = self.sums / self.texts
-        return mean
+        return self.sums / self.texts
 
     @property
     def naive(self) -> np.ndarray:
         """The uncorrected estimate: share of texts with each predicted label, shape (columns,)."""
-        naive: np.ndarray = self.counts / self.texts
-        return naive
+        return self.counts / self.texts
 
 
 @dataclass(frozen=True)
@@ -113,8 +111,7 @@ class Sample:
         """Index of the sampling unit of each text, the text or its cluster, shape (n,)."""
         if self.clusters is None:
             return np.arange(len(self))
-        codes: np.ndarray = np.unique(self.clusters, return_inverse=True)[1]
-        return codes
+        return np.unique(self.clusters, return_inverse=True)[1]
 
 
 @dataclass(frozen=True)
@@ -254,8 +251,7 @@ def labels_for_target(estimates: Estimates, n: int, n_corpus: int) -> np.ndarray
     z = stats.norm.ppf(0.5 + LEVEL / 2)
     needed = 1 / (TARGET**2 / z**2 / np.maximum(per_text, 1e-12) + 1 / n_corpus)
     needed = np.ceil(np.maximum(needed, z / TARGET))  # the rule of one mistake, see `share_interval`
-    labels: np.ndarray = np.minimum(needed, n_corpus).astype(np.int64)
-    return labels
+    return np.minimum(needed, n_corpus).astype(np.int64)
 
 
 def correlations(sample: Sample) -> np.ndarray:
@@ -266,8 +262,7 @@ def correlations(sample: Sample) -> np.ndarray:
     weights = 1 / sample.inclusion
     y, f = (v - np.average(v, axis=0, weights=weights) for v in (sample.outcomes, sample.predictions))
     spread = np.sqrt((weights @ y**2) * (weights @ f**2))
-    result: np.ndarray = np.clip(weights @ (y * f) / np.maximum(spread, 1e-12), 0, 1)
-    return result
+    return np.clip(weights @ (y * f) / np.maximum(spread, 1e-12), 0, 1)
 
 
 def sum_totals(parts: Iterable[Totals]) -> Totals:
@@ -315,5 +310,4 @@ def _tuning(moments: _Moments, sample: Sample, totals: Totals) -> np.ndarray:
 
 def _estimates(moments: _Moments, tuning: np.ndarray, totals: Totals) -> np.ndarray:
     """Return the estimate of each subset, shape (subsets, columns)."""
-    result: np.ndarray = moments.outcome + tuning * (totals.mean - moments.prediction)
-    return result
+    return moments.outcome + tuning * (totals.mean - moments.prediction)

@@ -133,8 +133,7 @@ def _by_confidence(
     else:
         resamples = draw_resamples(len(right), groups, rng, DRAWS)
         drawn = np.concatenate([(times * right @ inside + mean) / (times @ inside + 1) for times in resamples])
-    result: np.ndarray = drawn @ by_bin
-    return result
+    return drawn @ by_bin
 
 
 def _by_class(

@@ -93,8 +93,7 @@ def _mixture(columns: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Return the shares, at least 0 and with the sum 1, whose mixture of columns is closest to the target."""
     scale = _SUM_WEIGHT * max(float(abs(columns).max()), 1.0)
     found = nnls(np.vstack([columns, np.full(columns.shape[1], scale)]), np.append(target, scale))[0]
-    shares: np.ndarray = found / found.sum()
-    return shares
+    return found / found.sum()
 
 
 def combined_p_value(p_values: Sequence[float]) -> float:

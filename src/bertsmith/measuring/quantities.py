@@ -56,8 +56,7 @@ class Quantities:
 
     def of(self, values: np.ndarray) -> np.ndarray:
         """Return the columns of texts, from probabilities, indicators or numbers, shape (n, k)."""
-        result: np.ndarray = values @ self.outcomes if self.range is None else (values - self.lowest) / self.span
-        return result
+        return values @ self.outcomes if self.range is None else (values - self.lowest) / self.span
 
     @property
     def outcomes(self) -> np.ndarray:

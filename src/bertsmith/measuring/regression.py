@@ -44,8 +44,7 @@ class Regression:
     @property
     def errors(self) -> np.ndarray:
         """Standard errors, shape (coefficients,)."""
-        errors: np.ndarray = np.sqrt(np.diag(self.covariance))
-        return errors
+        return np.sqrt(np.diag(self.covariance))
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per coefficient: ``coefficient``, ``standard_error``, ``low``, ``high``, ``p_value``."""
@@ -176,8 +175,7 @@ def _covariance(
     mistake = (x * (weights * np.maximum(weights - 1, 0))[:, None]).T @ x / max(np.count_nonzero(weights), 1)
     if n_groups == n:
         meat = n / max(n - x.shape[1], 1) * scores.T @ scores
-        covariance: np.ndarray = bread @ (meat + mistake) @ bread
-        return covariance
+        return bread @ (meat + mistake) @ bread
     covariance = bread @ mistake @ bread
     order = np.argsort(groups, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):

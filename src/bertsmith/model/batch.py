@@ -127,8 +127,7 @@ class PaddedBatch:
     @property
     def width(self) -> int:
         """Number of positions per text."""
-        width: int = self.mask.shape[1]
-        return width
+        return self.mask.shape[1]
 
     def first_tokens(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the values of the first token of each text, shape (texts, 1, …), from shape (texts, width, …)."""

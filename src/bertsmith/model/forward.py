@@ -43,8 +43,7 @@ def supports(model: PreTrainedModel) -> bool:
 
 def position_padding_idx(model: PreTrainedModel) -> int | None:
     """Return the ``padding_idx`` of `bertsmith.model.batch.pack` for a model."""
-    padding_idx: int | None = getattr(model.base_model.embeddings, "padding_idx", None)
-    return padding_idx
+    return getattr(model.base_model.embeddings, "padding_idx", None)
 
 
 def pack_for(model: PreTrainedModel, batch: TokenBatch) -> PackedBatch:

@@ -245,8 +245,7 @@ def apply_function(logits: np.ndarray, function: str) -> np.ndarray:
     if function == "none":
         return logits
     if function == "sigmoid":
-        result: np.ndarray = 1 / (1 + np.exp(-logits))
-        return result
+        return 1 / (1 + np.exp(-logits))
     return softmax(logits)
 
 

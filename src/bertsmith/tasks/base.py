@@ -145,14 +145,12 @@ class Task(ABC):
 
     def is_right(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Return whether each prediction is correct, bool, shape (n,)."""
-        result: np.ndarray = self.predicted(scores) == targets
-        return result
+        return self.predicted(scores) == targets
 
     def is_same(self, first: np.ndarray, second: np.ndarray, tie: float = 0.0) -> np.ndarray:
         """Return whether the decisions of two models agree, or are a tie within a tolerance, bool, shape (n,)."""
         best = self.predicted(second)
-        result: np.ndarray = first.max(axis=1) - first[np.arange(len(first)), best] <= tie
-        return result
+        return first.max(axis=1) - first[np.arange(len(first)), best] <= tie
 
     def only_label(self, scores: np.ndarray, id2label: Mapping[int, str]) -> str | None:
         """Return the label of all predictions if it is the same for all texts."""
@@ -285,8 +283,7 @@ class Task(ABC):
 
     def indicators(self, decisions: np.ndarray, n_labels: int) -> np.ndarray:
         """Return 0 or 1 for each label of each text, shape (n, labels), from targets or decisions."""
-        rows: np.ndarray = np.eye(n_labels)[decisions]
-        return rows
+        return np.eye(n_labels)[decisions]
 
     def mistakes(self, predictions: pd.DataFrame) -> pd.DataFrame:
         """Return the wrong rows of saved predictions, the most confident first; equal arrays may differ in type."""

@@ -15,8 +15,7 @@ class LabelTask(Task):
 
     def confidence(self, scores: np.ndarray) -> np.ndarray:
         """Return the probability that a text's prediction is correct, shape (n,)."""
-        highest: np.ndarray = scores.max(axis=1, initial=0.0)
-        return highest
+        return scores.max(axis=1, initial=0.0)
 
     def label_matrix(self, decisions: np.ndarray, n_labels: int) -> np.ndarray:
         """Return whether each text has each label, bool, shape (n, labels), from targets or decisions."""

@@ -94,35 +94,29 @@ class MultiLabel(LabelTask):
 
     def scores(self, logits: np.ndarray) -> np.ndarray:
         """Return the sigmoid."""
-        result: np.ndarray = 0.5 * (1 + np.tanh(0.5 * np.asarray(logits)))
-        return result
+        return 0.5 * (1 + np.tanh(0.5 * np.asarray(logits)))
 
     def logits(self, scores: np.ndarray) -> np.ndarray:
         """Return the log odds."""
         p = np.clip(scores.astype(np.float64), _EPSILON, 1 - _EPSILON)
-        result: np.ndarray = np.log(p) - np.log1p(-p)
-        return result
+        return np.log(p) - np.log1p(-p)
 
     def predicted(self, scores: np.ndarray) -> np.ndarray:
         """Return which labels are above 0.5, bool, shape (n, labels)."""
-        result: np.ndarray = scores > 0.5
-        return result
+        return scores > 0.5
 
     def confidence(self, scores: np.ndarray) -> np.ndarray:
         """Return the probability that all labels of a text are correct if they are independent, shape (n,)."""
-        result: np.ndarray = np.maximum(scores, 1 - scores).prod(axis=1)
-        return result
+        return np.maximum(scores, 1 - scores).prod(axis=1)
 
     def is_right(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Return whether all labels of each text are correct, bool, shape (n,)."""
-        result: np.ndarray = (self.predicted(scores) == targets).all(axis=1)
-        return result
+        return (self.predicted(scores) == targets).all(axis=1)
 
     def is_same(self, first: np.ndarray, second: np.ndarray, tie: float = 0.0) -> np.ndarray:
         """Return whether all decisions on a text agree, or are a tie within a tolerance, bool, shape (n,)."""
         agree = self.predicted(first) == self.predicted(second)
-        result: np.ndarray = (agree | (abs(first - 0.5) <= tie)).all(axis=1)
-        return result
+        return (agree | (abs(first - 0.5) <= tie)).all(axis=1)
 
     def resampled(self, drawn: np.ndarray, targets: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
         """Return every metric but the macro average precision, of every resample."""
@@ -178,8 +172,7 @@ class MultiLabel(LabelTask):
 
     def label_counts(self, targets: np.ndarray, n_labels: int) -> np.ndarray:
         """Return how often each label occurs, shape (labels,)."""
-        result: np.ndarray = targets.sum(axis=0)
-        return result
+        return targets.sum(axis=0)
 
     def naive_baseline(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
         """Return the labels that most texts have, and the share of texts with each label."""

@@ -55,15 +55,13 @@ class Ordinal(SingleLabel):
 
     def confidence(self, scores: np.ndarray) -> np.ndarray:
         """Return the probability of the predicted class, shape (n,)."""
-        result: np.ndarray = scores[np.arange(len(scores)), self.predicted(scores)]
-        return result
+        return scores[np.arange(len(scores)), self.predicted(scores)]
 
     def is_same(self, first: np.ndarray, second: np.ndarray, tie: float = 0.0) -> np.ndarray:
         """Return whether the decisions of two models agree, or are a tie within a tolerance, bool, shape (n,)."""
         levels = np.arange(first.shape[1])
         distance = abs(first @ levels - self.predicted(second))
-        result: np.ndarray = distance <= 0.5 + tie * len(levels)
-        return result
+        return distance <= 0.5 + tie * len(levels)
 
     def resampled(self, drawn: np.ndarray, targets: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
         """Return every metric of every resample."""
@@ -131,5 +129,4 @@ def _prefer_likely(scores: np.ndarray) -> np.ndarray:
     """Return probabilities whose least expected distance is at the most likely class, shape (n, classes)."""
     n_classes = scores.shape[1]
     rest = 0.4 / max(n_classes - 1, 1)  # moves the expected class by less than half a step
-    result: np.ndarray = (1 - rest) * np.eye(n_classes)[scores.argmax(axis=1)] + rest * scores
-    return result
+    return (1 - rest) * np.eye(n_classes)[scores.argmax(axis=1)] + rest * scores

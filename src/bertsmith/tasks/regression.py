@@ -90,8 +90,7 @@ class RegressionTask(Task):
 
     def predicted(self, scores: np.ndarray) -> np.ndarray:
         """Return the numbers, shape (n,)."""
-        result: np.ndarray = scores[:, 0]
-        return result
+        return scores[:, 0]
 
     def confidence(self, scores: np.ndarray) -> np.ndarray:
         """Return 1 for every text: a number has no confidence, only an interval."""
@@ -100,13 +99,11 @@ class RegressionTask(Task):
     def is_right(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Return whether each prediction is nearer to its label than the root mean squared error, bool, shape (n,)."""
         error = abs(targets - self.predicted(scores))
-        result: np.ndarray = error <= np.sqrt((error**2).mean()) if len(error) else error > 0
-        return result
+        return error <= np.sqrt((error**2).mean()) if len(error) else error > 0
 
     def is_same(self, first: np.ndarray, second: np.ndarray, tie: float = 0.0) -> np.ndarray:
         """Return whether two numbers differ by at most `SAME_NUMBER` units of the first ones, bool, shape (n,)."""
-        result: np.ndarray = abs(first - second)[:, 0] <= SAME_NUMBER * self.unit(first)
-        return result
+        return abs(first - second)[:, 0] <= SAME_NUMBER * self.unit(first)
 
     def unit(self, scores: np.ndarray) -> float:
         """Return the standard deviation of the numbers.
@@ -168,8 +165,7 @@ class RegressionTask(Task):
 
     def residuals(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Return the absolute errors, shape (n,)."""
-        result: np.ndarray = abs(targets - self.predicted(scores))
-        return result
+        return abs(targets - self.predicted(scores))
 
     def conformity(self, targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Return the negative absolute errors, shape (n,)."""

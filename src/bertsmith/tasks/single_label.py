@@ -73,8 +73,7 @@ class SingleLabel(LabelTask):
 
     def predicted(self, scores: np.ndarray) -> np.ndarray:
         """Return the most likely classes, shape (n,)."""
-        result: np.ndarray = scores.argmax(axis=1)
-        return result
+        return scores.argmax(axis=1)
 
     def only_label(self, scores: np.ndarray, id2label: Mapping[int, str]) -> str | None:
         """Return the label of all predictions if it is the same for all texts."""

@@ -147,8 +147,7 @@ class NanGuard:
         step, index = loss.position
         epoch, batches = self.engine.sampler.epoch_and_batch(step)
         start = (batches + index) * args.per_device_train_batch_size
-        rows: list[int] = self.engine.sampler.order(epoch)[start : start + args.per_device_train_batch_size].tolist()
-        return rows
+        return self.engine.sampler.order(epoch)[start : start + args.per_device_train_batch_size].tolist()
 
 
 def describe_positions(rows: Sequence[int]) -> str:

@@ -116,8 +116,7 @@ class LabelledSample:
     def surplus(self) -> np.ndarray:
         """Whether a text was not found although an equal one was: the sample has more copies than the corpus."""
         known = {flat(text) for text, found in zip(self.texts, self.found, strict=True) if found}
-        surplus: np.ndarray = ~self.found & np.array([flat(text) in known for text in self.texts])
-        return surplus
+        return ~self.found & np.array([flat(text) in known for text in self.texts])
 
     def with_predictions(self, scores: np.ndarray, asked: Quantities, n_corpus: int) -> Sample:
         """Return the sample, after reading the corpus.

@@ -276,8 +276,7 @@ def sample_texts(codes: np.ndarray, size: int, *, task: Task, seed: int) -> np.n
     if task.name != SINGLE_LABEL:
         return np.sort(order[:size])
     in_class = pd.Series(codes[order]).groupby(codes[order]).cumcount().to_numpy()
-    result: np.ndarray = np.sort(order[np.argsort(in_class, kind="stable")[:size]])
-    return result
+    return np.sort(order[np.argsort(in_class, kind="stable")[:size]])
 
 
 def choose_recipe(

@@ -137,8 +137,7 @@ def _finish(run: Run, config: Config) -> None:
 
 def _compare(members: list[Run], best: Run, seed: int) -> dict[str, Any]:
     def value(member: Run, split: str, metric: str) -> float | None:
-        found: float | None = member.metrics["splits"][split]["metrics"][metric]["value"]
-        return found
+        return member.metrics["splits"][split]["metrics"][metric]["value"]
 
     task = get_task(best.task)
     metrics = task.headline

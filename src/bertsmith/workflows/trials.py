@@ -238,7 +238,7 @@ def evaluation_steps(steps: int) -> int | None:
 
 
 def with_evaluation_steps(config: Config, data: TrialData, batch_size: int) -> Config:
-    """Return settings that evaluate within epochs, unless that takes much time or the user set how often to evaluate."""
+    """Return settings that evaluate within epochs, unless this is slow or the user set how often."""
     if len(data.validation) > MAX_VALIDATION_SHARE * len(data.train):
         return config
     steps = evaluation_steps(steps_per_epoch(len(data.train), batch_size, config.set))
