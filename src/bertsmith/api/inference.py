@@ -38,7 +38,7 @@ def load(
         run: the run, its folder, or an export folder.
         device: the device to compute on.
         decide: use the decision rule of the run, if it has one.
-        ensemble: average the models of all seeds.
+        ensemble: average the predictions of the models of all seeds.
         runtime: ``"torch"``; ``"onnx"`` or ``"openvino"`` for an export of the run; ``"auto"``: on a CPU, the fastest
             checked fp32 export, else torch.
         long: how to read texts above the maximum length. ``"truncate"`` reads their beginning, ``"head-tail"``
@@ -89,7 +89,7 @@ def predict(
         coverage: add ``label_set``: labels that include the true one with this probability. For numbers, add ``lower``
             and ``upper``, the bounds of an interval.
         decide: use the decision rule of the run, if it has one.
-        ensemble: average the models of all seeds.
+        ensemble: average the predictions of the models of all seeds.
         runtime: ``"torch"``; ``"onnx"`` or ``"openvino"`` for an export of the run; ``"auto"``: on a CPU, the fastest
             checked fp32 export, else torch.
         on_error: ``"fail"`` refuses a table with unreadable rows, and ``"skip"`` skips these rows.

@@ -37,7 +37,7 @@ def open_classifier(
         path: a run, its folder, its ``model`` folder, or an export folder.
         device: device of the model; exports run on the CPU.
         decide: use the decision rule, if the model has one.
-        ensemble: average the models of all seeds of the run.
+        ensemble: average the predictions of the models of all seeds of the run.
         runtime: one of `RUNTIME_CHOICES`. ``"auto"`` takes the fastest fp32 export of the run that passed its checks
             on this model and whose runtime is installed. Without one, it takes torch, which takes seconds to import.
         long: how to read texts above the maximum length: ``"truncate"``, ``"head-tail"`` or ``"window"``; ``"auto"``
