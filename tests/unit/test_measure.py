@@ -651,6 +651,12 @@ def test_outcomes_have_no_text_and_replace_no_file_without_permission(finished, 
             bs.measure(finished, source, for_regression=file, overwrite=file == source, **given)
         assert caught.value.where == str(file)
     assert source.read_bytes() == before
+    corrections = tmp_path / "corrections.csv"
+    corrections.write_text("row,text,corrected\n")
+    with pytest.raises(ConfigError) as caught:
+        bs.measure(finished, source, for_regression=corrections, corrections=corrections, overwrite=True, **given)
+    assert caught.value.where == str(corrections)
+    corrections.unlink()
 
     def fail(*arguments):
         raise OSError(errno.ENOSPC, "disk full")

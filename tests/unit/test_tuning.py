@@ -1078,6 +1078,9 @@ def test_the_command_prints_the_result(cli, tiny, tmp_path):
     code, _, err = cli("tune", tmp_path / "t.csv", "-o", tmp_path / "s", *flags, "--models", "a, a,")
     assert code == 2
     assert "models: " in err
+    code, _, err = cli("tune", tmp_path / "t.csv", "-o", tmp_path / "s", *flags, "--models", ",")
+    assert code == 2
+    assert "--models" in err
     code, _, err = cli("tune", tmp_path / "none.csv", "-o", tmp_path / "n", *flags)
     assert code == 2
     assert "none.csv" in err

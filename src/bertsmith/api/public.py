@@ -57,5 +57,6 @@ def settings_of(given: Mapping[str, object], kind: Any) -> Config:
         ConfigError: if the function does not use a setting, or a value is invalid.
     """
     config = resolve(given, api=True, only=kind.__optional_keys__)
-    use_cores(config.threads)
+    if "threads" in kind.__optional_keys__:
+        use_cores(config.threads)
     return config

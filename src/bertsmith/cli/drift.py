@@ -16,7 +16,7 @@ FEW = 100
 """With fewer test texts or new texts, a note says that small changes stay unnoticed."""
 
 
-@with_settings(DataConfig, ModelConfig, only=PredictSettings.__optional_keys__)
+@with_settings(DataConfig, ModelConfig, only=PredictSettings.__optional_keys__ - {"long"})
 def drift(
     *,
     run: RunArgument,

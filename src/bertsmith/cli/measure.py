@@ -20,7 +20,7 @@ MAX_SHOWN = 40
 """Maximum number of shares in the summary."""
 
 
-@with_settings(DataConfig, ModelConfig, only=EvaluateSettings.__optional_keys__)
+@with_settings(DataConfig, ModelConfig, only=EvaluateSettings.__optional_keys__ - {"long"})
 def measure(
     *,
     run: RunArgument,
@@ -64,7 +64,7 @@ def measure(
     from bertsmith.folders.files import OutputFile
     from bertsmith.progress.prediction import PredictionProgress
 
-    inputs = (corpus, labelled, settings.db)
+    inputs = (corpus, labelled, settings.db, settings.corrections)
     files = {
         name: OutputFile(path, inputs, suffixes)
         for name, path, suffixes in (

@@ -137,5 +137,5 @@ def next(
     if len(chosen.texts) < number:
         stderr_console().print(
             f"[yellow]note:[/] {len(chosen.texts):,} of {number:,} texts chosen: all other texts of the pool are "
-            "labelled, queued, or near-duplicates of such texts"
+            "labelled, queued, reserved for the random sample, or near-duplicates of such texts"
         )

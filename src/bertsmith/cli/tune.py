@@ -13,7 +13,7 @@ from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.cli.train import Track, stoppable
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
 from bertsmith.data.texts import decimals
-from bertsmith.errors import Interrupted, counted
+from bertsmith.errors import ConfigError, Interrupted, counted
 from bertsmith.load_config import resolve
 from bertsmith.tuning.config import StudyConfig
 
@@ -70,6 +70,9 @@ def tune(
 
     Example: bertsmith tune reviews.csv -o studies/reviews --trials 20
     """
+    names = tuple(name for part in (models or "").split(",") if (name := part.strip()))
+    if models is not None and not names:
+        raise ConfigError("--models names no checkpoint", remedy="Pass names with commas between them.")
     plan = StudyConfig(  # reports wrong options before the slow imports
         DEFAULT_TRIALS if trials is None and minutes is None else trials,
         minutes,
@@ -78,7 +81,7 @@ def tune(
         storage,
         cv,
         final_seeds,
-        tuple(name for part in (models or "").split(",") if (name := part.strip())),
+        names,
         space,
     )
     stderr_console().print("[dim]reading the table, loading the model …[/]")

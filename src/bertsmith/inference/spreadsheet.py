@@ -7,12 +7,9 @@ from collections.abc import Iterable, Mapping
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bertsmith.errors import DataError, MissingPackageError, lower_first
-
-if TYPE_CHECKING:
-    pass
 
 ROWS, COLUMNS, CHARACTERS, DIGITS = 1_048_576, 16_384, 32_767, 15
 """Limits of Excel: rows per sheet with the header, columns per sheet, characters per cell, digits per number."""

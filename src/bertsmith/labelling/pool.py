@@ -96,7 +96,7 @@ class PoolFile:
             raise DataError(
                 f"the text of row {first + int(changed[0]) + 1:,} has changed since the project began",
                 where=name,
-                remedy="Pass the same pool, with new rows only at its end, or create another project.",
+                remedy="Pass the same pool and columns, with new rows only at its end, or create another project.",
             )
         if known == len(texts):
             return

@@ -83,7 +83,7 @@ def run_measurement(
     outcomes = None
     with ExitStack() as stack:
         if for_regression is not None:
-            output = OutputFile(for_regression, (source, labelled, config.db), (".csv",))
+            output = OutputFile(for_regression, (source, labelled, config.db, config.corrections), (".csv",))
             stack.enter_context(claim(output, overwrite=overwrite))
             outcomes = OutcomeFile(for_regression, asked.names, asked.lowest, asked.span)
             stack.callback(outcomes.close)

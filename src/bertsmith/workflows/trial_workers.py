@@ -99,7 +99,9 @@ def open_store(search: Search, observe: StudyListener, stop: Callable[[], bool])
             on_unavailable=lambda reason: observe(StorageUnavailable(reason)),
             stop=stop,
         )
-    except (ValueError, KeyError) as error:  # of the journal: `Store` reports the errors of a database
+    except (ValueError, KeyError) as error:
+        if study_config.storage is not None:
+            raise
         raise RunFolderError(
             f"the journal of the study is damaged: {type(error).__name__}: {error}",
             where=str(search.folder / JOURNAL),
