@@ -135,7 +135,7 @@ def find_columns(
         texts = [] if text is None else [text]
     if not texts:
         raise DataError(
-            "besides the label columns, no column name suggests texts (Text, Sentence, Content, Review, …)",
+            "no column name suggests texts (Text, Sentence, Content, Review, …)",
             where=where,
             remedy="Pass --text-column with the name of the column that holds the texts. "
             "The first row of a file must name the columns.",

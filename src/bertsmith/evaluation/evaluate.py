@@ -124,7 +124,8 @@ def _metrics(
     right = task.is_right(targets, scores)
     if task.decides and (exact := exact_accuracy(right, groups)):
         perfect = [name for name, value in values.items() if value is not None and isclose(value, 1)]
-        wrong = ["accuracy", "weighted_recall"]  # recall weighted by support is accuracy
+        # Recall weighted by support is accuracy. Of label sets, only the subset accuracy depends on `is_right` alone.
+        wrong = ["accuracy", "weighted_recall"] if task.one_class else ["subset_accuracy"]
         intervals |= dict.fromkeys(perfect if right.all() else wrong, exact)
     return {
         name: {"value": value, "interval": None if value is None else list(intervals[name])}

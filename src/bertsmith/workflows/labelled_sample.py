@@ -51,6 +51,8 @@ class LabelledSample:
         left_out: number of rows left out by reason.
         notes: what to know about the rows that are left out.
         trained: hashes of the training and validation texts, without those that the sample lists as not drawn.
+        drawn_from: number of texts that all drawn rows represent by their inclusion probabilities, also those without a
+            label; ``None`` without probabilities.
         found: whether each text occurs in the corpus, shape (n,).
     """
 
@@ -64,6 +66,7 @@ class LabelledSample:
     left_out: dict[str, int]
     notes: tuple[str, ...] = ()
     trained: frozenset[str] = frozenset()
+    drawn_from: float | None = None
     found: np.ndarray = field(init=False)
     _positions: dict[str, list[int]] = field(init=False, default_factory=dict)
     _copies: dict[str, dict[str | None, list[tuple[float, int]]]] = field(init=False, default_factory=dict)
@@ -168,6 +171,7 @@ def read_sample(
         columns, drawn.frame["row"].tolist(), table.name, declared_random=random_sample, unlabelled={*blank}
     )
     gaps = drawn.frame["row"].to_numpy()[design.usable & ~labelled]
+    drawn_from = None if design.inclusion is None else float((1 / design.inclusion[design.usable]).sum())
     design = Design(design.usable[labelled], None if design.inclusion is None else design.inclusion[labelled])
     blank_notes = _check_blanks(table, design.usable, gaps, outcomes)
     hashes, trained = hash_texts(texts), run.training_hashes
@@ -217,6 +221,7 @@ def read_sample(
         left_out,
         tuple(notes),
         frozenset(trained.difference(hashes[~design.usable])),
+        drawn_from,
     )
 
 

@@ -254,10 +254,10 @@ def _corrected(
             "for the population that sample and corpus come from"
             + ("" if found else ". Check that the sample belongs to this corpus")
         )
-    drawn_from = whole.texts if labelled.inclusion is None else float((1 / labelled.inclusion).sum())
-    if drawn_from < SMALL_POOL * whole.texts:
+    drawn_from = labelled.drawn_from
+    if drawn_from is not None and drawn_from < SMALL_POOL * whole.texts:
         notes.append(
-            f"by their inclusion probabilities, the labelled texts come from about {drawn_from:,.0f} texts, but the "
+            f"by their inclusion probabilities, the drawn texts come from about {drawn_from:,.0f} texts, but the "
             f"corpus has {whole.texts:,}. The estimates hold for the corpus only if these texts are a random part of it"
         )
     share_names = asked.names[: asked.n_shares]
