@@ -107,7 +107,7 @@ def test_values_that_python_cannot_hold_change_only_their_cells():
     assert raw.frame["until"].tolist() == until
     assert raw.frame["day"].tolist() == [date(2024, 10, 4), None]
     assert raw.frame["lists"].tolist() == [["a"], None]
-    assert [note.severity for note in raw.notes] == ["warning"] * 3
+    assert [(note.severity, note.count) for note in raw.notes] == [("warning", 2)]
 
 
 def test_large_integers_are_not_rounded_beside_missing_ones():
@@ -318,8 +318,7 @@ def test_surrogates_in_other_columns_can_be_predicted_and_written(tmp_path, fini
         assert code == 0, err
     assert "x\ufffd" in (tmp_path / "o.csv").read_text()
     frame = FRAME.assign(more=pd.Series(["x\ud800"] * 4, dtype=object))
-    frame.columns = pd.Index([*FRAME.columns, "more\ud800"], dtype=object)
-    assert read_table(frame).extra["more\ufffd"].tolist() == ["x\ufffd"] * 4
+    assert read_table(frame).extra["more"].tolist() == ["x\ufffd"] * 4
 
 
 def test_an_excel_sheet_is_selected_by_name(tmp_path):

@@ -137,7 +137,7 @@ def _stream(
         table.name,
         lambda: chunks(ignore),
         n_rows,
-        tuple(table.notes),
+        table.notes,
         tuple(skipped.items()),
         types,
         text_columns=columns[: len(template.text_column)],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -265,7 +265,7 @@ class ChunkedTable:
         chunks: returns an iterator over the chunks, from the first.
         n_rows: the number of rows.
         nested: the columns that may contain lists, objects or bytes.
-        notes: what the reader found or repaired, complete after the chunks are read.
+        notes: what the reader found or repaired.
         types: the Arrow types by column, for a source with such types.
     """
 
@@ -274,5 +274,5 @@ class ChunkedTable:
     chunks: Callable[[], Iterator[Cells]]
     n_rows: int
     nested: set[str] = field(default_factory=set)
-    notes: Collection[Note] = ()
+    notes: tuple[Note, ...] = ()
     types: dict[str, Any] | None = None

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from bertsmith.data.formats.files import TableFile, check_unpacked_size
 from bertsmith.data.table import Cells, ChunkedTable, Note, OnBadRow
-from bertsmith.errors import DataError, quoted
+from bertsmith.errors import DataError, listing, number_form
 
 _BATCH_ROWS = 65536
 """Maximum number of rows in memory both as Arrow and as Python values while a file is read whole."""
+_TIMES = re.compile("timestamp|date|duration")
+"""Arrow types whose values may be too large for Python, also within lists and objects."""
 
 
 def read_arrow(
@@ -63,26 +65,29 @@ def read_stream(source: Any, name: str, chunk_rows: int | None) -> ChunkedTable:
 
 
 def _table(name: str, columns: list[str], types: list[Any], parts: Callable[[], Iterator[Any]]) -> ChunkedTable:
-    """Return a table whose record batches come from ``parts``. Notes on changed values are added as it is read."""
-    notes: dict[str, Note] = {}
-
-    def note(column: str) -> None:
-        message = f"{name} has values that Python cannot represent, in column {quoted(column)}"
-        how = "Invalid UTF-8 becomes � (U+FFFD), times are in UTC, and other such values become missing"
-        notes.setdefault(column, Note("warning", f"{message}. {how}"))
+    """Return a table whose record batches come from ``parts``, and note the columns with values that change."""
+    n_rows, changed = 0, dict.fromkeys(columns, False)
+    for part in parts():
+        n_rows += part.num_rows
+        for column, values in zip(columns, part.columns, strict=True):
+            changed[column] = changed[column] or _has_unreadable(values)
+    names = [column for column in columns if changed[column]]
+    message = (
+        f"{name} has values that Python cannot represent, in {number_form(len(names), 'column')} {listing(names)}. "
+        "Invalid UTF-8 becomes U+FFFD, and other such values become missing"
+    )
+    notes = (Note("warning", message, len(names)),) if names else ()
 
     def chunks() -> Iterator[Cells]:
         for part in parts():
-            named = zip(columns, part.columns, strict=True)
-            yield {column: to_cells(values, partial(note, column)) for column, values in named}
+            yield {column: to_cells(values) for column, values in zip(columns, part.columns, strict=True)}
 
     nested = {column for column, arrow_type in zip(columns, types, strict=True) if _is_nested(arrow_type)}
-    n_rows = sum(part.num_rows for part in parts())
-    return ChunkedTable(name, columns, chunks, n_rows, nested, notes.values(), dict(zip(columns, types, strict=True)))
+    return ChunkedTable(name, columns, chunks, n_rows, nested, notes, dict(zip(columns, types, strict=True)))
 
 
-def to_cells(column: Any, on_change: Callable[[], None] = lambda: None) -> list[Any]:
-    """Return an Arrow column as Python values, and call ``on_change`` if Python cannot hold some of them.
+def to_cells(column: Any) -> list[Any]:
+    """Return an Arrow column as Python values.
 
     Invalid UTF-8 becomes U+FFFD. Times in a zone in which Python cannot hold them are in UTC. Other values that Python
     cannot hold become ``None``.
@@ -92,7 +97,6 @@ def to_cells(column: Any, on_change: Callable[[], None] = lambda: None) -> list[
     try:
         return list(column.to_pylist())
     except (OverflowError, ValueError):
-        on_change()
         if getattr(column.type, "tz", None):
             column = column.cast(pa.timestamp(column.type.unit, "UTC"))
         return [_cell(value) for value in column]
@@ -105,6 +109,17 @@ def _cell(value: Any) -> Any:
         return None if _is_nested(value.type) else error.object.decode(errors="replace")
     except (OverflowError, ValueError):
         return None
+
+
+def _has_unreadable(column: Any) -> bool:
+    """Return whether `to_cells` changes values: text that is not UTF-8, or times that Python cannot hold."""
+    import pyarrow as pa
+
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        return True
+    return bool(_TIMES.search(str(column.type)) and to_cells(column).count(None) > column.null_count)
 
 
 def _as_written(arrow_type: Any) -> Any:

@@ -80,7 +80,7 @@ def collect(table: ChunkedTable, config: DataConfig) -> RawTable:
         for name, values in cells.items():
             columns[name] += values
     frame = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
-    return RawTable(frame, table.name, tuple(table.notes))
+    return RawTable(frame, table.name, table.notes)
 
 
 def to_data_frame(table: Any) -> Any:
