@@ -86,7 +86,7 @@ def test_without_test_texts_the_test_metrics_come_from_cross_validation(untested
     for file in (run.layout.report, run.layout.model / "README.md"):
         content = file.read_text(encoding="utf-8")
         assert "cross-validated texts" in content
-        assert "test texts" not in content.replace("no test texts", "")
+        assert "test texts" not in content.replace("not set aside any test texts", "")
         assert "validation texts" not in content
     for baseline in ("bag_of_words", "frozen_embeddings"):
         assert 0 < run.metrics["baseline"][baseline]["test"]["macro_f1"] <= 1

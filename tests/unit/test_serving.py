@@ -542,7 +542,7 @@ def test_private_paths_need_the_token():
         assert {"http", "apiKey"} == {scheme["type"] for scheme in described["components"]["securitySchemes"].values()}
         assert [
             path for path, ways in described["paths"].items() if any("security" in way for way in ways.values())
-        ] == ["/predict", "/", "/explain", "/info", "/metrics", "/setup", "/versions", "/invocations", "/classify"]
+        ] == ["/predict", "/", "/invocations", "/explain", "/info", "/metrics", "/setup", "/versions", "/classify"]
     batcher.close()
 
 

@@ -212,7 +212,7 @@ def test_unfinished_predictions_are_neither_mixed_nor_removed(classifier, tmp_pa
     source, output = _table(tmp_path / "t.csv"), tmp_path / "out.csv"
     with pytest.raises(RunFolderError) as error:
         PredictionFile(output).check(resume=True, overwrite=False)
-    assert error.value.where == str(chunks_folder(output))
+    assert error.value.where == str(output)
     with pytest.raises(KeyboardInterrupt):
         _predict(classifier, source, output, {"input": "x"}, stop_after=0)
     assert not chunks_folder(output).exists()  # no chunk was finished
@@ -321,7 +321,7 @@ def test_sources_that_are_not_files_are_not_resumed(cli, finished, tmp_path, mon
     assert cli("predict", finished, "-", "-o", output, "--resume")[0] == 2
     with pytest.raises(RunFolderError) as error:
         bs.predict(finished, pd.DataFrame({"Text": ["a cat"]}), output=output, resume=True)
-    assert error.value.where == str(chunks_folder(output))
+    assert error.value.where == str(output)
     assert not output.exists()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertsmith.data.template import Template
-from bertsmith.errors import RunFolderError, listing, needing, rendered_by, to_path, with_article
+from bertsmith.errors import RunFolderError, needing, rendered_by, to_path, with_article
 from bertsmith.folders.atomic import (
     checksum,
     checksums,
@@ -287,11 +287,7 @@ class Run:
 
 
 def open_run(path: Run | Path | str) -> Run:
-    """Return the finished run in a folder.
-
-    Raises:
-        RunFolderError: if the folder has no run, or the run is not finished.
-    """
+    """Return the run in a folder. A `RunFolderError` says if the folder has none, or if the run is not finished."""
     run = Run(to_path(path, "run"))
     if not run.layout.run.is_file():
         remedy = "Pass the folder that bertsmith train wrote."
@@ -302,8 +298,8 @@ def open_run(path: Run | Path | str) -> Run:
             remedy = f"The folder is a study: pass its best run, {run.path / 'best'}."
         elif (run.path / "export.json").is_file():
             remedy = "The folder is an export: pass its run."
-        elif exports := sorted(str(file.parent) for file in run.path.glob("*/export.json")):
-            remedy = f"The folder contains exports. To predict or serve, pass one of them: {listing(exports)}."
+        elif exports := ", ".join(sorted(str(file.parent) for file in run.path.glob("*/export.json"))):
+            remedy = f"The folder contains exports. To predict or serve, pass one of them: {exports}."
         raise RunFolderError(what, where=str(path), remedy=remedy)
     run.check_finished()
     return run

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, StringConstraints, Tag
 
 from bertsmith.data.template import Template
 from bertsmith.evaluation.calibration import softmax
@@ -74,10 +74,17 @@ class PredictRequest(_RequestModel):
     raw_scores: bool = Field(False, strict=True, description="Return logits instead of probabilities.")
 
 
+def _number(value: object) -> object:
+    """Refuse texts and truth values, which pydantic would convert. JSON Schema counts 2.0 as an integer, so do we."""
+    if isinstance(value, str | bool):
+        raise ValueError("input should be a valid integer")
+    return value
+
+
 class Parameters(_RequestModel):
     """Parameters of Hugging Face's inference API."""
 
-    top_k: Annotated[int, Field(ge=1, le=100_000, strict=True)] | None = Field(
+    top_k: Annotated[int, Field(ge=1, le=100_000), BeforeValidator(_number)] | None = Field(
         None, description="Number of labels to return. By default, the best label; with null, all labels."
     )
     function_to_apply: Literal["softmax", "sigmoid", "none"] | None = Field(
