@@ -430,8 +430,8 @@ CONTENT: dict[str, tuple[str, dict[str, str]]] = {
             "soft_labels": "whether training uses soft labels, and their comparison with majority labels; with "
             "`--coder-column` only",
             "label_noise": "whether training left out texts with a probably wrong label, and the comparison that "
-            "decided this. Present for `single-label` with 300 to 4,000 training texts, but not with "
-            "cross-validation, `--coder-column` or `--label-noise off`",
+            "decided this. Present for `single-label` with 300 to 4,000 training texts, at least 20 per class on "
+            "average. Absent with cross-validation, `--coder-column` or `--label-noise off`",
             "best_seed": "seed of the best run; with `--seeds` only",
         },
     ),

@@ -259,8 +259,8 @@ class TrainConfig(Step):
     cv: Annotated[int, Field(ge=0, le=100)] | None = Field(
         None,
         description="Cross-validate with N folds, then train on all but the test texts; 0: use a validation split. "
-        "Default, by the first case that applies. 0: with validation texts or --validation-size. 3: with fewer than "
-        "300 labelled texts, or fewer than 10 per class on average. 5: with --test-size 0. Otherwise 0.",
+        "The default is the first of these that applies: 0 with validation texts or --validation-size; 3 with fewer "
+        "than 300 labelled texts, or fewer than 10 per class on average; 5 with --test-size 0; otherwise 0.",
     )
     imbalance: Literal[
         "auto", "none", "weights", "effective-number", "focal", "logit-adjustment", "balanced-sampling"
@@ -271,9 +271,9 @@ class TrainConfig(Step):
     )
     label_noise: Literal["auto", "off"] = Field(
         "auto",
-        description="Leave texts with probably wrong labels out of training if cross-validation shows that this helps. "
-        "Applies to --task single-label with 300 to 4,000 training texts, but not with cross-validation or "
-        "--coder-column.",
+        description="Leave texts with probably wrong labels out of training if cross-validated regressions show that "
+        "this helps. Applies to --task single-label with 300 to 4,000 training texts, at least 20 per class on "
+        "average. Does not apply with --coder-column, or if bertsmith cross-validates the model (see --cv).",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",

@@ -78,10 +78,11 @@ def test_a_run_records_whether_texts_are_left_out(used, effort, tmp_path, pooled
     assert bool(re.search(r">[^<]*\b45\.7\b", page)) == used
 
 
-def test_label_noise_off_cross_validation_and_many_texts_keep_all_texts(tmp_path, pooled, monkeypatch):
+def test_label_noise_off_cross_validation_and_few_or_many_texts_keep_all_texts(tmp_path, pooled, monkeypatch):
     monkeypatch.setattr(training_labels, "MIN_TEXTS", 50)
     monkeypatch.setattr(training_labels, "compare_without_suspects", None)  # not called
-    for name, settings in {"off": {"label_noise": "off"}, "folds": {"cv": 2}, "many": {}}.items():
+    for name, settings in {"off": {"label_noise": "off"}, "folds": {"cv": 2}, "few": {}, "many": {}}.items():
+        monkeypatch.setattr(training_labels, "MIN_TEXTS_PER_CLASS", 40 if name == "few" else 20)
         if name == "many":
             monkeypatch.setattr(training_labels, "MAX_EMBEDDED_TEXTS", 60)
         settings |= {"model": str(pooled), "device": "cpu", "effort": "quick"}

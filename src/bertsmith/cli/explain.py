@@ -51,7 +51,10 @@ def explain(
         ),
     ],
     label: Annotated[
-        str | None, typer.Option(metavar="LABEL", help="Label text to explain; by default the most likely one.")
+        str | None,
+        typer.Option(
+            metavar="LABEL", help="Label to explain; by default the predicted one, or the most likely one of several."
+        ),
     ] = None,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="HTML page to write, with the words in colour.")
@@ -113,7 +116,7 @@ def explain(
             out.print(f"  … and {more} with smaller attributions", markup=False)
         output = "logit" if explanation.predicted is None else "predicted value"
         out.print(
-            f"  the attributions sum to {explanation.change + explanation.gap:+.3g}; "
-            f"compared with an empty text, the {output} changes by {explanation.change:+.3g}",
+            f"  the attributions sum to {explanation.change + explanation.gap:+.3g}; exact attributions would sum to "
+            f"{explanation.change:+.3g}, the change of the {output} from an empty text",
             markup=False,
         )

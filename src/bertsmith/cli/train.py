@@ -172,6 +172,7 @@ def run_and_show(
             markup=False,
         )
     rule, name = metrics["decision_rule"], task.primary_name
+    where = "in cross-validation" if "by" in metrics["splits"]["validation"] else "on the validation texts"
     if worth := metrics["long_texts"]["test"]:
         (low, high), how = worth["interval"], metrics["long_texts"]["long"]
         out.print(
@@ -180,7 +181,7 @@ def run_and_show(
         )
     if rule["used"]:
         out.print(
-            f"the model uses a decision rule, which raises {name} by {rule['gain']:.3f} on validation "
+            f"the model uses a decision rule, which raises {name} by {rule['gain']:.3f} {where} "
             f"(standard error {rule['standard_error']:.3f}); without the rule, the {source} {name} is "
             f"{rule['test']['without'][task.primary]:.3f}"
         )
@@ -188,8 +189,8 @@ def run_and_show(
         spread, ensemble = seeds["test"][task.primary], seeds["ensemble"]["metrics"][task.primary]["value"]
         out.print(
             f"over {len(seeds['each'])} seeds, {name} is {decimals(spread['mean'])} with a standard deviation of "
-            f"{decimals(spread['standard_deviation'])}. The model comes from seed {seeds['best']}, the best on "
-            f"validation. The ensemble reaches {decimals(ensemble)} (predict --ensemble)."
+            f"{decimals(spread['standard_deviation'])}. The model comes from seed {seeds['best']}, the best "
+            f"{where}. The ensemble reaches {decimals(ensemble)} (predict --ensemble)."
         )
     if isinstance(output, str):
         get = f"fs, path = fsspec.url_to_fs('{output}'); fs.get(path + '/', '{run.path.name}/', recursive=True)"

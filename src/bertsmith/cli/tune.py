@@ -50,7 +50,7 @@ def tune(
         list[str] | None,
         _option(
             "NAME",
-            "Metric to optimize; by default the primary metric, such as macro_f1. To optimize the latency too, repeat "
+            "What to optimize: the primary metric of the task, such as macro_f1. To optimize the latency too, repeat "
             "the option: --objective macro_f1 --objective latency.",
         ),
     ] = None,
@@ -122,9 +122,10 @@ def _show(folder: Path, outcome: dict[str, Any]) -> None:
     out.print(
         f"{counted(n, 'trial')}: {counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed"
     )
+    where = "in cross-validation" if Study(folder).info["searched"].get("cv") else "on the validation texts"
     latency = f", {outcome['values']['latency']:.1f} ms per text" if "latency" in outcome["values"] else ""
     out.print(
-        f"winner: trial {outcome['trial']}, validation {metric} {outcome['score']:.3f}{latency}; "
+        f"winner: trial {outcome['trial']}, {metric} {outcome['score']:.3f} {where}{latency}; "
         f"test {metric} [bold]{decimals(outcome['test']['value'])}[/]  (95 % interval {low} to {high}) "
         f"on {counted(outcome['texts'], 'text')}"
     )
@@ -134,11 +135,11 @@ def _show(folder: Path, outcome: dict[str, Any]) -> None:
             for s in (seeds, outcome["defaults"]["seeds"])
         )
         out.print(
-            f"this score is from the best seed on validation. Over {seeds['n']} seeds, the mean test {metric} is {best}"
-            + ("" if outcome["is_default"] else f". With the default settings, it is {defaults}")
+            f"this score is from the seed with the best score {where}. Over {seeds['n']} seeds, the mean test "
+            f"{metric} is {best}" + ("" if outcome["is_default"] else f". With the default settings, it is {defaults}")
         )
     if n > 1:
-        out.print(f"the validation score of the best of {n} trials is optimistic: trust the test score")
+        out.print(f"the score {where} of the best of {n} trials is optimistic: trust the test score")
     if outcome["told"] > 1:
         out.print(
             f"this study has shown {outcome['told']} test results: if the search continued after the first, the later "

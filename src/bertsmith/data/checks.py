@@ -187,7 +187,7 @@ def check_design(inspected: Inspected) -> Iterator[Finding]:
             "not-random",
             "warning",
             given == "train",
-            "to train on that were not drawn at random",
+            "of the train split that were not drawn at random",
             "used, also for validation: thresholds, confidence and decision rule may not suit the other texts of the "
             "pool",
         )

@@ -99,7 +99,7 @@ def merge_coders(table: Table, column: str) -> Table:
         if some
     ]
     if changed:
-        what = f"{counted(len(changed), 'text has', 'texts have')} different labels from the same coder"
+        what = f"{counted(len(changed), 'text has', 'texts have')} conflicting labels from the same coder"
         what += "; bertsmith uses the last label"
         notes.append(Note("warning", what, len(changed), tuple(int(rows[i]) for i in sorted(changed))))
     coded = {

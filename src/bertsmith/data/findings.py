@@ -154,7 +154,7 @@ def render(findings: Findings) -> RenderableType:
     columns = "columns: " + ", ".join(f"{role.replace('_', ' ')} = {name!r}" for role, name in findings.columns.items())
     parts: list[RenderableType] = [headline(findings), Text(columns, style="dim")]
     longer = f"{findings.truncated:.1%} of the texts are longer"
-    truncation = f"bertsmith train keeps {findings.max_length} tokens of a text; {longer}"
+    truncation = f"the model reads at most {findings.max_length} tokens at once; {longer}"
     if findings.splits:
         given = ", ".join(f"{name} {n:,}" for name, n in findings.splits.items())
         absent = [name for name in SPLITS if name not in findings.splits and "train" in findings.splits]

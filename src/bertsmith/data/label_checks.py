@@ -99,7 +99,7 @@ def label_findings(table: Table) -> Iterator[Finding]:
             "info",
             len(labels),
             f"the largest {one} has {ratio:.0f} times as many training texts as the smallest",
-            "quadratic kappa is the primary metric; to weight all classes equally, pass --imbalance weights"
+            "used unchanged; to give all classes the same total weight in the training loss, pass --imbalance weights"
             if table.task == ORDINAL
             else f"macro-F1, the primary metric, weights all {several} equally",
         )

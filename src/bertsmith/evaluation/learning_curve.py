@@ -116,7 +116,7 @@ class Estimate:
             )
         if self.gain is not None:
             time = "" if self.hours is None else f", and take about {self.hours:.1f} h"
-            interval = f"(95 % interval for one training {self.low:+.2f} to {self.high:+.2f})"
+            interval = f"(95 % interval for a single trained model: {self.low:+.2f} to {self.high:+.2f})"
             labels = counted(self.more, "more label")
             parts.append(f"{labels} would change {self.metric} by about {self.gain:+.2f} {interval}{time}.")
         return " ".join([*parts, f"{'Enough' if self.enough else 'Not enough yet'}: {self.reason}."])
@@ -188,7 +188,7 @@ def decide(estimate: Estimate) -> tuple[bool, str]:
                 "the regression agrees with the coders at least as often as the coders with each other "
                 f"(two coders agree on {share:.2f} of the random texts)",
             )
-    labels, mean = counted(estimate.more, "more label"), f"{estimate.metric}, averaged over trainings,"
+    labels, mean = counted(estimate.more, "more label"), f"the mean {estimate.metric} of many trained models"
     if estimate.most < WORTHWHILE:
         return True, f"{labels} would raise {mean} by less than {WORTHWHILE:g}"
     return False, f"{labels} may raise {mean} by up to {estimate.most:.2f}"

@@ -314,7 +314,7 @@ def _measured(measurement: Mapping[str, Any], n: Callable[..., str]) -> str:
     )
     others = ""
     if measurement.get("trained"):
-        others = f", without {n('measurement', 'trained')} that are training or validation texts,"
+        others = f", not counting another {n('measurement', 'trained')} that are training or validation texts,"
     mean = ""
     if measurement.get("means"):
         value, low, high, naive = (

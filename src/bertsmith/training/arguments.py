@@ -48,7 +48,9 @@ def argument_problems(settings: Mapping[str, Any]) -> dict[str, str]:
         elif name in _UNSUPPORTED and value:
             problems[name] = f"not supported: {_UNSUPPORTED[name]}"
         elif name == "optim" and re.fullmatch(r"lomo|adalomo|.*_layerwise", str(value)):
-            problems[name] = f"not supported: {value} updates the weights in each of several backward passes of a step"
+            problems[name] = (
+                f"not supported: {value} updates the weights in every backward pass, but a step can have several"
+            )
         elif name == "optim" and str(value).startswith("schedule_free"):
             problems[name] = f"not supported: {value} has other weights for validation, which bertsmith does not load"
         elif name not in known:

@@ -35,6 +35,8 @@ SMALLEST = 1e-4
 """Lowest probability in the comparison. Otherwise, a class without training texts in a fold would decide alone."""
 MIN_TEXTS = 300
 """With fewer training texts, the search for label errors is off."""
+MIN_TEXTS_PER_CLASS = 20
+"""Likewise with fewer texts per class on average: on such a table, leaving suspects out did harm in all trials."""
 RIGID_C = 3.0
 """Inverse penalty of the rigid regression, for embeddings of length 1."""
 
@@ -76,7 +78,7 @@ def choose_training_labels(run: Run, splits: Splits, frozen: FrozenEmbeddings, c
         return TrainingLabels()
     x, y, n_classes = frozen.features["train"], train.codes, len(train.labels)
     found = run.info.get("label_noise")
-    if found is None:
+    if found is None and len(y) >= MIN_TEXTS_PER_CLASS * n_classes:
         compared = compare_without_suspects(x, y, units, n_classes, frozen.task, config.seed)
         found = None if compared is None else asdict(compared)
         run.update(label_noise=found)
