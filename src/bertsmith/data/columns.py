@@ -134,8 +134,9 @@ def find_columns(
         text = search(TEXT, "--text-column", taken) or search(TEXT_SYNONYMS, "--text-column", taken)
         texts = [] if text is None else [text]
     if not texts:
+        besides = "besides the label columns, " if any(taken) else ""
         raise DataError(
-            "no column name suggests texts (Text, Sentence, Content, Review, …)",
+            f"{besides}no column name suggests texts (Text, Sentence, Content, Review, …)",
             where=where,
             remedy="Pass --text-column with the name of the column that holds the texts. "
             "The first row of a file must name the columns.",
