@@ -227,7 +227,8 @@ def test_the_hub_names_a_licence_that_it_does_not_know(finished, hub):
     with pytest.raises(HubError) as caught:
         bs.push(finished, "me/topics", license="apache2")
     assert "license must be one of apache-2.0" in caught.value.what
-    bs.push(finished, "me/topics", license="apache-2.0", overwrite=True)
+    assert hub.repositories == {}
+    bs.push(finished, "me/topics", license="apache-2.0")
     assert "model.safetensors" in hub.repositories["me/topics"]["files"]
 
 

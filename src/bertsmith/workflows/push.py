@@ -96,6 +96,7 @@ def push_run(
         return None
     with _hub_errors(repository):
         if not exists:
+            _check_card(files[CARD])
             api.create_repo(repository, private=private)
         operations = [CommitOperationAdd(name, content) for name, content in files.items()]
         api.create_commit(repository, operations, commit_message="Upload a model of bertsmith")
@@ -120,6 +121,15 @@ def _files(run: Run, details: Details, *, exports: bool) -> dict[str, Path | byt
             found = [name for name in (*about.files, ABOUT, CARD) if (folder / name).is_file()]
             files |= {f"export/{folder.name}/{name}": folder / name for name in sorted(found)}
     return files
+
+
+def _check_card(card: Path | bytes) -> None:
+    """Ask the hub to check the metadata of a model card. A refused commit would leave an empty repository."""
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    content = {"repoType": "model", "content": card.decode() if isinstance(card, bytes) else card.read_text("utf-8")}
+    url = f"{hub.endpoint()}/api/validate-yaml"
+    hf_raise_for_status(get_session().post(url, json=content, headers=build_hf_headers()))
 
 
 def _check_repository(api: HfApi, repository: str, *, private: bool, overwrite: bool) -> bool:
