@@ -64,6 +64,8 @@ def measure(
     from bertsmith.folders.files import OutputFile
     from bertsmith.progress.prediction import PredictionProgress
 
+    if corpus is None and settings.sql is None:
+        raise ConfigError("the corpus is missing", remedy="Pass it as CORPUS, or with --sql and --db.")
     inputs = (corpus, labelled, settings.db, settings.corrections)
     files = {
         name: OutputFile(path, inputs, suffixes)
