@@ -6,6 +6,7 @@ A case is refused (exit code 2, with a message that names the file and a remedy)
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import io
 import json
@@ -147,7 +148,7 @@ def _socket(path: Path) -> None:
 
 
 def _database(path: Path) -> None:
-    with sqlite3.connect(path) as db:
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
         db.execute("create table t (text, label)")
         db.executemany("insert into t values (?, ?)", zip(TEXTS, LABELS, strict=True))
         db.execute("create table blobs (text, label)")

@@ -1,5 +1,6 @@
 """Commands: exit codes, what goes to stdout and what to stderr, and that no mistake shows a traceback."""
 
+import contextlib
 import errno
 import io
 import json
@@ -567,7 +568,7 @@ def test_inputs_are_never_replaced(cli, finished, csv, tmp_path):
     frame = pd.read_csv(csv)
     frame.iloc[:12].to_csv(tmp_path / "held.csv", index=False)
     (tmp_path / "settings.toml").write_text('text-column = "Text"\n')
-    with sqlite3.connect(tmp_path / "d.html") as connection:
+    with contextlib.closing(sqlite3.connect(tmp_path / "d.html")) as connection, connection:
         frame.to_sql("t", connection, index=False)
     database = ("--sql", "select * from t", "--db", f"sqlite:///{tmp_path / 'd.html'}")
     for target, arguments in (
@@ -663,7 +664,7 @@ def test_files_of_a_run_can_be_read_by_others(finished):
 
 
 def test_bytes_are_written_as_base64_to_text_formats(cli, finished, tmp_path):
-    with sqlite3.connect(tmp_path / "d.sqlite") as connection:
+    with contextlib.closing(sqlite3.connect(tmp_path / "d.sqlite")) as connection, connection:
         connection.execute("create table t (Text text, b blob, n integer)")
         connection.execute("insert into t values ('a cat', x'00ff', 7), ('red', null, null)")
     database = ("--sql", "select * from t", "--db", f"sqlite:///{tmp_path / 'd.sqlite'}")

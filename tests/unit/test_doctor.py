@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from importlib.metadata import PackageNotFoundError
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -45,7 +45,7 @@ def test_it_says_what_would_be_used_and_why(cli, monkeypatch):
     code, out, _ = cli("doctor", "--device", "cpu", "--json")
     assert code == 0
     found = json.loads(out)
-    assert found["versions"]["torch"] == torch.__version__
+    assert found["versions"]["torch"] == version("torch")
     assert found["machine"]["memory"] >= found["machine"]["free_memory"] > 0
     choices = {choice["name"]: choice for choice in found["choices"]}
     assert list(choices) == ["device", "precision", "threads", "runtime", "cache"]

@@ -1,5 +1,6 @@
 """All formats give the same rows; every damaged table gives an error that names the file and a remedy."""
 
+import contextlib
 import gzip
 import io
 import json
@@ -170,7 +171,7 @@ def test_other_splits_of_a_dataset_are_not_used_in_training():
 
 
 def test_sql_gives_the_same_rows(tmp_path):
-    with sqlite3.connect(tmp_path / "d.db") as db:
+    with contextlib.closing(sqlite3.connect(tmp_path / "d.db")) as db, db:
         FRAME.to_sql("reviews", db, index=False)
     url = f"sqlite:///{tmp_path / 'd.db'}"
     _check(read_table(None, DataConfig(sql="select * from reviews", db=url)))

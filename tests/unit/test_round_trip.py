@@ -1,5 +1,6 @@
 """Every format returns the table that was written, for any texts and labels that it supports."""
 
+import contextlib
 import gzip
 import json
 import sqlite3
@@ -31,7 +32,7 @@ def _csv(frame: pd.DataFrame, path: Path, **options: str) -> None:
 
 def _sql(frame: pd.DataFrame, path: Path) -> None:
     path.unlink(missing_ok=True)
-    with sqlite3.connect(path) as db:
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
         frame.to_sql("t", db, index=False)
     db.close()
 

@@ -127,7 +127,10 @@ def _check_card(card: Path | bytes) -> None:
     """Ask the hub to check the metadata of a model card. A refused commit would leave an empty repository."""
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-    content = {"repoType": "model", "content": card.decode() if isinstance(card, bytes) else card.read_text("utf-8")}
+    content = {
+        "repoType": "model",
+        "content": card.decode() if isinstance(card, bytes) else card.read_text(encoding="utf-8"),
+    }
     url = f"{hub.endpoint()}/api/validate-yaml"
     hf_raise_for_status(get_session().post(url, json=content, headers=build_hf_headers()))
 
