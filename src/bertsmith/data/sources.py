@@ -77,7 +77,7 @@ def _read_sql(query: str, db: str) -> RawTable:
     except ImportError as error:
         raise MissingPackageError("sqlalchemy", "reading from a database") from error
     try:
-        engine = sqlalchemy.create_engine(db)
+        engine = sqlalchemy.create_engine(db, poolclass=sqlalchemy.NullPool)  # closes the connection after use
         url = engine.url.render_as_string(hide_password=True)
         if engine.url.drivername.startswith("sqlite") and engine.url.database not in (None, "", ":memory:"):
             path = Path(str(engine.url.database))
