@@ -36,7 +36,7 @@ SMALLEST = 1e-4
 MIN_TEXTS = 300
 """With fewer training texts, the search for label errors is off."""
 MIN_TEXTS_PER_CLASS = 20
-"""Likewise with fewer texts per class on average: on such a table, leaving suspects out did harm in all trials."""
+"""Likewise with fewer texts per class on average: on banking77, leaving suspects out did harm in all trials."""
 RIGID_C = 3.0
 """Inverse penalty of the rigid regression, for embeddings of length 1."""
 
