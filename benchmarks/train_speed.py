@@ -11,6 +11,7 @@ ours: the engine of bertsmith with random batches, in the precision that it choo
 grouped: ours with texts of similar length in a batch.
 compiled: ours with compiled layers, on a GPU.
 unrecorded: ours without CUDA graphs.
+products: the matrix products of ours alone, on a CPU: a bound for each program that does not skip some of them.
 
 With ``--score``, each round has another seed for the head, the order and the dropout. After its epoch, each model
 labels the test texts of the table, which is not timed. The script prints the macro-F1 of all rounds, and the difference
@@ -38,7 +39,7 @@ import torch
 
 MODELS = ("minilm", "bert-base")
 OURS = ("ours", "grouped", "compiled", "unrecorded")
-CONTENDERS = ("trainer", "trainer-fast", "best", *OURS)
+CONTENDERS = ("trainer", "trainer-fast", "best", *OURS, "products")
 
 
 def to_texts(name: str, data: Path, limit: int | None, seed: int = 0) -> tuple[list[str], np.ndarray]:
@@ -136,6 +137,9 @@ def run(
 
     model = new_model(model_name, n_classes, seed).to(device)
     fast = choose_precision(device)[0]
+    if contender == "products":
+        lengths = np.array(dataset["length"])
+        return products(model, lengths, torch.bfloat16 if fast == "bf16" else torch.float32), model
     with tempfile.TemporaryDirectory() as folder:
         arguments: dict[str, Any] = {
             "output_dir": folder,
@@ -217,6 +221,56 @@ def flops(model: Any, lengths: np.ndarray, *, firsts: bool) -> float:
     layer = 2 * (4 * hidden**2 + 2 * hidden * inner) * tokens + 4 * hidden * pairs
     short = 2 * 2 * hidden**2 * tokens + 2 * (2 * hidden**2 + 2 * hidden * inner) * len(lengths) + 4 * hidden * tokens
     return 3 * float((config.num_hidden_layers - 1) * layer + (short if firsts else layer))
+
+
+def products(model: Any, lengths: np.ndarray, dtype: torch.dtype) -> float:
+    """Return the seconds of the matrix products of an epoch, forward and backward, with the workers of bertsmith.
+
+    As in bertsmith, the last layer computes only keys and values of all tokens.
+
+    Args:
+        model: a model with the architecture of BERT.
+        lengths: number of tokens of each text.
+        dtype: of the matrices.
+    """
+    from bertsmith.compute import threads
+    from bertsmith.compute.batching import TOKEN_BUDGETS, micro_batches
+
+    config = model.config
+    hidden, inner, layers, heads = (
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_hidden_layers,
+        config.num_attention_heads,
+    )
+    workers = threads.num_workers()
+    batches = micro_batches(lengths, TOKEN_BUDGETS["cpu"], packed=True, workers=workers)
+    square, up = torch.randn(hidden, hidden, dtype=dtype), torch.randn(inner, hidden, dtype=dtype)
+    down = up.t().contiguous()
+
+    def linear(x: torch.Tensor, gradient: torch.Tensor, weight: torch.Tensor) -> None:
+        _ = x @ weight.t(), gradient @ weight, gradient.t() @ x
+
+    def compute(rows: np.ndarray) -> None:
+        tokens = int(lengths[rows].sum())
+        x, wide = torch.randn(tokens, hidden, dtype=dtype), torch.randn(tokens, inner, dtype=dtype)
+        for layer in range(layers):
+            last = layer == layers - 1
+            for _ in range(2 if last else 4):
+                linear(x, x, square)
+            if last:
+                continue
+            linear(x, wide, up)
+            linear(wide, x, down)
+            for length in lengths[rows]:
+                query = torch.randn(heads, int(length), hidden // heads, dtype=dtype)
+                weights = query @ query.transpose(1, 2)
+                _ = weights @ query, query @ query.transpose(1, 2)
+                _ = weights @ query, weights.transpose(1, 2) @ query, weights.transpose(1, 2) @ query
+
+    began = time.perf_counter()
+    threads.run([lambda i=i: [compute(rows) for rows in batches[i::workers]] for i in range(workers)])
+    return time.perf_counter() - began
 
 
 def whole(table: str, given: argparse.Namespace, *, bf16: bool) -> None:
@@ -367,7 +421,7 @@ def main() -> int:
             for contender, all_of_them in seconds.items():
                 median = statistics.median(all_of_them)
                 dtype = torch.float32 if contender == "trainer" else fast
-                firsts = contender in OURS and device.type == "cpu"
+                firsts = contender in (*OURS, "products") and device.type == "cpu"
                 needed = flops(model, lengths.astype(float), firsts=firsts)
                 share = needed / median / peak(device, dtype, model.config.hidden_size)
                 shown = ", ".join(f"{s:.3g}" for s in all_of_them)
