@@ -1,6 +1,8 @@
 """Contrastive training compares all pairs of the texts of a step."""
 
 import itertools
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +15,12 @@ from bertsmith.evaluation.baseline import fit_regression
 from bertsmith.events import Started
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model.tokenizer import encode
+from bertsmith.model.tokens import Tokens
 from bertsmith.testing import tiny_table
 from bertsmith.training.contrastive import contrastive_loss, part_losses
+from bertsmith.training.data import TokenDataset
 from bertsmith.training.recipe import choose, schedule_arguments
+from bertsmith.workflows import fine_tune
 from bertsmith.workflows.prepare import embed
 from tests.conftest import train as _train
 from tests.conftest import weights_of
@@ -135,6 +140,30 @@ def test_the_schedule_of_the_user_applies_to_labels_alone(pooled, tmp_path):
 def test_a_share_of_warmup_steps_applies_to_every_stage():
     assert schedule_arguments({"warmup_steps": 100, "weight_decay": 0.1}) == {"warmup_steps"}
     assert schedule_arguments({"warmup_steps": 0.3}) == set()
+
+
+@pytest.mark.parametrize("stage", ["first", "only", "none"])
+def test_only_contrastive_training_reads_beginnings(stage, monkeypatch):
+    read = []
+    monkeypatch.setattr(fine_tune, "fit", lambda loaded, train, *_, **__: read.append(train.lengths.tolist()))
+    monkeypatch.setattr(fine_tune, "fit_head", lambda loaded, task, tokens, targets: read.append(tokens))
+    monkeypatch.setattr(fine_tune, "training_arguments", lambda *_, **__: None)
+    config = TrainConfig()
+    recipe = choose(config, counts=np.array([2, 1]), parameters=2 * 10**7, device=torch.device("cpu"))
+    recipe = replace(recipe, contrastive=stage, consistency=0.0)
+    rows = [[5] * 200, [5] * 128, [5] * 12]
+    texts = TokenDataset(Tokens.from_lists({"input_ids": rows}), np.array([0, 0, 1]))
+    texts.soft_labels = np.eye(2)[[0, 0, 1]]
+    loaded = SimpleNamespace(device=torch.device("cpu"))
+    fine_tune.fine_tune(loaded, texts, texts, None, recipe=recipe, task=None, config=config, emit=lambda event: None)
+    short, full = [128, 128, 12], [200, 128, 12]
+    expected = {"none": [full], "only": [short, texts.tokens], "first": [short, texts.tokens, full]}
+    assert read == expected[stage]
+    assert texts.truncate(128).soft_labels is texts.soft_labels
+    epochs = recipe.contrastive_stage(3).epochs / recipe.epochs
+    share = sum(short) / sum(full)
+    passes = {"none": 1, "only": share, "first": 1 + share * epochs}
+    assert fine_tune.passes_per_epoch(recipe, texts) == pytest.approx(passes[stage])
 
 
 def test_the_loss_is_in_full_precision():

@@ -38,6 +38,12 @@ class TokenDataset(Dataset[Any]):  # type: ignore[misc]  # torch is untyped here
         """Return the texts at some positions, with their labels."""
         return TokenDataset(self.tokens.take(rows), self.labels[rows])
 
+    def truncate(self, max_length: int) -> TokenDataset:
+        """Return the texts with at most ``max_length`` tokens each."""
+        short = TokenDataset(self.tokens.truncate(max_length), self.labels)
+        short.soft_labels = self.soft_labels
+        return short
+
     def __len__(self) -> int:
         return len(self.labels)
 

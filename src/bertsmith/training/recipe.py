@@ -31,6 +31,8 @@ CONTRASTIVE_STEPS, LABEL_STEPS, MAX_CONTRASTIVE_CLASSES = 30, 30, 16
 """Steps of contrastive training, the minimum of steps on labels after it, and the maximum number of classes. With more
 classes, a batch has few pairs of one class.
 """
+CONTRASTIVE_TOKENS = 128
+"""Contrastive training reads at most this number of tokens of a text; see docs/explanation/recipe.md."""
 _SCHEDULE_ARGUMENTS = frozenset(
     {"max_steps", "num_train_epochs", "gradient_accumulation_steps", "lr_scheduler_type", "lr_scheduler_kwargs"}
 )

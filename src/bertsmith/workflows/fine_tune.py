@@ -18,7 +18,7 @@ from bertsmith.training.data import TokenDataset
 from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup
 from bertsmith.training.engine import OnScores
 from bertsmith.training.nan_guard import DescribeTexts, describe_positions
-from bertsmith.training.recipe import Recipe, schedule_arguments
+from bertsmith.training.recipe import CONTRASTIVE_TOKENS, Recipe, schedule_arguments
 from bertsmith.training.trainer import fit
 from bertsmith.workflows.prepare import fit_head
 
@@ -45,8 +45,9 @@ def fine_tune(
 ) -> Finished:
     """Fine-tune a model in the stages of a recipe.
 
-    After contrastive training, see `bertsmith.training.contrastive`, the head is fitted as a regression. A contrastive
-    stage before training on labels writes nothing: if it is interrupted, it begins again.
+    Contrastive training, see `bertsmith.training.contrastive`, reads only the first `CONTRASTIVE_TOKENS` of a text.
+    After it, the head is fitted as a regression on what the model reads later. A contrastive stage before training on
+    labels writes nothing: if it is interrupted, it begins again.
 
     Args:
         config: the settings; training arguments for the schedule apply to training on labels only.
@@ -62,7 +63,7 @@ def fine_tune(
         stage_config = config.model_copy(update={"set": own})
         fit(
             loaded,
-            train,
+            train.truncate(CONTRASTIVE_TOKENS),
             train.take(np.array([], dtype=np.int64)),
             training_arguments(stage, stage_config, Path(gettempdir()), loaded.device, saves=False, validates=False),
             recipe=stage,
@@ -75,7 +76,7 @@ def fine_tune(
         fit_head(loaded, task, train.tokens, train.labels)
     finished = fit(
         loaded,
-        train,
+        train.truncate(CONTRASTIVE_TOKENS) if recipe.contrastive == "only" else train,
         validation,
         arguments,
         recipe=recipe,
@@ -91,3 +92,14 @@ def fine_tune(
     if recipe.contrastive == "only":
         fit_head(loaded, task, train.tokens, train.labels)
     return finished
+
+
+def passes_per_epoch(recipe: Recipe, train: TokenDataset) -> float:
+    """Return how many times training reads all tokens of the training texts, per epoch on labels."""
+    share = float(train.truncate(CONTRASTIVE_TOKENS).lengths.sum() / train.lengths.sum())
+    if recipe.contrastive == "only":
+        return share
+    passes = 2.0 if recipe.consistency else 1.0
+    if recipe.contrastive == "first":
+        passes += share * recipe.contrastive_stage(len(train)).epochs / recipe.epochs
+    return passes

@@ -33,7 +33,7 @@ from bertsmith.training.trainer import fit
 from bertsmith.workflows.ablation import compare_columns
 from bertsmith.workflows.baselines import FrozenEmbeddings, baselines
 from bertsmith.workflows.cross_validation import cross_validate, split_or_fold
-from bertsmith.workflows.fine_tune import fine_tune
+from bertsmith.workflows.fine_tune import fine_tune, passes_per_epoch
 from bertsmith.workflows.inspect import as_table, with_checkpoint
 from bertsmith.workflows.long_texts import candidates, choose_reading, measure_reading
 from bertsmith.workflows.prepare import Splits, choose_recipe, initialize_head, prepare_inputs, prepared_event
@@ -158,13 +158,12 @@ def train_into(
                 inputs = inputs.training_on(*labels)
                 trained = tables if labels.kept is None else {**tables, "train": tables["train"].take(labels.kept)}
             if checkpoint is None and recipe.epochs:
-                stage = recipe.contrastive_stage(len(inputs.train)).epochs if recipe.contrastive == "first" else 0.0
                 seconds = estimate_seconds(
                     inputs.train,
                     inputs.validation,
                     arguments,
                     tokens_per_second=frozen.tokens_per_second,
-                    passes=(2 if recipe.consistency else 1) + stage / recipe.epochs,
+                    passes=passes_per_epoch(recipe, inputs.train),
                     folds=splits.n_folds,
                 )
                 observe(TrainingEstimated(seconds))
