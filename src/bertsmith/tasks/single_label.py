@@ -59,9 +59,9 @@ class SingleLabel(LabelTask):
 
     def loss(self, imbalance: str, counts: np.ndarray, n_texts: int, smoothing: float) -> Loss:
         """Return cross-entropy, see `Task.loss`."""
-        from bertsmith.training.losses import LOSSES
+        from bertsmith.training.losses import IMBALANCE_LOSSES
 
-        return LOSSES[imbalance](counts, smoothing)
+        return IMBALANCE_LOSSES[imbalance](counts, smoothing)
 
     def scores(self, logits: np.ndarray) -> np.ndarray:
         """Return the softmax."""
