@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertsmith.config import TrainConfig
+from bertsmith.report.methods import _IMBALANCE, _loss
 from bertsmith.tasks.registry import get_task
 from bertsmith.training.losses import (
     IMBALANCE_LOSSES,
@@ -28,6 +29,12 @@ def test_every_loss_is_a_setting_of_a_task():
     assert set(get_args(TrainConfig.model_fields["imbalance"].annotation)) == {"auto", *IMBALANCE_LOSSES}
     assert set(get_task("single-label").imbalances) == set(IMBALANCE_LOSSES)
     assert set(IMBALANCES) < set(IMBALANCE_LOSSES)  # a search tries only some
+
+
+def test_the_methods_have_a_sentence_for_every_treatment_of_imbalance():
+    assert set(_IMBALANCE) == set(IMBALANCE_LOSSES)
+    with pytest.raises(KeyError):
+        _loss({"recipe": {"imbalance": "new"}}, lambda *key: "")
 
 
 def _batch(seed=0, n=12):
