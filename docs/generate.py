@@ -569,8 +569,13 @@ def http() -> str:
     parts.append("## Answers\n")
     for name in _named(schemas, [*_answers(about)]):
         parts.append(f"### {name}\n\n{_plain(schemas[name]['description'])}\n")
-        fields = schemas[name]["properties"].items()
-        parts.append(_table(("field", "type"), ((f"`{key}`", _json_type(schema)) for key, schema in fields)))
+        head = ("field", "type", "meaning")
+        rows = [
+            (f"`{key}`", _json_type(schema), _plain(schema.get("description", "")))
+            for key, schema in schemas[name]["properties"].items()
+        ]
+        shown = 3 if any(meaning for _, _, meaning in rows) else 2
+        parts.append(_table(head[:shown], (row[:shown] for row in rows)))
     return "\n".join(parts)
 
 
