@@ -8,8 +8,8 @@ from bertsmith.evaluation.learning_curve import Curve, Estimate, decide, learnin
 from bertsmith.labelling.pool import PoolFile
 from bertsmith.labelling.store import SETTLER, Decision, Project, Queued
 from bertsmith.tasks.registry import get_task
-from bertsmith.workflows import label_estimate
-from bertsmith.workflows.label_estimate import estimate_gain, estimate_project
+from bertsmith.workflows import labelling_gain
+from bertsmith.workflows.labelling_gain import estimate_gain, estimate_project
 
 
 @pytest.mark.parametrize(("limit", "slope", "exponent"), [(0.9, 1.5, 0.5), (0.7, 0.8, 0.3), (0.95, 4.0, 0.9)])
@@ -62,7 +62,7 @@ def separable(n, noise, seed):
 def test_the_expected_gain_is_close_to_the_true_one():
     task, found = get_task(), []
     test_x, test_y = separable(2000, 6, 10**6)
-    from bertsmith.workflows.label_model import head_features
+    from bertsmith.workflows.embeddings import head_features
 
     def true_score(x, y):
         head = task.fit_head(head_features(x), y, 3)
@@ -85,7 +85,7 @@ def test_rare_labels_get_a_threshold_as_the_model_has(monkeypatch):
     x = rng.normal(size=(600, 30))
     targets = x @ rng.normal(size=(30, 4)) + rng.normal(size=(600, 4)) > 7
     monkeypatch.setattr(
-        label_estimate, "learning_curve", lambda n, *curve, seed, adjust: curves.append((*curve, adjust))
+        labelling_gain, "learning_curve", lambda n, *curve, seed, adjust: curves.append((*curve, adjust))
     )
     estimate_gain(x, targets, np.zeros(600, dtype=bool), task, 4, 300, seed=0)
     ((predict, score, adjust),) = curves

@@ -144,6 +144,19 @@ class Snapshot:
             if _is_disputed(some := self.by_text.get(text.id, [])) or text.id in skipped
         ]
 
+    def labelled_targets(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the rows of the texts with labels, from 0, their targets for the task, and whether they are random."""
+        labelled = [(each.text, each.labels) for each in self.labelled if each.labels is not None]
+        rows = np.array([text.row - 1 for text, _ in labelled], dtype=np.int64)
+        random = np.array([text.random for text, _ in labelled], dtype=bool)
+        index = {label: i for i, label in enumerate(self.labels)}
+        if self.task != MULTI_LABEL:
+            return rows, np.array([index[label] for _, given in labelled for label in given], dtype=np.int64), random
+        targets = np.zeros((len(labelled), len(index)), dtype=bool)
+        for i, (_, given) in enumerate(labelled):
+            targets[i, [index[label] for label in given]] = True
+        return rows, targets, random
+
     def overview(self) -> dict[str, Any]:
         """Return counts and agreement, JSON-ready. Agreement with suggestions is of coders who did not see them."""
         voted = self.labelled

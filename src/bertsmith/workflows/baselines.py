@@ -18,7 +18,7 @@ from bertsmith.model.tokenizer import encoder_for
 from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
-from bertsmith.workflows.label_model import regression_scores
+from bertsmith.workflows.embeddings import regression_scores
 from bertsmith.workflows.prepare import MAX_EMBEDDED_TEXTS, embed, sample_texts
 from bertsmith.workflows.score import CrossValidation
 

@@ -16,13 +16,13 @@ from bertsmith.data.formats.annotations import write_tasks
 from bertsmith.data.label_sets import is_list
 from bertsmith.data.outcomes import SEPARATOR
 from bertsmith.data.stream import Stream, open_stream
-from bertsmith.data.table import Cells
+from bertsmith.data.table import SPLITS, Cells
 from bertsmith.data.template import Template, Text, Texts, flat, is_empty, normalise_text
 from bertsmith.data.texts import is_missing, to_text
 from bertsmith.errors import ConfigError, DataError, counted
 from bertsmith.events import InputOpened, ModelOpened, PredictionListener, RowsPredicted
 from bertsmith.folders.claim import lock
-from bertsmith.folders.run import open_run, read_json
+from bertsmith.folders.run import open_run
 from bertsmith.labelling.choose import (
     CHANCE,
     RANDOM_SHARE,
@@ -37,7 +37,13 @@ from bertsmith.labelling.pool import EMPTY, EmptyPoolError, PoolFile
 from bertsmith.labelling.store import TABLE, Project, Queued
 from bertsmith.labelling.table import Snapshot
 from bertsmith.tasks.registry import get_task
-from bertsmith.workflows.label_model import embed_texts, fit_chooser, head_features, load_encoder, project_model
+from bertsmith.workflows.embeddings import (
+    embed_texts,
+    fit_project_head,
+    head_features,
+    load_embedding_model,
+    project_checkpoint,
+)
 
 CHUNK = 8192
 """Number of rows in a chunk."""
@@ -145,8 +151,8 @@ def choose_for_project(
     template = Template(pair_column=config.pair_column)
     with lock(project.path, "choosing texts for this project"), _opened(source, config, template) as stream:
         observe(InputOpened(stream.n_rows, stream.notes, stream.skipped))
-        name = project_model(project.path, config)
-        loaded = load_encoder(name, config)
+        name = project_checkpoint(project.path, config)
+        loaded = load_embedding_model(name, config)
         observe(ModelOpened(None))
         pool = PoolFile(project.path, name, loaded.model.config.hidden_size)
         first, before = 0, pool.hashes
@@ -170,7 +176,7 @@ def choose_for_project(
         sizes = [size for size in sizes if size[0] < first] + [_size(pool.hashes)]
         usable = pool.hashes != EMPTY
         usable[np.array(queued, dtype=np.int64) - 1] = False
-        head, counts = fit_chooser(Snapshot.of(project), pool.read, task)
+        head, counts = fit_project_head(Snapshot.of(project), pool.read, task)
 
         def scored(free: np.ndarray) -> Iterator[Scored]:
             for start in range(0, len(free), CHUNK):
@@ -227,9 +233,8 @@ def choose_with_run(
             normal = [normalise_text(text) for text in texts]
             filled = np.array([not is_empty(text) for text in normal], dtype=bool)
             parts.append(filled & ~hash_texts(normal).isin(known).to_numpy())
-        counts: np.ndarray | None = None
-        if get_task(run.task).has_labels:
-            counts = np.array([sum(c["counts"].values()) for c in read_json(run.layout.labels)["classes"]])
+        has_labels = get_task(run.task).has_labels
+        counts = np.array([sum(c[split] for split in SPLITS) for c in run.class_counts]) if has_labels else None
 
         def scored(free: np.ndarray) -> Iterator[Scored]:
             first = 0

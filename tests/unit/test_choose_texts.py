@@ -32,10 +32,10 @@ from bertsmith.load_config import resolve
 from bertsmith.measuring.design import read_design
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_table
-from bertsmith.workflows import label_next
-from bertsmith.workflows.label_model import fit_chooser
-from bertsmith.workflows.label_next import Chosen
-from bertsmith.workflows.label_rounds import Rounds
+from bertsmith.workflows import choose_texts
+from bertsmith.workflows.background_work import BackgroundWork
+from bertsmith.workflows.choose_texts import Chosen
+from bertsmith.workflows.embeddings import fit_project_head
 from tests.conftest import ArrowTable
 
 # -- the random sample -------------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def test_near_duplicates_are_chosen_once():
     [(" good", " good"), (["a", "b"], "a;b"), (np.array(["a", "b"]), "a;b"), ([], ""), (2.0, "2"), (np.nan, None)],
 )
 def test_a_suggestion_is_text_with_separated_labels(cell, suggestion):
-    queued = label_next._queued(Choice(0, "diverse"), {"proposal": cell}, "text", "proposal", "pool")
+    queued = choose_texts._queued(Choice(0, "diverse"), {"proposal": cell}, "text", "proposal", "pool")
     assert queued.suggestion == suggestion
 
 
@@ -253,14 +253,14 @@ def test_rounds_of_a_project(pool, tmp_path, tiny, cli):
 def test_a_project_of_pairs_trains_on_pairs(pool, tmp_path, tiny):
     project = Project(tmp_path / "project", {"labels": ["yes", "no"]})
     config = resolve({"text_column": "Text", "pair_column": "hidden", "model": str(tiny)}, api=True)
-    label_next.choose_texts(project.path, pool, config, 20)
+    choose_texts.choose_texts(project.path, pool, config, 20)
     table = pd.read_csv(pool, keep_default_na=False)
     assert [(text.text, text.pair) for text in project.texts] == [
         tuple(table.loc[row - 1, ["Text", "hidden"]]) for row in project.rows
     ]
     project.decide(Decision(1, "ann", "labelled", ("yes",)))
     export(project)
-    command = Rounds(project, lambda observe: 0).train_command(project.path / "labels.csv", tmp_path / "run")
+    command = BackgroundWork(project, lambda observe: 0).train_command(project.path / "labels.csv", tmp_path / "run")
     pair = command[command.index("--pair-column") + 1]
     assert pd.read_csv(project.path / "labels.csv")[pair].tolist() == [project.texts[0].pair]
 
@@ -278,7 +278,7 @@ def test_labels_of_random_texts_do_not_influence_the_choice():
 
     def fitted(labels):
         decisions = [Decision(i, "ann", "labelled", (label,)) for i, label in enumerate(labels, start=1)]
-        return fit_chooser(Snapshot(["a", "b"], "single-label", texts, decisions, []), lambda rows: x[rows], task)
+        return fit_project_head(Snapshot(["a", "b"], "single-label", texts, decisions, []), lambda rows: x[rows], task)
 
     head, counts = fitted("aabbaabb")
     other, same = fitted("babbbaab")
@@ -378,7 +378,7 @@ def test_a_pool_of_earlier_predictions_is_written_as_it_is(suffix, tmp_path, cli
     rows = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
     texts = [Queued(i, f"text {i}", "random", True, columns=row) for i, row in enumerate(rows, start=1)]
     chosen = Chosen(texts, {1: 6.7e-9, 2: 6.7e-6}, 10**9)
-    monkeypatch.setattr(label_next, "choose_texts", lambda *arguments, **options: chosen)
+    monkeypatch.setattr(choose_texts, "choose_texts", lambda *arguments, **options: chosen)
     out = tmp_path / f"out{suffix}"
     code, _, err = cli("next", tmp_path, "pool.csv", "-n", "2", "-o", out)
     assert code == 0, err

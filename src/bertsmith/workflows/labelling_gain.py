@@ -19,7 +19,7 @@ from bertsmith.labelling.store import PAUSE, Project
 from bertsmith.labelling.table import Snapshot
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
-from bertsmith.workflows.label_model import head_features, regression_scores, training_data
+from bertsmith.workflows.embeddings import head_features, regression_scores
 
 MORE = 300
 """Number of further labels that an estimate considers."""
@@ -37,7 +37,7 @@ def estimate_project(project: Project, config: Config, more: int = MORE) -> Esti
     """
     snapshot = Snapshot.of(project)
     pool = PoolFile(project.path, *read_about(project.path))
-    rows, targets, random = training_data(snapshot)
+    rows, targets, random = snapshot.labelled_targets()
     more = min(more, max(int((pool.hashes != EMPTY).sum()) - len(rows), 0))
     seconds = [d.seconds for d in snapshot.decisions if 0 < d.seconds < PAUSE]
     sample = snapshot.random_part
