@@ -36,7 +36,7 @@ from bertsmith.data.table import SINGLE_LABEL
 from bertsmith.evaluation.baseline import LinearModel, fit_regression
 from bertsmith.labelling.choose import RANDOM_SHARE, Candidates, priorities, random_rows
 from bertsmith.labelling.pool import PoolFile
-from bertsmith.labelling.store import Decision, Project, Queued
+from bertsmith.labelling.project import Decision, Project, Queued
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.choose_texts import choose_for_project
 from bertsmith.workflows.embeddings import embed_texts, head_features, load_embedding_model
@@ -235,7 +235,7 @@ def print_speed(tables: Path, rows: int = 100_000, labelled: int = 500) -> None:
 _WRITER = """
 import sys
 from pathlib import Path
-from bertsmith.labelling.store import Decision, Project
+from bertsmith.labelling.project import Decision, Project
 project = Project(Path(sys.argv[1]))
 for i in range(int(sys.argv[2]), 10**9):
     project.decide(Decision(1 + i % 6, "ann", "labelled", ("good",), note=str(i)))

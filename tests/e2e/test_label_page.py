@@ -9,7 +9,7 @@ import pytest
 import uvicorn
 
 from bertsmith.labelling.app import create_app
-from bertsmith.labelling.store import Project, Queued
+from bertsmith.labelling.project import Project, Queued
 from bertsmith.serving.server import listen
 from bertsmith.workflows.background_work import BackgroundWork
 from tests.e2e.browser import CHROMIUM, Tab, chromium

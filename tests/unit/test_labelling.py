@@ -28,12 +28,12 @@ from bertsmith.errors import ConfigError, DataError, RunFolderError
 from bertsmith.evaluation.agreement import alpha, kappa, measure_agreement
 from bertsmith.labelling.app import MAX_BODY, create_app
 from bertsmith.labelling.pool import EmptyPoolError, PoolFile
-from bertsmith.labelling.store import FILE, SETTLER, Decision, Project, Queued
+from bertsmith.labelling.project import FILE, SETTLER, Decision, Project, Queued
 from bertsmith.labelling.table import Snapshot, export
 from bertsmith.load_config import resolve
 from bertsmith.measuring.design import read_design
 from bertsmith.workflows.background_work import BackgroundWork
-from bertsmith.workflows.choose_texts import Chosen, choose_texts
+from bertsmith.workflows.choose_texts import ChosenTexts, choose_texts
 
 LABELS = ["bad", "good", "so so"]
 
@@ -253,7 +253,7 @@ def test_only_projects_are_opened_and_other_files_stay(tmp_path, project):
 _WRITER = """
 import sys
 from pathlib import Path
-from bertsmith.labelling.store import Decision, Project
+from bertsmith.labelling.project import Decision, Project
 project = Project(Path(sys.argv[1]))
 for i in range(10**6):
     project.decide(Decision(1 + i % 6, "ann", "labelled", ("good",), note=str(i)))
@@ -403,7 +403,7 @@ def test_columns_of_the_pool_keep_their_cells_under_another_name(project):
     assert record["random"] == "false"
     assert {name: record.get(f"pool {name}", record.get(name)) for name in columns} == columns
     assert with_own_names({"note": 1, "pool note": 2}, ["Note"], "pool") == {"pool pool note": 1, "pool note": 2}
-    cells = Chosen(project.texts[-1:], {}, 40).cells()
+    cells = ChosenTexts(project.texts[-1:], {}, 40).cells()
     assert (cells["row"], cells["pool row"], cells["pool Random"]) == ([50], ["id 7"], ["never"])
 
 

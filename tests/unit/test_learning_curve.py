@@ -6,7 +6,7 @@ import pytest
 from bertsmith.config import Config
 from bertsmith.evaluation.learning_curve import Curve, Estimate, decide, learning_curve
 from bertsmith.labelling.pool import PoolFile
-from bertsmith.labelling.store import SETTLER, Decision, Project, Queued
+from bertsmith.labelling.project import SETTLER, Decision, Project, Queued
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows import labelling_gain
 from bertsmith.workflows.labelling_gain import estimate_gain, estimate_project

@@ -22,7 +22,7 @@ from bertsmith.serving.signals import handle_signals
 
 if TYPE_CHECKING:
     from bertsmith.events import PredictionListener
-    from bertsmith.labelling.store import Project
+    from bertsmith.labelling.project import Project
 
 
 @with_settings(DataConfig, ModelConfig, TrainConfig, only=NextSettings.__optional_keys__ - {"long", "with_columns"})
@@ -65,7 +65,7 @@ def label(
     from bertsmith.data.stream import open_stream
     from bertsmith.data.template import Template
     from bertsmith.labelling.pool import EmptyPoolError
-    from bertsmith.labelling.store import Project
+    from bertsmith.labelling.project import Project
     from bertsmith.workflows.background_work import BackgroundWork
     from bertsmith.workflows.choose_texts import check_suggestions, choose_for_project
     from bertsmith.workflows.labelling_gain import estimate_project
@@ -123,7 +123,7 @@ def _serve(
     project: Project, background: Any, coder: str | None, token: str | None, host: str, port: int, browser: bool
 ) -> None:
     from bertsmith.labelling.app import create_app
-    from bertsmith.labelling.store import TABLE
+    from bertsmith.labelling.project import TABLE
     from bertsmith.labelling.table import export
     from bertsmith.serving.server import address_of, listen, run_app
 

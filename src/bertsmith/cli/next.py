@@ -15,7 +15,7 @@ from bertsmith.cli.terminal import check_stdout, sigterm_like_ctrl_c, stderr_con
 from bertsmith.config import Config, DataConfig, ModelConfig, TrainConfig
 
 if TYPE_CHECKING:
-    from bertsmith.workflows.choose_texts import Chosen
+    from bertsmith.workflows.choose_texts import ChosenTexts
 
 PoolArgument = Annotated[
     str | None,
@@ -37,7 +37,7 @@ RandomShare = Annotated[
 ]
 
 
-def note_few_random(chosen: Chosen, wanted: int) -> None:
+def note_few_random(chosen: ChosenTexts, wanted: int) -> None:
     """Print a note if the random sample has fewer texts left than wanted."""
     drawn = sum(text.random for text in chosen.texts)
     if drawn < wanted:
@@ -95,7 +95,7 @@ def next(
     from bertsmith.folders.claim import claim
     from bertsmith.folders.files import OutputFile
     from bertsmith.inference.table_writers import TYPED, CsvStyle, open_writer, output_format
-    from bertsmith.labelling.store import Project
+    from bertsmith.labelling.project import Project
     from bertsmith.progress.prediction import PredictionProgress
 
     file = None if output is None else OutputFile(output, (pool, settings.db))

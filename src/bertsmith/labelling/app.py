@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from bertsmith.errors import UserError
-from bertsmith.labelling.store import SETTLER, TABLE, Decision, Project, Queued
+from bertsmith.labelling.project import SETTLER, TABLE, Decision, Project, Queued
 from bertsmith.labelling.table import Snapshot, export
 
 if TYPE_CHECKING:

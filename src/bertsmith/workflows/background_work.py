@@ -15,7 +15,7 @@ from typing import Any
 from bertsmith.errors import UserError, save_traceback
 from bertsmith.events import InputOpened, PredictionEvent, PredictionListener, RowsPredicted
 from bertsmith.labelling.pool import EmptyPoolError
-from bertsmith.labelling.store import Project
+from bertsmith.labelling.project import Project
 from bertsmith.labelling.table import PAIR, export
 
 RUNS = "runs"

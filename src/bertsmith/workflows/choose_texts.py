@@ -27,14 +27,14 @@ from bertsmith.labelling.choose import (
     CHANCE,
     RANDOM_SHARE,
     Candidates,
-    Choice,
+    ChosenText,
     inclusion_probabilities,
     priorities,
     random_rows,
     without_near_duplicates,
 )
 from bertsmith.labelling.pool import EMPTY, EmptyPoolError, PoolFile
-from bertsmith.labelling.store import TABLE, Project, Queued
+from bertsmith.labelling.project import TABLE, Project, Queued
 from bertsmith.labelling.table import Snapshot
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.embeddings import (
@@ -54,7 +54,7 @@ Scored = tuple[np.ndarray, np.ndarray | None]
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenTexts:
     """Texts to label.
 
     Attributes:
@@ -101,7 +101,7 @@ def choose_texts(
     *,
     random_share: float = RANDOM_SHARE,
     observe: PredictionListener = lambda event: None,
-) -> Chosen:
+) -> ChosenTexts:
     """Choose texts for a project, or with a run; see `choose_for_project` and `choose_with_run`.
 
     Args:
@@ -130,7 +130,7 @@ def choose_for_project(
     random_share: float = RANDOM_SHARE,
     suggestions: str | None = None,
     observe: PredictionListener = lambda event: None,
-) -> Chosen:
+) -> ChosenTexts:
     """Choose texts with a regression on frozen embeddings, fitted to the labels of a project, and queue them.
 
     Args:
@@ -209,7 +209,7 @@ def choose_with_run(
     *,
     random_share: float = RANDOM_SHARE,
     observe: PredictionListener = lambda event: None,
-) -> Chosen:
+) -> ChosenTexts:
     """Choose texts with the predictions and embeddings of a run. Texts that the run has seen are left out.
 
     Predicted numbers do not show which texts are uncertain or rare: with such a run, the texts are diverse or random.
@@ -272,7 +272,7 @@ def _choose(
     known_texts: Sequence[str] = (),
     order_seed: int,
     suggestions: str | None = None,
-) -> Chosen:
+) -> ChosenTexts:
     """Choose the random sample, then the other texts, and read all of them from the pool."""
     n_usable = int(usable.sum())
     if not n_usable:
@@ -287,14 +287,14 @@ def _choose(
     texts = read_rows(stream, np.concatenate([candidates.rows, chance]))
     embeddings = embed(candidates.rows, [texts[row][1] for row in candidates.rows.tolist()])
     ranked = candidates.choose(embeddings, known)
-    drawn = [Choice(row, CHANCE) for row in chance.tolist()]
+    drawn = [ChosenText(row, CHANCE) for row in chance.tolist()]
     drawn_texts, ranked_texts = ([flat(texts[choice.row][1]) for choice in some] for some in (drawn, ranked))
     # The random texts are test texts: a near-duplicate among the training texts would leak.
     others = without_near_duplicates(ranked, ranked_texts, [*known_texts, *drawn_texts], candidates.n)
     found = [*drawn, *others]
     shuffled = np.random.default_rng(order_seed).permutation(len(found))
     queue = [_queued(found[i], *texts[found[i].row], suggestions, stream.name) for i in shuffled]
-    return Chosen(queue, dict.fromkeys((chance + 1).tolist(), len(chance) / n_usable), n_usable)
+    return ChosenTexts(queue, dict.fromkeys((chance + 1).tolist(), len(chance) / n_usable), n_usable)
 
 
 def _size(hashes: np.ndarray) -> tuple[int, int]:
@@ -312,7 +312,7 @@ def check_suggestions(suggestions: str | None, columns: Iterable[str], name: str
         raise ConfigError(f"the pool has no column {suggestions!r}", where=name, remedy="Check --suggestions.")
 
 
-def _queued(choice: Choice, columns: dict[str, Any], text: Text, suggestions: str | None, name: str) -> Queued:
+def _queued(choice: ChosenText, columns: dict[str, Any], text: Text, suggestions: str | None, name: str) -> Queued:
     check_suggestions(suggestions, columns, name)
     given: Any = None if suggestions is None else columns[suggestions]
     first, pair = (text, None) if isinstance(text, str) else text

@@ -15,7 +15,7 @@ from bertsmith.evaluation.learning_curve import Estimate, decide, learning_curve
 from bertsmith.evaluation.multi_label import best_thresholds
 from bertsmith.evaluation.rule import Rule
 from bertsmith.labelling.pool import EMPTY, PoolFile, read_about
-from bertsmith.labelling.store import PAUSE, Project
+from bertsmith.labelling.project import PAUSE, Project
 from bertsmith.labelling.table import Snapshot
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
