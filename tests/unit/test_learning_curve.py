@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bertsmith.config import Config
-from bertsmith.evaluation.learning_curve import Curve, Estimate, decide, learning_curve
+from bertsmith.evaluation.learning_curve import Curve, ExpectedGain, learning_curve, stopping_rule
 from bertsmith.labelling.pool import PoolFile
 from bertsmith.labelling.project import SETTLER, Decision, Project, Queued
 from bertsmith.tasks.registry import get_task
@@ -99,19 +99,25 @@ def test_rare_labels_get_a_threshold_as_the_model_has(monkeypatch):
 @pytest.mark.parametrize(
     ("estimate", "enough"),
     [
-        (Estimate(50, 300), False),
-        (Estimate(500, 300, gain=0.05, low=0.0, high=0.1, most=0.08), False),
-        (Estimate(500, 300, gain=0.002, low=-0.02, high=0.03, most=0.008), True),
-        (Estimate(500, 300, most=0.08, accuracy=0.8, accuracy_low=0.76, accuracy_high=0.84, ceiling=(0.7, 0.75)), True),
+        (ExpectedGain(50, 300), False),
+        (ExpectedGain(500, 300, gain=0.05, low=0.0, high=0.1, most=0.08), False),
+        (ExpectedGain(500, 300, gain=0.002, low=-0.02, high=0.03, most=0.008), True),
         (
-            Estimate(500, 300, most=0.08, accuracy=0.8, accuracy_low=0.76, accuracy_high=0.84, ceiling=(0.8, 0.81)),
+            ExpectedGain(500, 300, most=0.08, accuracy=0.8, accuracy_low=0.76, accuracy_high=0.84, ceiling=(0.7, 0.75)),
+            True,
+        ),
+        (
+            ExpectedGain(500, 300, most=0.08, accuracy=0.8, accuracy_low=0.76, accuracy_high=0.84, ceiling=(0.8, 0.81)),
             False,
         ),
-        (Estimate(500, 300, most=0.08, accuracy=0.8, accuracy_low=0.76, accuracy_high=0.84, ceiling=(0.7, 0.8)), False),
+        (
+            ExpectedGain(500, 300, most=0.08, accuracy=0.8, accuracy_low=0.76, accuracy_high=0.84, ceiling=(0.7, 0.8)),
+            False,
+        ),
     ],
 )
 def test_the_rule_to_stop(estimate, enough):
-    found, reason = decide(estimate)
+    found, reason = stopping_rule(estimate)
     assert found is enough
     assert reason
 
