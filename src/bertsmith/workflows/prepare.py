@@ -92,7 +92,7 @@ class Splits:
 
 
 @dataclass(frozen=True)
-class Inputs:
+class TrainingInputs:
     """A checkpoint with a new head, and the tokenized texts.
 
     Attributes:
@@ -110,7 +110,7 @@ class Inputs:
     train: TokenDataset
     validation: TokenDataset
 
-    def training_on(self, soft_labels: np.ndarray | None, kept: np.ndarray | None) -> Inputs:
+    def training_on(self, soft_labels: np.ndarray | None, kept: np.ndarray | None) -> TrainingInputs:
         """Set the labels to train on, and leave texts out.
 
         Args:
@@ -138,7 +138,7 @@ def check_effort(config: Config) -> None:
         )
 
 
-def prepare_inputs(data: Table, config: Config) -> Inputs:
+def prepare_inputs(data: Table, config: Config) -> TrainingInputs:
     """Load the checkpoint with a new head, and tokenize every text once.
 
     Raises:
@@ -155,10 +155,10 @@ def prepare_inputs(data: Table, config: Config) -> Inputs:
         TokenDataset.reading(tokens.take(rows), data.targets[rows], loaded.max_length, config.long)
         for rows in (np.flatnonzero(train), np.flatnonzero(data.frame["split"] == "validation"))
     )
-    return Inputs(checkpoint, task, loaded, tokens, train_set, validation_set)
+    return TrainingInputs(checkpoint, task, loaded, tokens, train_set, validation_set)
 
 
-def prepared_event(table: Table, splits: Splits, inputs: Inputs, recipe: Recipe) -> Prepared:
+def prepared_event(table: Table, splits: Splits, inputs: TrainingInputs, recipe: Recipe) -> Prepared:
     """Describe what is ready for training."""
     loaded = inputs.loaded
     findings = inspect(
