@@ -601,10 +601,10 @@ def test_repeated_ctrl_c_loses_no_trials(tmp_path):
 
 
 def test_a_trial_score_includes_the_gain_of_the_decision_rule(tiny, tmp_path, monkeypatch):
-    from bertsmith.evaluation.decision import Decision
+    from bertsmith.evaluation.decision import TunedOffsets
 
     plain = tune(tiny, tmp_path / "off", trials=1, epochs=1, decision_rule="off")
-    rule = Decision(np.zeros(3), True, 0.25, 0.01)
+    rule = TunedOffsets(np.zeros(3), True, 0.25, 0.01)
     monkeypatch.setattr("bertsmith.evaluation.decision.tune_offsets", lambda *args, **settings: rule)
     ruled = tune(tiny, tmp_path / "auto", trials=1, epochs=1)
     assert ruled.result["score"] == pytest.approx(plain.result["score"] + 0.25)
