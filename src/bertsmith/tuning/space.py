@@ -23,7 +23,7 @@ LONG_TEXTS = 256
 IMBALANCED = 2.0
 """Ratio of the largest to the smallest class from which on ``imbalance`` is in the search space."""
 _FIXED = ("seed", "seeds", "set", "keep_checkpoints", "device", "threads", "allow_pickle")
-_TUNABLE = {n: f for step in (ModelConfig, TrainConfig) for n, f in step.model_fields.items() if n not in _FIXED}
+_TUNABLE = {n: f for config in (ModelConfig, TrainConfig) for n, f in config.model_fields.items() if n not in _FIXED}
 CheckArguments = Callable[[Mapping[str, Any]], Mapping[str, str]]
 """Returns the problems of training arguments of transformers, by name."""
 
