@@ -16,7 +16,7 @@ from quality import TABLES, draw
 
 def main() -> None:
     from bertsmith.config import Config
-    from bertsmith.evaluation.baseline import tfidf_features
+    from bertsmith.evaluation.baseline import tfidf_vectorizer
     from bertsmith.evaluation.label_errors import FOLDS, find_label_errors
     from bertsmith.workflows.embeddings import embed_texts, load_embedding_model
 
@@ -37,7 +37,7 @@ def main() -> None:
             labelled = labelled[labelled["Label"].map(labelled["Label"].value_counts()) > FOLDS]
             texts, (classes, targets) = labelled["Text"].tolist(), np.unique(labelled["Label"], return_inverse=True)
             features = {
-                "bag of words": tfidf_features().fit_transform(texts),
+                "bag of words": tfidf_vectorizer().fit_transform(texts),
                 "embeddings": embed_texts(encoder, texts),
             }
             rng = np.random.default_rng(seed)

@@ -15,7 +15,7 @@ from bertsmith.inference.classifier import Classifier
 from bertsmith.model.tokenizer import encode
 from bertsmith.testing import tiny_table
 from bertsmith.training.contrastive import contrastive_loss, part_losses
-from bertsmith.training.recipe import choose, schedule_arguments
+from bertsmith.training.recipe import choose_hyperparameters, schedule_arguments
 from bertsmith.workflows.prepare import embed
 from tests.conftest import train as _train
 from tests.conftest import weights_of
@@ -115,9 +115,8 @@ def test_results_do_not_depend_on_the_number_of_threads(run, pooled, tmp_path):
 )
 def test_few_texts_of_few_classes_have_contrastive_training(counts, given, validates, expected):
     def recipe(**more):
-        config = TrainConfig(**given)
-        device = torch.device("cpu")
-        return choose(config, counts=np.array(counts), parameters=2 * 10**7, device=device, validates=validates, **more)
+        common = {"parameters": 2 * 10**7, "device": torch.device("cpu"), "validates": validates}
+        return choose_hyperparameters(TrainConfig(**given), counts=np.array(counts), **common, **more)
 
     assert recipe(fitted=True, may_be_contrastive=True).contrastive == expected
     assert recipe(fitted=True).contrastive == recipe(may_be_contrastive=True).contrastive == "none"

@@ -93,7 +93,7 @@ def steps_per_epoch(texts: int, batch_size: int, arguments: Mapping[str, Any]) -
     return math.ceil(texts / (batch_size * max(1, int(arguments.get("gradient_accumulation_steps", 1)))))
 
 
-def choose(
+def choose_hyperparameters(
     config: TrainConfig,
     *,
     counts: np.ndarray,

@@ -31,7 +31,7 @@ from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task, task_of_config
 from bertsmith.training.data import TokenDataset
-from bertsmith.training.recipe import Recipe, choose
+from bertsmith.training.recipe import Recipe, choose_hyperparameters
 
 MAX_EMBEDDED_TEXTS = 4000
 """Maximum number of texts per split to embed before fine-tuning."""
@@ -308,7 +308,7 @@ def choose_recipe(
             "--effort quick needs a checkpoint made for sentence embeddings",
             remedy="Pass --model packaged:minilm or another such checkpoint, or leave out --effort quick.",
         )
-    return choose(
+    return choose_hyperparameters(
         config,
         counts=task.label_counts(train.labels, loaded.model.config.num_labels),
         texts=len(train),
