@@ -13,7 +13,7 @@ from bertsmith.data.table import Table
 from bertsmith.data.template import texts_of
 from bertsmith.evaluation.baseline import LinearModel, combine_pairs, verdict
 from bertsmith.evaluation.evaluate import paired_difference
-from bertsmith.model.load import Loaded
+from bertsmith.model.load import LoadedModel
 from bertsmith.model.tokenizer import encoder_for
 from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.base import Task
@@ -56,7 +56,7 @@ class FrozenEmbeddings:
     def embed(
         cls,
         task: Task,
-        loaded: Loaded,
+        loaded: LoadedModel,
         tables: dict[str, Table],
         tokens: dict[str, Tokens],
         seed: int,

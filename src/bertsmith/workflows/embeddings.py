@@ -22,7 +22,7 @@ from bertsmith.labelling.table import Snapshot
 from bertsmith.tasks.base import Task
 
 if TYPE_CHECKING:
-    from bertsmith.model.load import Loaded
+    from bertsmith.model.load import LoadedModel
 
 MAX_LENGTH = 128
 """Tokens of a text that its embedding takes into account."""
@@ -48,20 +48,20 @@ def project_checkpoint(folder: Path, config: Config) -> str:
     return name
 
 
-def load_embedding_model(name: str, config: Config) -> Loaded:
+def load_embedding_model(name: str, config: Config) -> LoadedModel:
     """Load a checkpoint for embeddings."""
     from bertsmith.compute.device import choose_device
     from bertsmith.model.checkpoint import resolve
-    from bertsmith.model.load import Loaded, load_model, load_tokenizer
+    from bertsmith.model.load import LoadedModel, load_model, load_tokenizer
 
     checkpoint = resolve(name, allow_pickle=config.allow_pickle)
     model, tokenizer = load_model(checkpoint, Labels((0, 1), ("0", "1"))), load_tokenizer(checkpoint)
     device = choose_device(config.device)
     model.to(device).eval()
-    return Loaded(model, tokenizer, device, min(config.max_length or MAX_LENGTH, checkpoint.max_positions))
+    return LoadedModel(model, tokenizer, device, min(config.max_length or MAX_LENGTH, checkpoint.max_positions))
 
 
-def embed_texts(loaded: Loaded, texts: Sequence[Text]) -> np.ndarray:
+def embed_texts(loaded: LoadedModel, texts: Sequence[Text]) -> np.ndarray:
     """Return embeddings of unit length, shape (texts, hidden size)."""
     from bertsmith.model.batch import TokenBatch
     from bertsmith.model.outputs import compute_embeddings
