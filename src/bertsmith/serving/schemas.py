@@ -284,7 +284,7 @@ class Info(BaseModel):
     max_length: int = Field(description="Maximum number of tokens that the model reads at once.")
     columns: list[str] = Field(description="Columns that the model reads.")
     long: str = Field(description="How the model reads longer texts: `truncate`, `head-tail` or `window`.")
-    limits: RequestLimits = Field(description="Limits of a request.")
+    limits: RequestLimits = Field(description="Limits that the server sets for a request.")
 
 
 def apply_function(logits: np.ndarray, function: str) -> np.ndarray:
