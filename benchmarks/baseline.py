@@ -60,12 +60,12 @@ def logistic_regression(
     from sklearn.metrics import f1_score
     from sklearn.model_selection import KFold
 
-    from bertsmith.evaluation.baseline import tfidf_features
+    from bertsmith.evaluation.baseline import tfidf_vectorizer
 
     def fitted(c: float, x: object, y: np.ndarray) -> LogisticRegression:
         return LogisticRegression(C=c, max_iter=100, tol=1e-3).fit(x, y)
 
-    words = tfidf_features()
+    words = tfidf_vectorizer()
     x = words.fit_transform(train).astype(np.float32)
     some = np.random.default_rng(seed).permutation(len(train))[:3000]
     scores = dict.fromkeys(GRID, 0.0)

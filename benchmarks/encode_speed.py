@@ -50,7 +50,7 @@ def main() -> int:
 
     from bertsmith.compute.machine import cores
     from bertsmith.model import checkpoint
-    from bertsmith.model.load import Loaded
+    from bertsmith.model.load import LoadedModel
     from bertsmith.model.tokenizer import encode
     from bertsmith.model.tokens import Tokens
 
@@ -58,7 +58,7 @@ def main() -> int:
     folder = checkpoint.resolve("packaged:minilm").path
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
-    loaded = Loaded(model, tokenizer, torch.device("cpu"), given.max_length)
+    loaded = LoadedModel(model, tokenizer, torch.device("cpu"), given.max_length)
     print("| table | contender | texts/s | speed-up over datasets.map |\n| --- | --- | --- | --- |")
     for table in given.tables:
         all_texts = pd.read_csv(given.data / table / "train.csv")["Text"].astype(str).to_numpy()

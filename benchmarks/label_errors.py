@@ -16,9 +16,9 @@ from quality import TABLES, draw
 
 def main() -> None:
     from bertsmith.config import Config
-    from bertsmith.evaluation.baseline import tfidf_features
+    from bertsmith.evaluation.baseline import tfidf_vectorizer
     from bertsmith.evaluation.label_errors import FOLDS, find_label_errors
-    from bertsmith.workflows.label_model import embed_texts, load_encoder
+    from bertsmith.workflows.embeddings import embed_texts, load_embedding_model
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the tables")
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--model", default="packaged:minilm")
     given = parser.parse_args()
-    encoder = load_encoder(given.model, Config(model=given.model))
+    encoder = load_embedding_model(given.model, Config(model=given.model))
     print("| table | replaced | features | right suspects | replaced labels found |\n" + "| --- " * 5 + "|")
     for table in given.tables:
         found: dict[tuple[float, str], list[tuple[float, float]]] = {}
@@ -37,7 +37,7 @@ def main() -> None:
             labelled = labelled[labelled["Label"].map(labelled["Label"].value_counts()) > FOLDS]
             texts, (classes, targets) = labelled["Text"].tolist(), np.unique(labelled["Label"], return_inverse=True)
             features = {
-                "bag of words": tfidf_features().fit_transform(texts),
+                "bag of words": tfidf_vectorizer().fit_transform(texts),
                 "embeddings": embed_texts(encoder, texts),
             }
             rng = np.random.default_rng(seed)

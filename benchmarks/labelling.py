@@ -36,11 +36,11 @@ from bertsmith.data.table import SINGLE_LABEL
 from bertsmith.evaluation.baseline import LinearModel, fit_regression
 from bertsmith.labelling.choose import RANDOM_SHARE, Candidates, priorities, random_rows
 from bertsmith.labelling.pool import PoolFile
-from bertsmith.labelling.store import Decision, Project, Queued
+from bertsmith.labelling.project import Decision, Project, Queued
 from bertsmith.tasks.registry import get_task
-from bertsmith.workflows.label_estimate import estimate_gain, score_on_random
-from bertsmith.workflows.label_model import embed_texts, head_features, load_encoder
-from bertsmith.workflows.label_next import choose_for_project
+from bertsmith.workflows.choose_texts import choose_for_project
+from bertsmith.workflows.embeddings import embed_texts, head_features, load_embedding_model
+from bertsmith.workflows.labelling_gain import estimate_gain, score_on_random
 
 TABLES = ("clinc150_imbalanced", "banking77", "tweet_emotion", "sst2")
 ROUND = {"clinc150_imbalanced": 100, "banking77": 100}
@@ -66,7 +66,7 @@ def load(folder: Path, cache: Path) -> Pool:
     file = cache / f"{folder.name}.npz"
     if not file.exists():
         found = {}
-        encoder = load_encoder("packaged:minilm", Config(device="cpu"))
+        encoder = load_embedding_model("packaged:minilm", Config(device="cpu"))
         for split in ("train", "test"):
             table = pd.read_csv(folder / f"{split}.csv", keep_default_na=False)
             table = table[table["Text"].str.strip() != ""].drop_duplicates("Text")
@@ -235,7 +235,7 @@ def print_speed(tables: Path, rows: int = 100_000, labelled: int = 500) -> None:
 _WRITER = """
 import sys
 from pathlib import Path
-from bertsmith.labelling.store import Decision, Project
+from bertsmith.labelling.project import Decision, Project
 project = Project(Path(sys.argv[1]))
 for i in range(int(sys.argv[2]), 10**9):
     project.decide(Decision(1 + i % 6, "ann", "labelled", ("good",), note=str(i)))

@@ -95,7 +95,7 @@ def measured_run(n_texts: int, batch_size: int, epochs: int) -> int:
 
     from bertsmith.config import TrainConfig
     from bertsmith.model import checkpoint
-    from bertsmith.model.load import Loaded
+    from bertsmith.model.load import LoadedModel
     from bertsmith.model.tokens import Tokens
     from bertsmith.tasks.registry import get_task
     from bertsmith.training.arguments import training_arguments
@@ -119,7 +119,7 @@ def measured_run(n_texts: int, batch_size: int, epochs: int) -> int:
         settings = training_arguments(recipe, TrainConfig(), Path(name), device, saves=False)
         before = resident_memory()
         fit(
-            Loaded(model, tokenizer, device, 128),
+            LoadedModel(model, tokenizer, device, 128),
             train,
             validation,
             settings,

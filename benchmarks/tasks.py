@@ -60,9 +60,9 @@ def opponents(
         from sklearn.linear_model import LogisticRegression
         from sklearn.multiclass import OneVsRestClassifier
 
-        from bertsmith.evaluation.baseline import tfidf_features
+        from bertsmith.evaluation.baseline import tfidf_vectorizer
 
-        features = tfidf_features()
+        features = tfidf_vectorizer()
         x = features.fit_transform(train)
         model = OneVsRestClassifier(LogisticRegression(max_iter=200)).fit(x, targets.astype(int))
         found["TF-IDF, one-vs-rest logistic regression at 0.5"] = model.predict_proba(features.transform(texts))

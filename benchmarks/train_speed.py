@@ -127,7 +127,7 @@ def run(
     """Train one epoch; return its seconds and the model."""
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
-    from bertsmith.model.load import Loaded
+    from bertsmith.model.load import LoadedModel
     from bertsmith.model.tokens import Tokens
     from bertsmith.tasks.registry import get_task
     from bertsmith.training.callback import EventCallback
@@ -164,7 +164,7 @@ def run(
             arguments |= {"logging_nan_inf_filter": False, "dataloader_pin_memory": False}
         settings = TrainingArguments(**arguments)
         if ours:
-            loaded = Loaded(model, tokenizer, device, tokenizer.model_max_length)
+            loaded = LoadedModel(model, tokenizer, device, tokenizer.model_max_length)
             recipe = Recipe(1, batch, 1e-4, 1, 0, 0, fast, 1, "none")  # without R-Drop, like the Trainer
             callback = EventCallback(lambda event: None, lambda: False)
             columns = {name: dataset[name][:] for name in loaded.columns}

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import bertsmith as bs
-from bertsmith.config import DataConfig, EvalConfig, ModelConfig, Step, TrainConfig
+from bertsmith.config import BaseConfig, DataConfig, EvalConfig, ModelConfig, TrainConfig
 from bertsmith.measuring.drift import Difference
 from bertsmith.measuring.result import MeanLevel, Measurement, Share
 from bertsmith.workflows.drift import Drift
 
 REFERENCE = Path(__file__).parent / "reference"
 _NOTE = "<!-- docs/generate.py writes this page from the code: edit the code or the script. -->\n"
-_STEPS: dict[type[Step], str] = {
+_CONFIGS: dict[type[BaseConfig], str] = {
     DataConfig: "Data",
     ModelConfig: "Model",
     TrainConfig: "Training",
@@ -70,10 +70,10 @@ _BOUNDS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}",
 def settings() -> str:
     """Return the page of settings, from `bertsmith.config`."""
     parts = [_SETTINGS]
-    for step, title in _STEPS.items():
+    for config, title in _CONFIGS.items():
         rows = [
             (f"`{name}`", _kind(schema), _default(schema), schema["description"])
-            for name, schema in step.model_json_schema()["properties"].items()
+            for name, schema in config.model_json_schema()["properties"].items()
         ]
         parts.append(f"## {title}\n\n{_table(('name', 'type', 'default', 'meaning'), rows)}")
     return "\n".join(parts)
@@ -134,21 +134,21 @@ def commands() -> str:
         parts += [f"## {name}\n", *(f"{_plain(line)}\n" for line in about)]
         whole = " ".join(f"bertsmith {name} {usage} [OPTIONS]".split())
         parts.append(f"```console\n$ {example}\n```\n\nUsage: `{whole}`\n")
-        own = [p for p in options if _step(p) is None]
+        own = [p for p in options if _config_of(p) is None]
         rows = [(f"`{p.metavar}`", "", p.help + _variable(p)) for p in arguments]
         rows += [(_flags(p), _shown_default(p), _plain(p.help) + _range(p) + _variable(p)) for p in own]
         parts.append(_table(("argument or option", "default", "meaning"), rows))
-        for step, title in _STEPS.items():
-            flags = [f"`--{p.name.replace('_', '-')}`" for p in options if _step(p) is step]
+        for config, title in _CONFIGS.items():
+            flags = [f"`--{p.name.replace('_', '-')}`" for p in options if _config_of(p) is config]
             if flags:
                 parts.append(f"[{title} settings](settings.md#{title.lower()}): {', '.join(flags)}.\n")
     return "\n".join(parts)
 
 
-def _step(option: Any) -> type[Step] | None:
+def _config_of(option: Any) -> type[BaseConfig] | None:
     """Return the group of a setting; ``None`` for an option of one command, even if it has the name of a setting."""
-    groups = (step for step, title in _STEPS.items() if title == option.rich_help_panel)
-    return next((step for step in groups if option.name in step.model_fields), None)
+    groups = (config for config, title in _CONFIGS.items() if title == option.rich_help_panel)
+    return next((config for config in groups if option.name in config.model_fields), None)
 
 
 def _flags(option: Any) -> str:
@@ -569,8 +569,13 @@ def http() -> str:
     parts.append("## Answers\n")
     for name in _named(schemas, [*_answers(about)]):
         parts.append(f"### {name}\n\n{_plain(schemas[name]['description'])}\n")
-        fields = schemas[name]["properties"].items()
-        parts.append(_table(("field", "type"), ((f"`{key}`", _json_type(schema)) for key, schema in fields)))
+        head = ("field", "type", "meaning")
+        rows = [
+            (f"`{key}`", _json_type(schema), _plain(schema.get("description", "")))
+            for key, schema in schemas[name]["properties"].items()
+        ]
+        shown = 3 if any(meaning for _, _, meaning in rows) else 2
+        parts.append(_table(head[:shown], (row[:shown] for row in rows)))
     return "\n".join(parts)
 
 

@@ -122,13 +122,13 @@ def _as_column_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value or ()
 
 
-class Step(BaseModel):
-    """Base class of the settings."""
+class BaseConfig(BaseModel):
+    """Base class of the groups of settings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-class DataConfig(Step):
+class DataConfig(BaseConfig):
     """Settings for reading and splitting a table."""
 
     text_column: Annotated[str | tuple[str, ...] | None, BeforeValidator(_as_columns)] = Field(
@@ -188,7 +188,7 @@ class DataConfig(Step):
     )
 
 
-class ModelConfig(Step):
+class ModelConfig(BaseConfig):
     """Settings for the checkpoint and the device."""
 
     model: Annotated[str, BeforeValidator(_as_name)] = Field(
@@ -221,7 +221,7 @@ class ModelConfig(Step):
     )
 
 
-class TrainConfig(Step):
+class TrainConfig(BaseConfig):
     """Settings for fine-tuning. By default, they are derived from the data and reported."""
 
     effort: Literal["quick", "normal"] = Field(
@@ -296,7 +296,7 @@ class TrainConfig(Step):
     keep_checkpoints: bool = Field(False, description="Keep the checkpoints after training.")
 
 
-class EvalConfig(Step):
+class EvalConfig(BaseConfig):
     """Settings for evaluation."""
 
     decision_rule: Literal["auto", "off"] = Field(
@@ -312,9 +312,6 @@ class EvalConfig(Step):
         description="Explain the most confident test mistakes, within 5 % of the training time, or 2 seconds if that "
         "is more.",
     )
-
-
-STEPS: tuple[type[Step], ...] = (DataConfig, ModelConfig, TrainConfig, EvalConfig)
 
 
 class Config(DataConfig, ModelConfig, TrainConfig, EvalConfig):

@@ -9,9 +9,9 @@ import pytest
 import uvicorn
 
 from bertsmith.labelling.app import create_app
-from bertsmith.labelling.store import Project, Queued
+from bertsmith.labelling.project import Project, Queued
 from bertsmith.serving.server import listen
-from bertsmith.workflows.label_rounds import Rounds
+from bertsmith.workflows.background_work import BackgroundWork
 from tests.e2e.browser import CHROMIUM, Tab, chromium
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -30,7 +30,7 @@ def project(tmp_path):
 @contextlib.contextmanager
 def served(project):
     with listen("127.0.0.1", 0) as listening:
-        app = create_app(project, Rounds(project, lambda observe: 0))
+        app = create_app(project, BackgroundWork(project, lambda observe: 0))
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

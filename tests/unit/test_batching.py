@@ -12,7 +12,7 @@ from bertsmith.compute.batching import micro_batches
 from bertsmith.data.table import Labels
 from bertsmith.model import checkpoint, forward
 from bertsmith.model.batch import TokenBatch
-from bertsmith.model.load import Loaded, load_model, load_tokenizer
+from bertsmith.model.load import LoadedModel, load_model, load_tokenizer
 from bertsmith.model.tokens import Tokens
 from bertsmith.testing import tiny_model
 from bertsmith.training.losses import CrossEntropy, StepLoss
@@ -72,7 +72,7 @@ def loaded(tmp_path_factory):
     folder = tiny_model(tmp_path_factory.mktemp("albert"), "albert", initializer_range=0.3)
     found = checkpoint.resolve(str(folder))
     model = load_model(found, Labels((0, 1, 2), ("a", "b", "c"))).eval()  # dropout off
-    return Loaded(model, load_tokenizer(found), torch.device("cpu"), 64)
+    return LoadedModel(model, load_tokenizer(found), torch.device("cpu"), 64)
 
 
 @settings(max_examples=30, deadline=None)

@@ -19,7 +19,7 @@ from bertsmith.model.tokens import Tokens
 from bertsmith.testing import tiny_table
 from bertsmith.training.contrastive import contrastive_loss, part_losses
 from bertsmith.training.data import TokenDataset
-from bertsmith.training.recipe import choose, schedule_arguments
+from bertsmith.training.recipe import choose_hyperparameters, schedule_arguments
 from bertsmith.workflows import fine_tune
 from bertsmith.workflows.prepare import embed
 from tests.conftest import train as _train
@@ -120,9 +120,8 @@ def test_results_do_not_depend_on_the_number_of_threads(run, pooled, tmp_path):
 )
 def test_few_texts_of_few_classes_have_contrastive_training(counts, given, validates, expected):
     def recipe(**more):
-        config = TrainConfig(**given)
-        device = torch.device("cpu")
-        return choose(config, counts=np.array(counts), parameters=2 * 10**7, device=device, validates=validates, **more)
+        common = {"parameters": 2 * 10**7, "device": torch.device("cpu"), "validates": validates}
+        return choose_hyperparameters(TrainConfig(**given), counts=np.array(counts), **common, **more)
 
     assert recipe(fitted=True, may_be_contrastive=True).contrastive == expected
     assert recipe(fitted=True).contrastive == recipe(may_be_contrastive=True).contrastive == "none"
@@ -149,7 +148,7 @@ def test_only_contrastive_training_reads_beginnings(stage, monkeypatch):
     monkeypatch.setattr(fine_tune, "fit_head", lambda loaded, task, tokens, targets: read.append(tokens))
     monkeypatch.setattr(fine_tune, "training_arguments", lambda *_, **__: None)
     config = TrainConfig()
-    recipe = choose(config, counts=np.array([2, 1]), parameters=2 * 10**7, device=torch.device("cpu"))
+    recipe = choose_hyperparameters(config, counts=np.array([2, 1]), parameters=2 * 10**7, device=torch.device("cpu"))
     recipe = replace(recipe, contrastive=stage, consistency=0.0)
     rows = [[5] * 200, [5] * 128, [5] * 12]
     texts = TokenDataset(Tokens.from_lists({"input_ids": rows}), np.array([0, 0, 1]))

@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 
 import bertsmith as bs
-from bertsmith.labelling.store import Decision, Project
+from bertsmith.labelling.project import Decision, Project
 from bertsmith.labelling.table import export as export_labels
 from bertsmith.testing import WORDS, tiny_table
 

@@ -32,7 +32,7 @@ from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.exported import Exported, ExportInfo, round_up_widths
 from bertsmith.inference.runtime import RUNTIMES
 from bertsmith.model import checkpoint
-from bertsmith.model.load import Loaded, load_model, load_tokenizer
+from bertsmith.model.load import LoadedModel, load_model, load_tokenizer
 from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import ARCHITECTURES, tiny_model, tiny_table
@@ -97,7 +97,7 @@ def _both(folder, architecture, format, precision, **settings):
     found = checkpoint.resolve(str(tiny_model(folder / "m", architecture, **settings)))
     model, tokenizer = load_model(found, Labels((0, 1, 2), ("a", "b", "c"))), load_tokenizer(found)
     original = Classifier(
-        Loaded(model, tokenizer, torch.device("cpu"), 48), Labels((0, 1, 2), ("a", "b", "c")), get_task()
+        LoadedModel(model, tokenizer, torch.device("cpu"), 48), Labels((0, 1, 2), ("a", "b", "c")), get_task()
     )
     place = folder / "e"
     place.mkdir()

@@ -21,7 +21,7 @@ from bertsmith.model import batch as batches
 from bertsmith.model.batch import PaddedBatch, TokenBatch
 from bertsmith.model.dropout import Dropout
 from bertsmith.model.gradients import collect_gradients, replicate
-from bertsmith.model.load import Loaded, load_model, load_tokenizer
+from bertsmith.model.load import LoadedModel, load_model, load_tokenizer
 from bertsmith.model.outputs import compute_embeddings, compute_logits, with_layer_dtype
 from bertsmith.model.tokens import Tokens
 from bertsmith.testing import ARCHITECTURES, tiny_model
@@ -54,7 +54,7 @@ def models(tmp_path_factory):
                 weight.copy_(0.25 * torch.randn(weight.shape, generator=generator))
         model.save_pretrained(folder)
         model = load_model(checkpoint.resolve(str(folder))).eval()
-        made[architecture] = Loaded(model, tokenizer, CPU, 64)
+        made[architecture] = LoadedModel(model, tokenizer, CPU, 64)
     return made
 
 

@@ -11,7 +11,7 @@ from bertsmith.data.table import Labels
 from bertsmith.model import attention, checkpoint, forward
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.dropout import Dropout
-from bertsmith.model.load import Loaded, load_model
+from bertsmith.model.load import LoadedModel, load_model
 from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_model
@@ -119,7 +119,7 @@ def _trained(folder, graphs, compiled=False, steps=40, accumulate=1, spoil=None,
         seed=0,
     )
     recipe = Recipe(1, 16, 1e-3, 1, 0, 0, "bf16", 1, "none")
-    loaded = Loaded(model, AutoTokenizer.from_pretrained(folder), torch.device("cuda"), 64)
+    loaded = LoadedModel(model, AutoTokenizer.from_pretrained(folder), torch.device("cuda"), 64)
     texts = TokenDataset(Tokens.from_lists({"input_ids": ids}), np.array([int(i[0] > 30) for i in ids]))
     callback = EventCallback(lambda e: None, lambda: False)
     engine = Engine(loaded, texts, texts, arguments, recipe, get_task(), callback)

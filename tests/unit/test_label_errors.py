@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import bertsmith as bs
 from bertsmith.config import Config
 from bertsmith.errors import DataError
-from bertsmith.evaluation.baseline import tfidf_features
+from bertsmith.evaluation.baseline import tfidf_vectorizer
 from bertsmith.evaluation.decision import stratified_folds
 from bertsmith.evaluation.label_errors import FOLDS, find_label_errors, find_set_errors
 from bertsmith.testing import tiny_table
@@ -30,7 +30,7 @@ def flipped():
 
 def words(texts):
     """Return a function that computes the TF-IDF features of texts."""
-    return lambda: tfidf_features().fit_transform(list(texts))
+    return lambda: tfidf_vectorizer().fit_transform(list(texts))
 
 
 @pytest.fixture(autouse=True)

@@ -28,12 +28,12 @@ from bertsmith.errors import ConfigError, DataError, RunFolderError
 from bertsmith.evaluation.agreement import alpha, kappa, measure_agreement
 from bertsmith.labelling.app import MAX_BODY, create_app
 from bertsmith.labelling.pool import EmptyPoolError, PoolFile
-from bertsmith.labelling.store import FILE, SETTLER, Decision, Project, Queued
+from bertsmith.labelling.project import FILE, SETTLER, Decision, Project, Queued
 from bertsmith.labelling.table import Snapshot, export
 from bertsmith.load_config import resolve
 from bertsmith.measuring.design import read_design
-from bertsmith.workflows.label_next import Chosen, choose_texts
-from bertsmith.workflows.label_rounds import Rounds
+from bertsmith.workflows.background_work import BackgroundWork
+from bertsmith.workflows.choose_texts import ChosenTexts, choose_texts
 
 LABELS = ["bad", "good", "so so"]
 
@@ -253,7 +253,7 @@ def test_only_projects_are_opened_and_other_files_stay(tmp_path, project):
 _WRITER = """
 import sys
 from pathlib import Path
-from bertsmith.labelling.store import Decision, Project
+from bertsmith.labelling.project import Decision, Project
 project = Project(Path(sys.argv[1]))
 for i in range(10**6):
     project.decide(Decision(1 + i % 6, "ann", "labelled", ("good",), note=str(i)))
@@ -403,7 +403,7 @@ def test_columns_of_the_pool_keep_their_cells_under_another_name(project):
     assert record["random"] == "false"
     assert {name: record.get(f"pool {name}", record.get(name)) for name in columns} == columns
     assert with_own_names({"note": 1, "pool note": 2}, ["Note"], "pool") == {"pool pool note": 1, "pool note": 2}
-    cells = Chosen(project.texts[-1:], {}, 40).cells()
+    cells = ChosenTexts(project.texts[-1:], {}, 40).cells()
     assert (cells["row"], cells["pool row"], cells["pool Random"]) == ([50], ["id 7"], ["never"])
 
 
@@ -510,8 +510,8 @@ def test_training_on_several_labels_keeps_separators_in_labels(tmp_path):
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
-class NoRounds(Rounds):
-    """Rounds that queue one more text whenever the page asks."""
+class FakeWork(BackgroundWork):
+    """Work that queues one more text whenever the page asks."""
 
     def __init__(self, project):
         self.asked = 0
@@ -525,8 +525,8 @@ class NoRounds(Rounds):
 
 @pytest.fixture
 def page(project):
-    rounds = NoRounds(project)
-    return TestClient(create_app(project, rounds, coder="ann"), base_url="http://127.0.0.1:8000"), rounds
+    background = FakeWork(project)
+    return TestClient(create_app(project, background, coder="ann"), base_url="http://127.0.0.1:8000"), background
 
 
 def test_two_coders_label_over_the_page_and_disagreements_are_settled(page, project):
@@ -569,7 +569,7 @@ def test_a_coder_has_one_name(page, project):
 def test_suggestions_are_not_shown_for_random_texts(tmp_path):
     project = Project(tmp_path / "p", {"labels": LABELS, "pool_rows": 9})
     project.add_texts([Queued(i, f"text {i}", "x", i < 3, suggestion="good") for i in range(1, 5)])
-    client = TestClient(create_app(project, NoRounds(project)), base_url="http://localhost")
+    client = TestClient(create_app(project, FakeWork(project)), base_url="http://localhost")
     shown, text = [], client.post("/next", json={"coder": "ann"}).json()["text"]
     while text["id"] <= 4:
         shown.append(text["suggestion"])
@@ -580,12 +580,12 @@ def test_suggestions_are_not_shown_for_random_texts(tmp_path):
 
 
 def test_the_page_asks_for_the_next_round_before_the_queue_ends(page, project):
-    client, rounds = page
+    client, background = page
     client.post("/next", json={"coder": "ann"})
-    rounds.thread.join()
-    assert rounds.asked == 1
+    background.thread.join()
+    assert background.asked == 1
     assert project.rows[-1] == 101
-    assert client.get("/rounds").json() == rounds.state()
+    assert client.get("/rounds").json() == background.state()
 
 
 def test_the_codebook_adds_labels_for_everybody(page, project):
@@ -651,7 +651,7 @@ def test_only_pages_of_this_machine_and_with_json_are_answered(page, project):
 
 
 def test_a_token_replaces_the_check_of_the_host(project):
-    client = TestClient(create_app(project, NoRounds(project), token="secret"), base_url="http://192.168.1.5")
+    client = TestClient(create_app(project, FakeWork(project), token="secret"), base_url="http://192.168.1.5")
     assert client.get("/").status_code == 200
     assert client.get("/project").status_code == 401
     assert client.get("/project", headers={"X-API-Key": "secret"}).status_code == 200
@@ -667,7 +667,7 @@ def test_a_body_is_read_only_with_the_token_and_up_to_a_limit(project):
 
         given = [(b"host", b"a"), (b"content-type", b"application/json"), *headers]
         scope = {"type": "http", "method": "POST", "path": "/decide", "query_string": b"", "headers": given}
-        await create_app(project, NoRounds(project), token="secret")(scope, None, respond)
+        await create_app(project, FakeWork(project), token="secret")(scope, None, respond)
         return statuses[0]
 
     token = (b"x-api-key", b"secret")
@@ -680,12 +680,12 @@ def test_a_round_that_fails_is_reported_on_the_page(project):
     def fail(observe):
         raise DataError("the pool is gone")
 
-    rounds = Rounds(project, fail)
-    rounds.choose()
-    rounds.thread.join()
-    assert "the pool is gone" in rounds.state()["message"]
-    rounds.choose(automatic=True)  # the page asks after each decision
-    assert not rounds.is_choosing
+    background = BackgroundWork(project, fail)
+    background.choose()
+    background.thread.join()
+    assert "the pool is gone" in background.state()["message"]
+    background.choose(automatic=True)  # the page asks after each decision
+    assert not background.is_choosing
 
 
 def test_only_an_empty_pool_ends_the_rounds(project):
@@ -696,32 +696,32 @@ def test_only_an_empty_pool_ends_the_rounds(project):
         failed.append(errors[len(failed)])
         raise failed[-1]
 
-    rounds = Rounds(project, fail)
+    background = BackgroundWork(project, fail)
     for exhausted in (False, False, True):
-        rounds.choose()
-        rounds.thread.join()
-        assert rounds.exhausted == exhausted
-    rounds._retry = 0
-    rounds.choose(automatic=True)
-    rounds.thread.join()
+        background.choose()
+        background.thread.join()
+        assert background.exhausted == exhausted
+    background._retry = 0
+    background.choose(automatic=True)
+    background.thread.join()
     assert failed == errors
 
 
 def test_training_runs_in_a_child_process_and_reports_its_end(project):
-    rounds = Rounds(project, lambda observe: 0, ("--no-such-flag",))
-    rounds.train()
+    background = BackgroundWork(project, lambda observe: 0, ("--no-such-flag",))
+    background.train()
     if hasattr(os, "getpgid"):  # Ctrl-C of the terminal would be its first signal, and `close` sends the second one
-        assert os.getpgid(rounds.child.pid) != os.getpgrp()
-    rounds.child.wait()
+        assert os.getpgid(background.child.pid) != os.getpgrp()
+    background.child.wait()
     deadline = time.monotonic() + 30
-    while not rounds.lines and time.monotonic() < deadline:
+    while not background.lines and time.monotonic() < deadline:
         time.sleep(0.05)
-    state = rounds.state()
+    state = background.state()
     assert state["exit_code"] == 2
     assert not state["training"]
     assert "--no-such-flag" in " ".join(state["lines"])
     assert (project.path / "runs" / "001.csv").is_file()
-    assert rounds.close() == []
+    assert background.close() == []
 
 
 def test_a_stopped_training_resumes_on_its_own_table(project, monkeypatch):
@@ -734,31 +734,31 @@ def test_a_stopped_training_resumes_on_its_own_table(project, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", sleep)
     (project.path / "runs" / "007").mkdir(parents=True)
     decide(project, "ann", "good")
-    rounds = Rounds(project, lambda observe: 0)
-    rounds.train()
+    background = BackgroundWork(project, lambda observe: 0)
+    background.train()
     table = project.path / "runs" / "008.csv"
     before = table.read_bytes()
     decide(project, "ann", "bad")
-    resume = rounds.close()
+    resume = background.close()
     assert export(project) == 2
     assert resume == [*commands[0], "--resume"]
     assert resume[1:4] == [str(table), "-o", str(project.path / "runs" / "008")]
     assert table.read_bytes() == before
     (project.path / "runs" / "008").mkdir()  # the stand-in made none
-    assert rounds.next_run() == project.path / "runs" / "009"
+    assert background.next_run() == project.path / "runs" / "009"
 
 
 def test_output_of_a_training_in_another_encoding_is_shown(project, monkeypatch):
     code = r"import sys; sys.stdout.buffer.write(b'caf\xe9\n'); sys.stdout.flush(); print('more')"
     start = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda command, **options: start([command[0], "-c", code], **options))
-    rounds = Rounds(project, lambda observe: 0)
-    rounds.train()
+    background = BackgroundWork(project, lambda observe: 0)
+    background.train()
     deadline = time.monotonic() + 30
-    while len(rounds.lines) < 2 and time.monotonic() < deadline:
+    while len(background.lines) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert list(rounds.lines) == ["caf\ufffd", "more"]
-    assert rounds.child.wait() == 0
+    assert list(background.lines) == ["caf\ufffd", "more"]
+    assert background.child.wait() == 0
 
 
 def test_a_page_for_other_machines_needs_a_token(cli, tmp_path):
@@ -779,10 +779,10 @@ def test_an_internal_error_of_a_choice_is_reported_with_its_traceback(project):
     def fail(observe):
         raise RuntimeError("for this test")
 
-    rounds = Rounds(project, fail)
-    rounds.choose()
-    rounds.thread.join()
-    [log] = map(Path, re.findall(r"\S+\.log", rounds.state()["message"]))
+    background = BackgroundWork(project, fail)
+    background.choose()
+    background.thread.join()
+    [log] = map(Path, re.findall(r"\S+\.log", background.state()["message"]))
     assert "in fail" in log.read_text()
     log.unlink()
 
@@ -816,17 +816,17 @@ def test_the_estimate_follows_the_last_labels(cli, project, with_pool, tmp_path,
     def nothing_left(*arguments, **options):
         raise EmptyPoolError("all is queued")
 
-    def serve(project, rounds, *arguments):
+    def serve(project, background, *arguments):
         for automatic in (True, False, True):
             decide(project, "ann", "good")
-            rounds.choose(automatic=automatic)
-            rounds.thread.join()
-            assert rounds.exhausted
-            assert rounds.message
+            background.choose(automatic=automatic)
+            background.thread.join()
+            assert background.exhausted
+            assert background.message
 
-    monkeypatch.setattr("bertsmith.workflows.label_next.choose_for_project", nothing_left)
+    monkeypatch.setattr("bertsmith.workflows.choose_texts.choose_for_project", nothing_left)
     monkeypatch.setattr(
-        "bertsmith.workflows.label_estimate.estimate_project",
+        "bertsmith.workflows.labelling_gain.estimate_project",
         lambda project, settings: labels.append(len(project.decisions)),
     )
     monkeypatch.setattr("bertsmith.cli.label._serve", serve)

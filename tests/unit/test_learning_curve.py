@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from bertsmith.config import Config
-from bertsmith.evaluation.learning_curve import Curve, Estimate, decide, learning_curve
+from bertsmith.evaluation.learning_curve import Curve, ExpectedGain, learning_curve, stopping_rule
 from bertsmith.labelling.pool import PoolFile
-from bertsmith.labelling.store import SETTLER, Decision, Project, Queued
+from bertsmith.labelling.project import SETTLER, Decision, Project, Queued
 from bertsmith.tasks.registry import get_task
-from bertsmith.workflows import label_estimate
-from bertsmith.workflows.label_estimate import estimate_gain, estimate_project
+from bertsmith.workflows import labelling_gain
+from bertsmith.workflows.labelling_gain import estimate_gain, estimate_project
 
 
 @pytest.mark.parametrize(("limit", "slope", "exponent"), [(0.9, 1.5, 0.5), (0.7, 0.8, 0.3), (0.95, 4.0, 0.9)])
@@ -62,7 +62,7 @@ def separable(n, noise, seed):
 def test_the_expected_gain_is_close_to_the_true_one():
     task, found = get_task(), []
     test_x, test_y = separable(2000, 6, 10**6)
-    from bertsmith.workflows.label_model import head_features
+    from bertsmith.workflows.embeddings import head_features
 
     def true_score(x, y):
         head = task.fit_head(head_features(x), y, 3)
@@ -85,7 +85,7 @@ def test_rare_labels_get_a_threshold_as_the_model_has(monkeypatch):
     x = rng.normal(size=(600, 30))
     targets = x @ rng.normal(size=(30, 4)) + rng.normal(size=(600, 4)) > 7
     monkeypatch.setattr(
-        label_estimate, "learning_curve", lambda n, *curve, seed, adjust: curves.append((*curve, adjust))
+        labelling_gain, "learning_curve", lambda n, *curve, seed, adjust: curves.append((*curve, adjust))
     )
     estimate_gain(x, targets, np.zeros(600, dtype=bool), task, 4, 300, seed=0)
     ((predict, score, adjust),) = curves
@@ -99,19 +99,25 @@ def test_rare_labels_get_a_threshold_as_the_model_has(monkeypatch):
 @pytest.mark.parametrize(
     ("estimate", "enough"),
     [
-        (Estimate(50, 300), False),
-        (Estimate(500, 300, gain=0.05, low=0.0, high=0.1, most=0.08), False),
-        (Estimate(500, 300, gain=0.002, low=-0.02, high=0.03, most=0.008), True),
-        (Estimate(500, 300, most=0.08, accuracy=0.8, accuracy_low=0.76, accuracy_high=0.84, ceiling=(0.7, 0.75)), True),
+        (ExpectedGain(50, 300), False),
+        (ExpectedGain(500, 300, gain=0.05, low=0.0, high=0.1, most=0.08), False),
+        (ExpectedGain(500, 300, gain=0.002, low=-0.02, high=0.03, most=0.008), True),
         (
-            Estimate(500, 300, most=0.08, accuracy=0.8, accuracy_low=0.76, accuracy_high=0.84, ceiling=(0.8, 0.81)),
+            ExpectedGain(500, 300, most=0.08, accuracy=0.8, accuracy_low=0.76, accuracy_high=0.84, ceiling=(0.7, 0.75)),
+            True,
+        ),
+        (
+            ExpectedGain(500, 300, most=0.08, accuracy=0.8, accuracy_low=0.76, accuracy_high=0.84, ceiling=(0.8, 0.81)),
             False,
         ),
-        (Estimate(500, 300, most=0.08, accuracy=0.8, accuracy_low=0.76, accuracy_high=0.84, ceiling=(0.7, 0.8)), False),
+        (
+            ExpectedGain(500, 300, most=0.08, accuracy=0.8, accuracy_low=0.76, accuracy_high=0.84, ceiling=(0.7, 0.8)),
+            False,
+        ),
     ],
 )
 def test_the_rule_to_stop(estimate, enough):
-    found, reason = decide(estimate)
+    found, reason = stopping_rule(estimate)
     assert found is enough
     assert reason
 

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertsmith.config import TrainConfig
+from bertsmith.report.methods import _IMBALANCE, _loss
 from bertsmith.tasks.registry import get_task
 from bertsmith.training.losses import (
-    LOSSES,
+    IMBALANCE_LOSSES,
     CrossEntropy,
     StepLoss,
     effective_number_weights,
@@ -25,9 +26,15 @@ COUNTS = np.array([90, 9, 1])
 
 
 def test_every_loss_is_a_setting_of_a_task():
-    assert set(get_args(TrainConfig.model_fields["imbalance"].annotation)) == {"auto", *LOSSES}
-    assert set(get_task("single-label").imbalances) == set(LOSSES)
-    assert set(IMBALANCES) < set(LOSSES)  # a search tries only some
+    assert set(get_args(TrainConfig.model_fields["imbalance"].annotation)) == {"auto", *IMBALANCE_LOSSES}
+    assert set(get_task("single-label").imbalances) == set(IMBALANCE_LOSSES)
+    assert set(IMBALANCES) < set(IMBALANCE_LOSSES)  # a search tries only some
+
+
+def test_the_methods_have_a_sentence_for_every_treatment_of_imbalance():
+    assert set(_IMBALANCE) == set(IMBALANCE_LOSSES)
+    with pytest.raises(KeyError):
+        _loss({"recipe": {"imbalance": "new"}}, lambda *key: "")
 
 
 def _batch(seed=0, n=12):
@@ -35,10 +42,10 @@ def _batch(seed=0, n=12):
     return torch.randn(n, 3, generator=generator), torch.randint(0, 3, (n,), generator=generator)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", IMBALANCE_LOSSES)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_losses_per_text_sum_to_the_loss_of_the_step(name, smoothing):
-    loss = LOSSES[name](COUNTS, smoothing)
+    loss = IMBALANCE_LOSSES[name](COUNTS, smoothing)
     logits, labels = _batch()
     each = loss(logits, labels)
     assert each.shape == (12,)
@@ -51,9 +58,9 @@ def test_losses_per_text_sum_to_the_loss_of_the_step(name, smoothing):
     assert loss.plain()(logits, labels).equal(CrossEntropy()(logits, labels))  # for scoring
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", IMBALANCE_LOSSES)
 def test_soft_labels_of_one_class_give_the_loss_of_this_class(name):
-    loss = LOSSES[name](COUNTS, 0.1)
+    loss = IMBALANCE_LOSSES[name](COUNTS, 0.1)
     logits, labels = _batch()
     certain = torch.nn.functional.one_hot(labels, 3).float()
     assert loss(logits, certain).allclose(loss(logits, labels), rtol=1e-5)
@@ -69,10 +76,10 @@ def test_the_loss_of_soft_labels_is_the_mean_over_their_classes():
     assert loss(logits, (certain + 3 * other) / 4).allclose(expected.sum(dim=1) * mean_weight, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", IMBALANCE_LOSSES)
 def test_rdrop_adds_the_divergence_to_the_loss(name):
     (first, labels), (second, _) = _batch(seed=1), _batch(seed=2)
-    loss = LOSSES[name](COUNTS, 0.1)
+    loss = IMBALANCE_LOSSES[name](COUNTS, 0.1)
 
     def step(i, j):
         twice = torch.cat([first[i:j], second[i:j]])
@@ -85,7 +92,7 @@ def test_rdrop_adds_the_divergence_to_the_loss(name):
     assert step(0, 5) + step(5, 12) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", IMBALANCE_LOSSES)
 def test_every_loss_learns(name, tiny, tmp_path):
     run = train(tiny, tmp_path / "run", imbalance=name)
     assert run.info["recipe"]["imbalance"] == name
@@ -107,11 +114,12 @@ def test_weights_are_1_on_average_over_the_texts(counts):
 def test_losses_match_manual_values():
     logits, labels = torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([2])
     plain = np.log(3)
-    assert LOSSES["none"](COUNTS, 0.0)(logits, labels).item() == pytest.approx(plain)
-    assert LOSSES["weights"](COUNTS, 0.0)(logits, labels).item() == pytest.approx(plain * 100 / 3)
-    assert LOSSES["focal"](COUNTS, 0.0)(logits, labels).item() == pytest.approx((2 / 3) ** 2 * plain, rel=1e-5)
+    found = {name: build(COUNTS, 0.0)(logits, labels).item() for name, build in IMBALANCE_LOSSES.items()}
+    assert found["none"] == pytest.approx(plain)
+    assert found["weights"] == pytest.approx(plain * 100 / 3)
+    assert found["focal"] == pytest.approx((2 / 3) ** 2 * plain, rel=1e-5)
     # With equal logits, the adjusted model predicts the class shares of the training texts.
-    assert LOSSES["logit-adjustment"](COUNTS, 0.0)(logits, labels).item() == pytest.approx(-np.log(0.01), rel=1e-5)
+    assert found["logit-adjustment"] == pytest.approx(-np.log(0.01), rel=1e-5)
     assert np.exp(log_prior(COUNTS)) == pytest.approx(COUNTS / 100)
     assert np.isfinite(log_prior(np.array([5, 0]))).all()
     beta = 1 - 3 / 100
@@ -125,7 +133,7 @@ def test_logit_adjustment_balances_an_uninformative_model():
     labels = torch.from_numpy(np.repeat([0, 1, 2], COUNTS))
     for name, expected in (("none", COUNTS / 100), ("logit-adjustment", np.full(3, 1 / 3))):
         bias = torch.zeros(3, requires_grad=True)
-        loss = LOSSES[name](COUNTS, 0.0)
+        loss = IMBALANCE_LOSSES[name](COUNTS, 0.0)
         optimizer = torch.optim.LBFGS([bias], max_iter=200, line_search_fn="strong_wolfe")
 
         def closure(bias=bias, loss=loss, optimizer=optimizer):

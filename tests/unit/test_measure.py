@@ -19,7 +19,7 @@ from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, DataError, OutputError
 from bertsmith.folders.run import open_run
 from bertsmith.measuring.design import read_design
-from bertsmith.measuring.drift import compare_counts, compare_positions, compare_scalars
+from bertsmith.measuring.drift import compare_counts, compare_embeddings, compare_scalars
 from bertsmith.measuring.estimate import (
     Sample,
     Totals,
@@ -27,15 +27,15 @@ from bertsmith.measuring.estimate import (
     correlations,
     labelled_means,
     labels_for_target,
-    order_trend,
+    mean_z_score,
+    order_z_score,
     share_interval,
-    surprise,
 )
 from bertsmith.measuring.label_shift import adjusted_count, combined_p_value, label_shift_test
 from bertsmith.measuring.pseudo_outcomes import OutcomeFile
 from bertsmith.measuring.quantities import Quantities
 from bertsmith.measuring.regression import fit_regression
-from bertsmith.measuring.result import Measurement, Share, identity
+from bertsmith.measuring.result import Measurement, Share, run_identity
 from bertsmith.measuring.text_features import fit_axes, fit_clusters
 from bertsmith.report.shares import shares_csv
 from bertsmith.tasks.registry import get_task
@@ -421,14 +421,14 @@ def test_equal_texts_without_a_group_are_matched_at_random():
 
 def test_the_labelled_share_of_the_corpus_follows_from_its_size():
     """Of a corpus ten times as large as the pool, a tenth of the share of the pool is labelled."""
-    sample, asked = _labelled([None] * 40), Quantities(Labels((0, 1), ("a", "b")), ordered=False)
+    sample, quantities = _labelled([None] * 40), Quantities(Labels((0, 1), ("a", "b")), ordered=False)
     for inclusion, n_corpus, expected in (
         (None, 400, [0.1] * 40),
         (np.full(40, 0.5), 800, [0.05] * 40),
         (np.full(40, 0.5), 80, [0.5] * 40),
         (np.repeat([0.1, 0.2], 20), 600, np.repeat([0.05, 0.1], 20)),
     ):
-        found = replace(sample, inclusion=inclusion).with_predictions(np.eye(40, 2), asked, n_corpus)
+        found = replace(sample, inclusion=inclusion).with_predictions(np.eye(40, 2), quantities, n_corpus)
         assert found.inclusion.tolist() == pytest.approx(list(expected))
 
 
@@ -583,8 +583,8 @@ def corpus(tmp_path_factory):
 
 
 def test_long_names_of_groups_take_little_memory():
-    asked = Quantities(Labels((0, 1), ("a", "b")), ordered=False)
-    tally = Tally(get_task("single-label"), asked, "x", None, None)
+    quantities = Quantities(Labels((0, 1), ("a", "b")), ordered=False)
+    tally = Tally(get_task("single-label"), quantities, "x", None, None)
     names = ["y" * 100_000, *"abcd" * 50]
     n = len(names)
     cells = {"x": names, "probability of a": [0.2] * n, "probability of b": [0.8] * n}
@@ -771,7 +771,7 @@ def test_shares_are_for_the_texts_that_the_sample_represents(finished, corpus, t
         sample.to_csv(tmp_path / "s.csv", index=False)
         found = bs.measure(finished, tmp_path / "corpus.csv", labelled=tmp_path / "s.csv", **given)
         assert found.whole[0].texts + found.trained == len(table)
-        assert found.run == identity(open_run(finished).info)
+        assert found.run == run_identity(open_run(finished).info)
         return found.whole[0].texts, found.whole[0].labelled, found.clusters
 
     assert measured(drawn, random_sample=True) == (500, (~seen).sum(), None)
@@ -836,20 +836,20 @@ def test_a_sample_of_a_single_group_is_refused(finished, corpus, tmp_path):
 def test_a_trend_of_labels_is_measured_in_standard_errors():
     rng = np.random.default_rng(0)
     labels = np.eye(3)[rng.choice(3, 150, p=[0.02, 0.3, 0.68])]
-    trends = [order_trend(rng.permutation(labels)[:, [1]]) for _ in range(1000)]
+    trends = [order_z_score(rng.permutation(labels)[:, [1]]) for _ in range(1000)]
     assert np.mean(np.array(trends) > 1.96) == pytest.approx(0.05, abs=0.025)
-    assert max(order_trend(rng.permutation(labels)) for _ in range(1000)) < 4
-    assert order_trend(labels[labels.argmax(axis=1).argsort()]) > 8
-    assert order_trend(np.ones((20, 2))) == 0
+    assert max(order_z_score(rng.permutation(labels)) for _ in range(1000)) < 4
+    assert order_z_score(labels[labels.argmax(axis=1).argsort()]) > 8
+    assert order_z_score(np.ones((20, 2))) == 0
 
 
 def test_a_sample_with_other_predictions_than_the_corpus_is_noticed():
     outcomes, predictions = _population()
     whole = Totals.of(predictions, predictions > 0.5)
-    random = [surprise(_sample(outcomes, predictions, 150, seed), whole) for seed in range(50)]
+    random = [mean_z_score(_sample(outcomes, predictions, 150, seed), whole) for seed in range(50)]
     assert max(random) < 4
     chosen = np.flatnonzero(predictions[:, 0] > 0.5)[:60]
-    assert surprise(Sample(outcomes[chosen], predictions[chosen], np.full(60, 0.02)), whole) > 4
+    assert mean_z_score(Sample(outcomes[chosen], predictions[chosen], np.full(60, 0.02)), whole) > 4
 
 
 def test_texts_that_are_not_in_the_corpus_give_another_interval(finished, corpus, tmp_path):
@@ -897,7 +897,7 @@ def test_without_a_change_few_comparisons_differ():
         before, now = rng.multinomial(150, [0.5, 0.3, 0.2]), rng.multinomial(2000, [0.5, 0.3, 0.2])
         differences = [
             *compare_scalars("abc", reference[:, :3], corpus[:, :3], 0.99),
-            compare_positions(reference[:, 3:], corpus[:, 3:], 0.99),
+            compare_embeddings(reference[:, 3:], corpus[:, 3:], 0.99),
             compare_counts("labels", before, now, 0.99),
             compare_counts("several labels", *(rng.binomial(n, [0.5, 0.1]) for n in both), 0.99, texts=both),
         ]
@@ -914,7 +914,7 @@ def test_a_property_that_no_test_text_has_is_compared_too():
 
 def test_too_few_texts_for_positions_are_not_compared():
     rng = np.random.default_rng(0)
-    assert compare_positions(rng.normal(size=(3, 8)), rng.normal(size=(4, 8)), 0.99) is None
+    assert compare_embeddings(rng.normal(size=(3, 8)), rng.normal(size=(4, 8)), 0.99) is None
     assert label_shift_test(np.repeat([0, 1], 5), rng.normal(size=(10, 30)), rng.normal(size=(9, 30)), 2) == 1
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import bertsmith as bs
 from bertsmith.errors import ConfigError, DataError, UserError, counted, listing, shorten, to_path
-from bertsmith.evaluation.learning_curve import Estimate
+from bertsmith.evaluation.learning_curve import ExpectedGain
 from bertsmith.testing import tiny_table
 
 CONTENT = tiny_table(300).to_csv(index=False)
@@ -175,7 +175,7 @@ def _refusal(table, **settings):
         lambda: _refusal(_rows(**{"Label": [1, 1, 1, 2, 2, 2], "Label Text": [*"aaabbc"]})),
         lambda: _refusal(_rows(**{"Label Text": ["a;b", "a,b", *"aabb"]}), task="multi-label"),
         lambda: repr(bs.read_table(_rows(Label=[*"aaabbb"])).take(np.arange(6) < 1)),
-        lambda: Estimate(1, 1, 0.1, 0.0, 0.2, 0.2, None, 0.9, 0.8, 1.0, random=1).sentence,
+        lambda: ExpectedGain(1, 1, 0.1, 0.0, 0.2, 0.2, None, 0.9, 0.8, 1.0, random=1).sentence,
     ],
 )
 def test_messages_about_one_thing_have_no_plural(message):

@@ -23,7 +23,7 @@ from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.explain import explain
 from bertsmith.model import checkpoint, forward
 from bertsmith.model.batch import TokenBatch
-from bertsmith.model.load import Loaded, load_model, load_tokenizer
+from bertsmith.model.load import LoadedModel, load_model, load_tokenizer
 from bertsmith.model.tokenizer import encoder_for
 from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.registry import get_task
@@ -132,7 +132,7 @@ def test_logits_of_pairs_are_those_of_hugging_face(architecture, tmp_path):
         assert tokenizer("cat", "dog")["input_ids"].count(3) == 3
     rng = np.random.default_rng(0)
     pairs = [tuple(" ".join(rng.choice(ALL_WORDS, n)) for n in rng.integers(1, 40, 2)) for _ in range(12)]
-    loaded = Loaded(model, tokenizer, torch.device("cpu"), 30, template=Template(("a",), "b"))
+    loaded = LoadedModel(model, tokenizer, torch.device("cpu"), 30, template=Template(("a",), "b"))
     classifier = Classifier(loaded, Labels((0, 1, 2), ("a", "b", "c")), get_task())
     tokens = classifier.encode(pairs)
     assert ("token_type_ids" in tokens.columns) == ("token_type_ids" in tokenizer.model_input_names)
@@ -150,7 +150,7 @@ def test_logits_of_pairs_are_those_of_hugging_face(architecture, tmp_path):
 
 def test_token_types_are_left_out_where_a_model_has_one(tmp_path):
     found = checkpoint.resolve(str(tiny_model(tmp_path / "m", type_vocab_size=1)))
-    loaded = Loaded(load_model(found, Labels((0, 1), ("a", "b"))), load_tokenizer(found), torch.device("cpu"), 32)
+    loaded = LoadedModel(load_model(found, Labels((0, 1), ("a", "b"))), load_tokenizer(found), torch.device("cpu"), 32)
     assert loaded.columns == ("input_ids",)
 
 

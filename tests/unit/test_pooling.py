@@ -11,7 +11,7 @@ from bertsmith.evaluation.baseline import REGRESSION_C, fit_regression
 from bertsmith.evaluation.calibration import softmax
 from bertsmith.model import checkpoint, forward, pooling
 from bertsmith.model.batch import TokenBatch
-from bertsmith.model.load import Loaded, load_model, load_tokenizer
+from bertsmith.model.load import LoadedModel, load_model, load_tokenizer
 from bertsmith.model.outputs import compute_features, compute_logits
 from bertsmith.model.tokens import Tokens
 from bertsmith.testing import tiny_model
@@ -22,7 +22,7 @@ LABELS = Labels((0, 1, 2), ("a", "b", "c"))
 @pytest.fixture(params=pooling.MODEL_TYPES)
 def loaded(request, tmp_path):
     found = checkpoint.resolve(str(tiny_model(tmp_path / "model", request.param)))
-    return Loaded(load_model(found, LABELS), load_tokenizer(found), torch.device("cpu"), 64)
+    return LoadedModel(load_model(found, LABELS), load_tokenizer(found), torch.device("cpu"), 64)
 
 
 def _texts(n=40):

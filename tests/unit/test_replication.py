@@ -19,7 +19,7 @@ from bertsmith.folders.new_run import check_same_settings
 from bertsmith.folders.run import Run
 from bertsmith.inference.classifier import Classifier
 from bertsmith.measuring.design import NOT_RANDOM
-from bertsmith.measuring.result import identity
+from bertsmith.measuring.result import run_identity
 from bertsmith.report.methods import _rule, write_methods
 from bertsmith.report.references import REFERENCES
 from bertsmith.testing import tiny_table
@@ -230,7 +230,7 @@ def test_the_methods_describe_a_measured_mean(finished, cli, tmp_path):
 
 
 def test_methods_refuses_the_measurement_of_another_run(finished, cli, tmp_path):
-    measured = {**_measurement(), "run": identity(Run(finished).info)}
+    measured = {**_measurement(), "run": run_identity(Run(finished).info)}
     (tmp_path / "m.json").write_text(json.dumps(measured))
     assert cli("methods", finished, "--measurement", tmp_path / "m.json")[0] == 0
     measured["run"]["created"] = "2020-01-01"

@@ -18,7 +18,7 @@ from bertsmith.folders.run import Run, open_run
 from bertsmith.folders.study import Study
 from bertsmith.inference.chunks import _CHUNK_FILE
 from bertsmith.inference.classifier import Classifier
-from bertsmith.model.load import Loaded
+from bertsmith.model.load import LoadedModel
 from bertsmith.report.report import write_report
 from bertsmith.testing import tiny_table
 from tests.conftest import train
@@ -163,14 +163,14 @@ def test_training_tokenizes_each_text_once(tiny, tmp_path, tokenized):
 
 
 def test_scoring_uses_the_saved_tokenizer(tiny, tmp_path, tokenized, monkeypatch):
-    save = Loaded.save
+    save = LoadedModel.save
 
     def save_another(self, folder):  # whose vocabulary lacks "cat"
         save(self, folder)
         file = folder / "tokenizer.json"
         file.write_text(file.read_text().replace('"cat"', '"catt"'))
 
-    monkeypatch.setattr(Loaded, "save", save_another)
+    monkeypatch.setattr(LoadedModel, "save", save_another)
     run = train(tiny, tmp_path / "run", table=tiny_table(150), epochs=1, explanations="off")
     assert sorted(tokenized) == sorted(2 * tiny_table(150)["Text"].tolist())
     saved = run.predictions

@@ -37,7 +37,8 @@ from bertsmith.serving.drift import WINDOW, DriftWatch  # noqa: E402
 from bertsmith.serving.loader import Loader, ServerConfig, Service  # noqa: E402
 from bertsmith.serving.middleware import Limits  # noqa: E402
 from bertsmith.serving.prometheus import ServerMetrics  # noqa: E402
-from bertsmith.serving.schemas import Parameters, RequestError  # noqa: E402
+from bertsmith.serving.request_errors import RequestError  # noqa: E402
+from bertsmith.serving.schemas import Parameters  # noqa: E402
 from bertsmith.serving.server import address_of, listen  # noqa: E402
 from bertsmith.serving.signals import stop_accepting  # noqa: E402
 
@@ -340,6 +341,25 @@ def test_info_ready_and_health(ask, finished):
     with running(lambda: Service(batcher, {}, draining=True)) as ending:
         assert ending("/ready")[0] == 503
         assert ending("/predict", {"inputs": "1"})[0] == 200
+    batcher.close()
+
+
+def test_info_has_the_keys_of_its_description():
+    model = {"model": "m", "task": "single-label", "primary": "macro_f1", "labels": [{"label": 0, "label_text": "a"}]}
+    model |= {"runtime": "torch"}
+    run = {"base_model": "b", "trained": None, "test": {"texts": 3, "macro_f1": {"value": 1.0, "interval": None}}}
+    rest = {"version": bs.__version__, "drift": None, "explains": False, "max_length": 1000}
+    rest |= {"columns": [*Fake.template.columns], "long": Fake.long}
+    rest |= {"limits": {"body": Limits.body, "texts": Limits.texts, "characters": Limits.characters}}
+    batcher = Batcher(Fake(), max_wait=1)
+    service = Service(batcher, model)
+    with running(lambda: service) as ask:
+        assert json.dumps(ask("/info")[1]) == json.dumps(model | rest)  # a model folder: no key of a run
+        service.info = model | run
+        assert json.dumps(ask("/info")[1]) == json.dumps(model | run | rest)
+        described = ask("/openapi.json")[1]["components"]["schemas"]["Info"]["properties"]
+    assert [*described] == [*model, *run, *rest]
+    assert all(key["description"] for key in described.values())
     batcher.close()
 
 

@@ -43,7 +43,7 @@ from bertsmith.tasks.registry import TASKS
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.losses import BinaryCrossEntropy, SquaredError, StepLoss
 from bertsmith.workflows.baselines import FrozenEmbeddings
-from bertsmith.workflows.label_model import regression_scores
+from bertsmith.workflows.embeddings import regression_scores
 from bertsmith.workflows.prepare import sample_texts
 
 MULTI, ORDINAL, REGRESSION = (TASKS[name] for name in ("multi-label", "ordinal", "regression"))

@@ -32,7 +32,7 @@ from bertsmith.training.distributed import SINGLE_PROCESS
 from bertsmith.training.engine import Engine
 from bertsmith.training.nan_guard import NotFiniteError
 from bertsmith.training.optimizer import lr_factors, set_param_groups
-from bertsmith.training.recipe import choose, choose_precision
+from bertsmith.training.recipe import choose_hyperparameters, choose_precision
 from bertsmith.training.resumable import OVERRIDDEN, ResumableTrainer
 from bertsmith.training.steps import estimate_seconds
 from tests.conftest import same_weights as _same
@@ -47,7 +47,8 @@ def _steps(events):
 
 
 def _choose(counts, parameters=2 * 10**7, *, fitted=False, **given):
-    return choose(TrainConfig(**given), counts=np.array(counts), parameters=parameters, device=CPU, fitted=fitted)
+    config, counts = TrainConfig(**given), np.array(counts)
+    return choose_hyperparameters(config, counts=counts, parameters=parameters, device=CPU, fitted=fitted)
 
 
 def test_the_recipe_keeps_what_is_given_and_gives_reasons_for_the_rest():
@@ -72,7 +73,7 @@ def test_the_recipe_keeps_what_is_given_and_gives_reasons_for_the_rest():
     ],
 )
 def test_rdrop_is_used_for_short_epochs(counts, tokens, dropout, given, expected):
-    found = choose(
+    found = choose_hyperparameters(
         TrainConfig(**given), counts=np.array(counts), parameters=10**7, device=CPU, tokens=tokens, dropout=dropout
     )
     assert found.consistency == expected
@@ -196,12 +197,12 @@ def test_training_arguments_that_would_do_harm_or_nothing_are_refused():
 def test_any_training_argument_can_be_set(tmp_path):
     config = Config(set={"weight_decay": 0.5, "eval_strategy": "steps", "eval_steps": 7, "num_train_epochs": 9})
     arguments = training_arguments(
-        choose(config, counts=np.array([10]), parameters=1, device=CPU), config, tmp_path, CPU
+        choose_hyperparameters(config, counts=np.array([10]), parameters=1, device=CPU), config, tmp_path, CPU
     )
     assert (arguments.weight_decay, arguments.num_train_epochs) == (0.5, 9)
     assert (arguments.save_strategy, arguments.save_steps) == ("steps", 7)
     bad = Config(set={"eval_strategy": "sometimes"})
-    recipe = choose(bad, counts=np.array([10]), parameters=1, device=CPU)
+    recipe = choose_hyperparameters(bad, counts=np.array([10]), parameters=1, device=CPU)
     with pytest.raises(ConfigError) as caught:
         training_arguments(recipe, bad, tmp_path, CPU)
     assert caught.value.where == "--set eval_strategy=sometimes"
@@ -218,14 +219,14 @@ def test_any_training_argument_can_be_set(tmp_path):
 )
 def test_the_metric_of_the_best_epoch_has_a_direction(task, given, metric, greater, tmp_path):
     config = Config(set={"metric_for_best_model": given} if given else {})
-    recipe = choose(config, counts=np.array([10]), parameters=1, device=CPU)
+    recipe = choose_hyperparameters(config, counts=np.array([10]), parameters=1, device=CPU)
     arguments = training_arguments(recipe, config, tmp_path, CPU, task=get_task(task))
     assert (arguments.metric_for_best_model, arguments.greater_is_better) == (metric, greater)
 
 
 def test_an_unknown_metric_of_the_best_epoch_is_an_error(tmp_path):
     config = Config(set={"metric_for_best_model": "accuracy"})
-    recipe = choose(config, counts=np.array([10]), parameters=1, device=CPU)
+    recipe = choose_hyperparameters(config, counts=np.array([10]), parameters=1, device=CPU)
     with pytest.raises(ConfigError) as caught:
         training_arguments(recipe, config, tmp_path, CPU, task=get_task("multi-label"))
     assert caught.value.where == "--set metric_for_best_model=accuracy"
@@ -234,7 +235,7 @@ def test_an_unknown_metric_of_the_best_epoch_is_an_error(tmp_path):
 @pytest.mark.parametrize("settings", [{"precision": "fp16"}, {"set": {"fp16": True}}])
 def test_fp16_needs_a_gpu(settings, tmp_path):
     config = Config(**settings)
-    recipe = choose(config, counts=np.array([10]), parameters=1, device=CPU)
+    recipe = choose_hyperparameters(config, counts=np.array([10]), parameters=1, device=CPU)
     with pytest.raises(ConfigError):
         training_arguments(recipe, config, tmp_path, CPU)
 

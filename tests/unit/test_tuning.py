@@ -43,7 +43,7 @@ from bertsmith.training.arguments import argument_problems
 from bertsmith.training.recipe import Recipe
 from bertsmith.tuning import store as stores
 from bertsmith.tuning.config import StudyConfig
-from bertsmith.tuning.space import Choice, Range, apply_changes, default_space, read_space, with_values
+from bertsmith.tuning.space import Categorical, Range, apply_changes, default_space, read_space, with_values
 from bertsmith.tuning.store import Store, is_done
 from bertsmith.workflows import trial_workers
 from bertsmith.workflows import trials as trying
@@ -101,7 +101,7 @@ def test_the_space_contains_the_defaults_of_train(texts, ratio):
     assert usual.keys() == space.keys()
     assert all(dimension.nearest(usual[name]) == usual[name] for name, dimension in space.items())
     assert ("imbalance" in space) == (ratio > 2)
-    assert space["max_length"] == Choice((128, 256))
+    assert space["max_length"] == Categorical((128, 256))
 
 
 def test_different_dropout_rates_of_layers_are_kept(tmp_path, monkeypatch):
@@ -118,7 +118,7 @@ def test_settings_of_the_user_are_not_in_the_space():
         config, RECIPE, n_texts=500, imbalance_ratio=30, max_length=256, dropout=0.1, models=("a", "b")
     )
     assert not {"epochs", "imbalance", "max_length", "weight_decay", "batch_size"} & space.keys()
-    assert space["model"] == Choice(("a", "b"))
+    assert space["model"] == Categorical(("a", "b"))
     assert "learning_rate" in space
 
 
@@ -131,7 +131,7 @@ def test_a_file_changes_the_space(tmp_path):
     space, _ = default_space(Config(), RECIPE, n_texts=500, imbalance_ratio=1, max_length=64, dropout=0.1)
     space, config = apply_changes(space, Config(), read)
     assert space["learning_rate"] == Range(1e-6, 1e-5, log=True)
-    assert space["batch_size"] == Choice((4, 8))
+    assert space["batch_size"] == Categorical((4, 8))
     assert space["adam_beta2"] == Range(0.9, 0.999)
     assert space["epochs"] == Range(1, 3, whole=True)
     assert "dropout" not in space
@@ -236,7 +236,7 @@ def test_a_setting_in_flags_and_file_is_an_error():
 
 def test_a_space_can_be_a_dict_in_python():
     read = read_space({"batch_size": (4, 8), "dropout": 0.2, "epochs": {"low": 1, "high": 3}}, argument_problems)
-    assert read == {"batch_size": Choice((4, 8)), "dropout": 0.2, "epochs": Range(1, 3, whole=True)}
+    assert read == {"batch_size": Categorical((4, 8)), "dropout": 0.2, "epochs": Range(1, 3, whole=True)}
     with pytest.raises(ConfigError, match=r"epoch: .*'epochs'") as caught:
         read_space({"epoch": 1}, argument_problems)
     assert caught.value.where == "space"
@@ -601,10 +601,10 @@ def test_repeated_ctrl_c_loses_no_trials(tmp_path):
 
 
 def test_a_trial_score_includes_the_gain_of_the_decision_rule(tiny, tmp_path, monkeypatch):
-    from bertsmith.evaluation.decision import Decision
+    from bertsmith.evaluation.decision import TunedOffsets
 
     plain = tune(tiny, tmp_path / "off", trials=1, epochs=1, decision_rule="off")
-    rule = Decision(np.zeros(3), True, 0.25, 0.01)
+    rule = TunedOffsets(np.zeros(3), True, 0.25, 0.01)
     monkeypatch.setattr("bertsmith.evaluation.decision.tune_offsets", lambda *args, **settings: rule)
     ruled = tune(tiny, tmp_path / "auto", trials=1, epochs=1)
     assert ruled.result["score"] == pytest.approx(plain.result["score"] + 0.25)

@@ -50,7 +50,7 @@ def next_texts(
         UserError: if the pool cannot be read or has no new text, or run or project are not usable.
     """
     from bertsmith.data.table import to_frame
-    from bertsmith.workflows.label_next import choose_texts
+    from bertsmith.workflows.choose_texts import choose_texts
 
     config = settings_of(settings, NextSettings)
     folder = to_path(run, "run")

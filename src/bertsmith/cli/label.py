@@ -22,7 +22,7 @@ from bertsmith.serving.signals import handle_signals
 
 if TYPE_CHECKING:
     from bertsmith.events import PredictionListener
-    from bertsmith.labelling.store import Project
+    from bertsmith.labelling.project import Project
 
 
 @with_settings(DataConfig, ModelConfig, TrainConfig, only=NextSettings.__optional_keys__ - {"long", "with_columns"})
@@ -65,10 +65,10 @@ def label(
     from bertsmith.data.stream import open_stream
     from bertsmith.data.template import Template
     from bertsmith.labelling.pool import EmptyPoolError
-    from bertsmith.labelling.store import Project
-    from bertsmith.workflows.label_estimate import estimate_project
-    from bertsmith.workflows.label_next import check_suggestions, choose_for_project
-    from bertsmith.workflows.label_rounds import Rounds
+    from bertsmith.labelling.project import Project
+    from bertsmith.workflows.background_work import BackgroundWork
+    from bertsmith.workflows.choose_texts import check_suggestions, choose_for_project
+    from bertsmith.workflows.labelling_gain import estimate_project
 
     names = [name.strip() for name in labels.split(",") if name.strip()] if labels else []
     if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
@@ -116,14 +116,14 @@ def label(
         note_few_random(chosen, round(random_share * number))
         return len(chosen.texts)
 
-    _serve(project, Rounds(project, choose, _train_flags(project, settings)), coder, token, host, port, browser)
+    _serve(project, BackgroundWork(project, choose, _train_flags(project, settings)), coder, token, host, port, browser)
 
 
 def _serve(
-    project: Project, rounds: Any, coder: str | None, token: str | None, host: str, port: int, browser: bool
+    project: Project, background: Any, coder: str | None, token: str | None, host: str, port: int, browser: bool
 ) -> None:
     from bertsmith.labelling.app import create_app
-    from bertsmith.labelling.store import TABLE
+    from bertsmith.labelling.project import TABLE
     from bertsmith.labelling.table import export
     from bertsmith.serving.server import address_of, listen, run_app
 
@@ -132,20 +132,20 @@ def _serve(
         page = f"{address_of(listening)}/"
         err.print(f"page: {page}  (Ctrl-C stops the server; every decision is saved)", markup=False)
         if not project.rows:
-            rounds.choose()
+            background.choose()
         if browser:
             webbrowser.open(page)
         try:
-            run_app(create_app(project, rounds, coder=coder, token=token), listening, signals)
+            run_app(create_app(project, background, coder=coder, token=token), listening, signals)
         finally:
-            resume = rounds.close()
+            resume = background.close()
     n = export(project)
     table = project.path / TABLE
     err.print(f"{counted(n, 'labelled text')} written to {table}", markup=False)
     if resume:
         err.print(f"training stopped; to resume: {_as_typed(resume)}", markup=False)
     if n:
-        stdout_console().print(_as_typed(rounds.train_command(table, rounds.next_run())), markup=False)
+        stdout_console().print(_as_typed(background.train_command(table, background.next_run())), markup=False)
 
 
 def _as_typed(arguments: list[str]) -> str:
@@ -162,9 +162,9 @@ def _is_local(host: str) -> bool:
 
 def _train_flags(project: Project, settings: Config) -> tuple[str, ...]:
     """Return the flags that train on the labels: the checkpoint of the project, the device, and changed settings."""
-    from bertsmith.workflows.label_model import project_model
+    from bertsmith.workflows.embeddings import project_checkpoint
 
-    default, flags = Config(), ["--model", project_model(project.path, settings), "--device", settings.device]
+    default, flags = Config(), ["--model", project_checkpoint(project.path, settings), "--device", settings.device]
     for name in ("threads", "max_length", "seed"):
         if (value := getattr(settings, name)) != getattr(default, name):
             flags += [f"--{name.replace('_', '-')}", str(value)]

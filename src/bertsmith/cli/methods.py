@@ -29,7 +29,7 @@ def methods(
     """
     from bertsmith.errors import DataError
     from bertsmith.folders.run import open_run
-    from bertsmith.measuring.result import identity
+    from bertsmith.measuring.result import run_identity
     from bertsmith.report.methods import write_methods
 
     opened, measured = open_run(run), None
@@ -47,7 +47,7 @@ def methods(
                 where=str(measurement),
                 remedy="Create it with: bertsmith measure RUN CORPUS … --json > FILE.json",
             ) from error
-        if measured.get("run", identity(opened.info)) != identity(opened.info):  # older versions wrote no run
+        if measured.get("run", run_identity(opened.info)) != run_identity(opened.info):  # older versions wrote no run
             raise DataError("the measurement comes from another run", where=str(measurement), remedy="Pass that run.")
     result = write_methods(opened, measured)
     sys.stdout.write({"markdown": result.markdown, "latex": result.latex, "bibtex": result.bibtex}[form]())

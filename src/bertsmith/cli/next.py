@@ -15,7 +15,7 @@ from bertsmith.cli.terminal import check_stdout, sigterm_like_ctrl_c, stderr_con
 from bertsmith.config import Config, DataConfig, ModelConfig, TrainConfig
 
 if TYPE_CHECKING:
-    from bertsmith.workflows.label_next import Chosen
+    from bertsmith.workflows.choose_texts import ChosenTexts
 
 PoolArgument = Annotated[
     str | None,
@@ -37,7 +37,7 @@ RandomShare = Annotated[
 ]
 
 
-def note_few_random(chosen: Chosen, wanted: int) -> None:
+def note_few_random(chosen: ChosenTexts, wanted: int) -> None:
     """Print a note if the random sample has fewer texts left than wanted."""
     drawn = sum(text.random for text in chosen.texts)
     if drawn < wanted:
@@ -95,7 +95,7 @@ def next(
     from bertsmith.folders.claim import claim
     from bertsmith.folders.files import OutputFile
     from bertsmith.inference.table_writers import TYPED, CsvStyle, open_writer, output_format
-    from bertsmith.labelling.store import Project
+    from bertsmith.labelling.project import Project
     from bertsmith.progress.prediction import PredictionProgress
 
     file = None if output is None else OutputFile(output, (pool, settings.db))
@@ -104,7 +104,7 @@ def next(
         file.check(overwrite=overwrite)  # before the slow part
     else:
         check_stdout()
-    from bertsmith.workflows.label_next import choose_texts
+    from bertsmith.workflows.choose_texts import choose_texts
 
     with PredictionProgress(stderr_console()) as progress, sigterm_like_ctrl_c():
         chosen = choose_texts(run, pool, settings, number, random_share=random_share, observe=progress)
@@ -130,7 +130,7 @@ def next(
     reasons = Counter(text.reason for text in chosen.texts)
     stderr_console().print(", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common()), markup=False)
     if Project.exists(run):
-        from bertsmith.workflows.label_estimate import estimate_project
+        from bertsmith.workflows.labelling_gain import estimate_project
 
         stderr_console().print(estimate_project(Project(run), settings).sentence, markup=False)
     note_few_random(chosen, round(random_share * number))

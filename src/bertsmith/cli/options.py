@@ -16,11 +16,11 @@ from pydantic.fields import FieldInfo
 from typer.core import TyperCommand, TyperGroup
 
 from bertsmith.compute.machine import use_cores
-from bertsmith.config import DataConfig, EvalConfig, Long, ModelConfig, Step, TrainConfig
+from bertsmith.config import BaseConfig, DataConfig, EvalConfig, Long, ModelConfig, TrainConfig
 from bertsmith.errors import ConfigError, to_path
 from bertsmith.load_config import parse_assignments, resolve
 
-_PANELS: dict[type[Step], str] = {
+_PANELS: dict[type[BaseConfig], str] = {
     DataConfig: "Data",
     ModelConfig: "Model",
     TrainConfig: "Training",
@@ -111,23 +111,23 @@ class Command(_WithHelp, TyperCommand):
 
 
 def with_settings(
-    *steps: type[Step], only: Collection[str] = ()
+    *configs: type[BaseConfig], only: Collection[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add an option to a command for every field of ``steps``, and pass the resolved `Config` as ``settings``.
+    """Add an option to a command for every field of ``configs``, and pass the resolved `Config` as ``settings``.
 
     Options are parsed as strings. `resolve` checks them together with the file and the environment, and reports all
     problems at once. A command with a parameter ``config`` also gets the path of the file.
 
     Args:
-        steps: groups of settings.
+        configs: groups of settings.
         only: names of the settings to use; empty: all.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         fields = {
-            name: (field, _PANELS[step])
-            for step in steps
-            for name, field in step.model_fields.items()
+            name: (field, _PANELS[config])
+            for config in configs
+            for name, field in config.model_fields.items()
             if not only or name in only
         }
 

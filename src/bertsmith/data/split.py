@@ -121,7 +121,7 @@ def split_cleaned(
         raise DataError(f"{error.what}; dropped: {dropped}", where=error.where, remedy=error.remedy) from error
 
 
-def undivided(cleaned: Cleaned, config: DataConfig) -> np.ndarray:
+def inseparable_groups(cleaned: Cleaned, config: DataConfig) -> np.ndarray:
     """Return the groups of near-duplicates that must stay together by the settings, shape (rows,)."""
     return cleaned.near_duplicates if config.near_duplicates == "together" else np.arange(len(cleaned.table))
 
@@ -145,7 +145,7 @@ def assign_folds(cleaned: Cleaned, data: Table, rows: np.ndarray, k: int, config
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    groups = undivided(cleaned, config)[rows]
+    groups = inseparable_groups(cleaned, config)[rows]
     group_column = data.frame["group"]
     if group_column.notna().any():
         groups = _merge_groups(pd.factorize(group_column.iloc[rows])[0], np.unique(groups, return_inverse=True)[1])

@@ -53,7 +53,7 @@ def bag_of_words(
     """
     from sklearn.metrics import f1_score
 
-    x, others = word_features(train, texts)
+    x, others = tfidf_features(train, texts)
     classes, y = np.unique(targets, return_inverse=True)
     sample = np.random.default_rng(seed).permutation(len(y))[:MAX_CALIBRATION_TEXTS]
     held_out = _cross_fitted_margins(x[sample], y[sample], len(classes), seed)
@@ -162,9 +162,9 @@ def _fit_softmax(margins: np.ndarray, y: np.ndarray, *, with_offsets: bool) -> t
     return float(np.exp(-found[0])), found[1:] if with_offsets else np.zeros(n_classes)
 
 
-def word_features(train: Sequence[Text], texts: Sequence[Text]) -> tuple[Any, Any]:
+def tfidf_features(train: Sequence[Text], texts: Sequence[Text]) -> tuple[Any, Any]:
     """Return the TF-IDF features of training texts and of other texts, sparse, each of shape (texts, features)."""
-    vectorizer = tfidf_features()
+    vectorizer = tfidf_vectorizer()
 
     def features(texts: Sequence[Text]) -> Any:
         parts = [vectorizer.transform(part) for part in zip(*map(segments, texts), strict=True)]
@@ -192,7 +192,7 @@ def combine_pairs(a: Any, b: Any) -> Any:
     return hstack([a, b, a.multiply(b), abs(a - b)], format="csr")
 
 
-def tfidf_features() -> Any:
+def tfidf_vectorizer() -> Any:
     """Return an unfitted TF-IDF vectorizer of word 1- and 2-grams, and of character 2- to 4-grams within words."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import make_union

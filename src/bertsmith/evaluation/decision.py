@@ -23,8 +23,8 @@ MIN_TEXTS = 50
 
 
 @dataclass(frozen=True)
-class Decision:
-    """Tuned class offsets and their measured gain.
+class TunedOffsets:
+    """Offsets of the decision rule, tuned on held-out texts, and their measured gain.
 
     Attributes:
         offsets: added to the logits before the argmax, shape (classes,); all 0 if not used.
@@ -55,7 +55,7 @@ def tune_offsets(
     seed: int,
     model: np.ndarray | None = None,
     groups: np.ndarray | None = None,
-) -> Decision:
+) -> TunedOffsets:
     """Tune class offsets for macro-F1 on held-out texts.
 
     Args:
@@ -89,7 +89,7 @@ def tune(
     score: Callable[[np.ndarray, np.ndarray], np.ndarray],
     seed: int,
     groups: np.ndarray | None,
-) -> Decision:
+) -> TunedOffsets:
     """Tune offsets on held-out texts, and use them if their cross-fitted gain exceeds its standard error.
 
     Each fold is predicted with offsets tuned on the other folds. Offsets that merely fit their tuning texts show no
@@ -109,7 +109,7 @@ def tune(
     """
     n, n_outputs = logits.shape
     if n < MIN_TEXTS or (groups is not None and len(np.unique(groups)) < 2):
-        return Decision(np.zeros(n_outputs), False, 0.0, float("nan"))
+        return TunedOffsets(np.zeros(n_outputs), False, 0.0, float("nan"))
     if model is not None and len(np.unique(model)) > 1:
         fold = model
     plain = decide(logits)
@@ -122,7 +122,7 @@ def tune(
     resamples = draw_resamples(n, groups, np.random.default_rng(seed))
     error = float(np.concatenate([score(drawn, tuned) - score(drawn, plain) for drawn in resamples]).std())
     used = gain > error
-    return Decision(fit(targets, logits) if used else np.zeros(n_outputs), used, gain, error)
+    return TunedOffsets(fit(targets, logits) if used else np.zeros(n_outputs), used, gain, error)
 
 
 def best_offsets(targets: np.ndarray, logits: np.ndarray) -> np.ndarray:

@@ -68,7 +68,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class ExpectedGain:
     """The expected gain of more labels.
 
     Attributes:
@@ -171,7 +171,7 @@ def learning_curve(n: int, predict: Predict, score: Score, *, seed: int, adjust:
     return Curve(sizes, total, float(noise))
 
 
-def decide(estimate: Estimate) -> tuple[bool, str]:
+def stopping_rule(estimate: ExpectedGain) -> tuple[bool, str]:
     """Return whether the labels are enough, and why."""
     if not estimate.more:
         return True, "every text of the pool has a label"

@@ -17,7 +17,7 @@ from bertsmith.evaluation.baseline import (
     Baseline,
     LinearModel,
     svm_margins,
-    word_features,
+    tfidf_features,
 )
 from bertsmith.evaluation.multi_label import best_thresholds
 
@@ -38,7 +38,7 @@ def bag_of_words_for_sets(train: Sequence[Text], targets: np.ndarray, texts: Seq
         texts: m texts to predict.
         seed: of the folds.
     """
-    x, others = word_features(train, texts)
+    x, others = tfidf_features(train, texts)
     sample = np.random.default_rng(seed).permutation(len(targets))[:MAX_CALIBRATION_TEXTS]
     fold = np.arange(len(sample)) % FOLDS
     held_out = np.empty((len(sample), targets.shape[1]))
@@ -77,7 +77,7 @@ def bag_of_words_for_numbers(train: Sequence[Text], targets: np.ndarray, texts: 
     from sklearn.linear_model import Ridge
     from sklearn.model_selection import GridSearchCV, KFold
 
-    x, others = word_features(train, texts)
+    x, others = tfidf_features(train, texts)
     ridge = Ridge(solver="sparse_cg", random_state=0)
     folds = KFold(min(FOLDS, len(targets)), shuffle=True, random_state=0)  # tables may be sorted by their numbers
     search = GridSearchCV(ridge, {"alpha": RIDGE_ALPHAS}, scoring="neg_mean_squared_error", cv=folds)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bertsmith.evaluation.calibration import fit_temperature
-from bertsmith.evaluation.decision import FOLDS, GRID, SHRINKAGE, Decision, tune
+from bertsmith.evaluation.decision import FOLDS, GRID, SHRINKAGE, TunedOffsets, tune
 
 
 def resampled_set_metrics(drawn: np.ndarray, targets: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
@@ -109,7 +109,7 @@ def tune_thresholds(
     seed: int,
     model: np.ndarray | None = None,
     groups: np.ndarray | None = None,
-) -> Decision:
+) -> TunedOffsets:
     """Tune one threshold per label for macro-F1 on held-out texts, as an offset of the label's logit.
 
     Args:

@@ -23,7 +23,7 @@ from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.model import checkpoint
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.forward import supports
-from bertsmith.model.load import TEMPLATE, Loaded, check_vocabulary, load_model, load_tokenizer, saved_settings
+from bertsmith.model.load import TEMPLATE, LoadedModel, check_vocabulary, load_model, load_tokenizer, saved_settings
 from bertsmith.model.outputs import compute_logits, token_budget, with_layer_dtype
 from bertsmith.model.tokenizer import encoder_for
 from bertsmith.model.tokens import Tokens
@@ -49,7 +49,7 @@ class Classifier(ModelPredictor):
     """
 
     def __init__(
-        self, loaded: Loaded, labels: Labels, task: Task, rule: Rule | None = None, *, decide: bool = True
+        self, loaded: LoadedModel, labels: Labels, task: Task, rule: Rule | None = None, *, decide: bool = True
     ) -> None:
         self.loaded, self.labels, self.task, self.rule = loaded, labels, task, rule or Rule()
         self.decide = decide or not task.decides
@@ -133,7 +133,7 @@ class Classifier(ModelPredictor):
         model.to(target)
         limit = min(int(tokenizer.model_max_length), resolved.max_positions)
         task = task_of_config(model.config)
-        opened = Loaded(model, tokenizer, target, limit, template=template)
+        opened = LoadedModel(model, tokenizer, target, limit, template=template)
         classifier = cls(opened, labels, task, rule, decide=decide)
         classifier.long = saved_long if long == "auto" else long
         template.check_long(classifier.long)

@@ -120,7 +120,7 @@ def run_facts(run: Run) -> dict[str, Any]:
     }
 
 
-def identity(path: Path, *, ensemble: bool = False) -> str:
+def models_digest(path: Path, *, ensemble: bool = False) -> str:
     """Return a digest of the model files of a run or an export, which identifies its models."""
     if is_export(path):
         files: list[Any] = [ExportInfo.read(path).files]

@@ -14,13 +14,13 @@ from starlette.datastructures import Headers
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from bertsmith.errors import UserError
-from bertsmith.labelling.store import SETTLER, TABLE, Decision, Project, Queued
+from bertsmith.labelling.project import SETTLER, TABLE, Decision, Project, Queued
 from bertsmith.labelling.table import Snapshot, export
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from bertsmith.workflows.label_rounds import Rounds
+    from bertsmith.workflows.background_work import BackgroundWork
 
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
 """Host names of requests from this machine; other names indicate DNS rebinding."""
@@ -99,12 +99,14 @@ class CodebookBody(_Body):
     examples: str = Field("", max_length=5000)
 
 
-def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, token: str | None = None) -> FastAPI:
+def create_app(
+    project: Project, background: BackgroundWork, *, coder: str | None = None, token: str | None = None
+) -> FastAPI:
     """Create the application.
 
     Args:
         project: the project.
-        rounds: chooses texts and trains in the background.
+        background: chooses texts and trains.
         coder: the name that the page proposes.
         token: token that requests must send; ``None`` allows requests from this machine only.
     """
@@ -118,12 +120,12 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
         """Return the text to label, without what could bias a coder: reason, and suggestion of a random text."""
         progress = project.progress(name)
         if progress["texts"] - progress["decided"] <= AHEAD:
-            rounds.choose(automatic=True)
+            background.choose(automatic=True)
         shown = None
         if text is not None:
             suggestion = None if text.random else text.suggestion
             shown = {"id": text.id, "text": text.text, "pair": text.pair, "suggestion": suggestion}
-        return {"coder": name, "text": shown, "progress": progress, "rounds": rounds.state()}
+        return {"coder": name, "text": shown, "progress": progress, "rounds": background.state()}
 
     @app.get("/", response_class=HTMLResponse)
     def index() -> HTMLResponse:
@@ -183,18 +185,19 @@ def create_app(project: Project, rounds: Rounds, *, coder: str | None = None, to
     @app.get("/overview")
     def overview() -> dict[str, Any]:
         """Return agreement, label counts, and the expected gain of more labels."""
-        return {**Snapshot.of(project).overview(), "estimate": project.setting("estimate"), "rounds": rounds.state()}
+        found = {"estimate": project.setting("estimate"), "rounds": background.state()}
+        return {**Snapshot.of(project).overview(), **found}
 
     @app.get("/rounds")
     def state() -> dict[str, Any]:
         """Return the state of the background work."""
-        return rounds.state()
+        return background.state()
 
     @app.post("/{work}")
     def begin(work: Literal["choose", "train"]) -> dict[str, Any]:
         """Choose the next texts, or train on the labels, in the background."""
-        getattr(rounds, work)()
-        return rounds.state()
+        getattr(background, work)()
+        return background.state()
 
     @app.get("/labels.csv")
     def table() -> FileResponse:

@@ -37,7 +37,7 @@ SMALL_PART = 0.05
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenText:
     """A chosen text: its row in the pool, from 0, and the reason."""
 
     row: int
@@ -151,7 +151,7 @@ class Candidates:
         best = -np.partition(-self.scores, 1, axis=1)[:, :2]
         return np.asarray(1 - (best[:, 0] - best[:, 1]))
 
-    def choose(self, embeddings: np.ndarray, known: np.ndarray) -> list[Choice]:
+    def choose(self, embeddings: np.ndarray, known: np.ndarray) -> list[ChosenText]:
         """Rank candidates, about `SPARE` times as many as wanted, with the reasons mixed.
 
         Args:
@@ -173,7 +173,7 @@ class Candidates:
             for reason, some in found.items()
             for i, candidate in enumerate(some)
         ]
-        return [Choice(row, reason) for _, reason, row in sorted(ranked)]
+        return [ChosenText(row, reason) for _, reason, row in sorted(ranked)]
 
     def _rare(self, free: np.ndarray, n: int, counts: np.ndarray) -> list[int]:
         """Repeatedly take the likeliest texts of the class with the fewest labels, while classes are rare."""
@@ -238,8 +238,8 @@ class Candidates:
 
 
 def without_near_duplicates(
-    ranked: Sequence[Choice], texts: Sequence[str], known: Iterable[str], n: int
-) -> list[Choice]:
+    ranked: Sequence[ChosenText], texts: Sequence[str], known: Iterable[str], n: int
+) -> list[ChosenText]:
     """Return the first n choices that are not near-duplicates of an earlier choice or of a known text.
 
     Args:

@@ -23,7 +23,7 @@ from bertsmith.data.texts import quoting
 from bertsmith.evaluation.agreement import Agreement, LabelSet, measure_agreement
 from bertsmith.folders.atomic import write_text
 from bertsmith.labelling.choose import inclusion_probabilities
-from bertsmith.labelling.store import LABELLED, SETTLER, SKIPPED, TABLE, UNSURE, Decision, Project, Queued
+from bertsmith.labelling.project import LABELLED, SETTLER, SKIPPED, TABLE, UNSURE, Decision, Project, Queued
 from bertsmith.measuring.design import INCLUSION, RANDOM
 
 AGREED, MAJORITY, TIE, SETTLED, SINGLE = "agreed", "majority", "tie", "settled", "one coder"
@@ -143,6 +143,19 @@ class Snapshot:
             for text in self.texts
             if _is_disputed(some := self.by_text.get(text.id, [])) or text.id in skipped
         ]
+
+    def labelled_targets(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the rows of the texts with labels, from 0, their targets for the task, and whether they are random."""
+        labelled = [(each.text, each.labels) for each in self.labelled if each.labels is not None]
+        rows = np.array([text.row - 1 for text, _ in labelled], dtype=np.int64)
+        random = np.array([text.random for text, _ in labelled], dtype=bool)
+        index = {label: i for i, label in enumerate(self.labels)}
+        if self.task != MULTI_LABEL:
+            return rows, np.array([index[label] for _, given in labelled for label in given], dtype=np.int64), random
+        targets = np.zeros((len(labelled), len(index)), dtype=bool)
+        for i, (_, given) in enumerate(labelled):
+            targets[i, [index[label] for label in given]] = True
+        return rows, targets, random
 
     def overview(self) -> dict[str, Any]:
         """Return counts and agreement, JSON-ready. Agreement with suggestions is of coders who did not see them."""

@@ -56,7 +56,7 @@ def compare_scalars(names: Sequence[str], reference: np.ndarray, sample: np.ndar
     ]
 
 
-def compare_positions(reference: np.ndarray, sample: np.ndarray, level: float) -> Difference | None:
+def compare_embeddings(reference: np.ndarray, sample: np.ndarray, level: float) -> Difference | None:
     """Compare mean embeddings by the Mahalanobis distance; ``None`` with few texts.
 
     Args:

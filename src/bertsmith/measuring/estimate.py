@@ -21,7 +21,7 @@ from bertsmith.bootstrap import LEVEL
 TARGET = 0.01
 """Half the width of the interval that `labels_for_target` plans for: one percentage point."""
 RELEVANT = 0.1
-"""Smallest difference between the mean predictions of sample and corpus that `surprise` counts."""
+"""Smallest difference between the mean predictions of sample and corpus that `mean_z_score` counts."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Estimates:
     tuning: np.ndarray
 
 
-def surprise(sample: Sample, corpus: Totals) -> float:
+def mean_z_score(sample: Sample, corpus: Totals) -> float:
     """Return how many standard errors the mean prediction of a simple random sample is from that of the corpus.
 
     The largest of several columns counts, but only differences above `RELEVANT`: the means of rare classes are skewed.
@@ -143,7 +143,7 @@ def surprise(sample: Sample, corpus: Totals) -> float:
     return float(np.where(difference > RELEVANT, difference / np.sqrt(variance / len(sample)), 0).max())
 
 
-def order_trend(outcomes: np.ndarray) -> float:
+def order_z_score(outcomes: np.ndarray) -> float:
     """Return how many standard errors the correlation of outcomes with their order is from 0.
 
     The largest of several columns counts. In random order, the correlation has the variance 1 / (n − 1), whatever the

@@ -94,7 +94,7 @@ class Measurement:
         means: for ordered labels or a number, the mean of the whole corpus, then of each group in order of its name.
         clusters: number of groups of the sample that were drawn at random; ``None`` if texts were drawn.
         trained: number of rows of the corpus left out because they are training or validation texts.
-        run: what identifies the run, from `identity`.
+        run: what identifies the run, from `run_identity`.
     """
 
     corpus: str
@@ -138,7 +138,7 @@ class Measurement:
         return {**rows, **{n: v for n, v in vars(self).items() if n not in rows}, "notes": list(self.notes)}
 
 
-def identity(info: Mapping[str, Any]) -> dict[str, Any]:
+def run_identity(info: Mapping[str, Any]) -> dict[str, Any]:
     """Return what identifies a run, from its ``run.json``: when it was created, and the fingerprint of its table."""
     return {"created": info.get("created"), "fingerprint": info["data"]["fingerprint"]}
 

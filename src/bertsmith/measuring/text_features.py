@@ -12,11 +12,11 @@ CLUSTERS = 10
 """Maximum number of clusters."""
 FITTED_TEXTS, TEXTS = 10, 20
 """Texts per component or cluster to fit them, and test texts for each in a comparison."""
-Positions = Callable[[np.ndarray], np.ndarray]
-"""Returns the positions of embeddings, shape (texts, hidden size)."""
+Coordinates = Callable[[np.ndarray], np.ndarray]
+"""Returns the coordinates of embeddings, shape (texts, hidden size)."""
 
 
-def fit_axes(embeddings: np.ndarray, n_texts: int) -> Positions:
+def fit_axes(embeddings: np.ndarray, n_texts: int) -> Coordinates:
     """Fit principal components, and return a function for coordinates along them, shape (texts, dimensions).
 
     Fit them to other texts than the compared ones, for a valid test level.
@@ -28,11 +28,11 @@ def fit_axes(embeddings: np.ndarray, n_texts: int) -> Positions:
     from sklearn.decomposition import PCA
 
     k = min(DIMENSIONS, len(embeddings) // FITTED_TEXTS, n_texts // TEXTS, embeddings.shape[1])
-    along: Positions = PCA(k, svd_solver="full").fit(embeddings).transform if k else _no_columns
+    along: Coordinates = PCA(k, svd_solver="full").fit(embeddings).transform if k else _no_columns
     return along
 
 
-def fit_clusters(embeddings: np.ndarray, n_texts: int) -> Positions:
+def fit_clusters(embeddings: np.ndarray, n_texts: int) -> Coordinates:
     """Fit k-means, such as topics, and return a function for indicators of the nearest cluster but the last.
 
     Arguments as for `fit_axes`. The shape of the indicators is (texts, clusters − 1).
@@ -51,15 +51,15 @@ def _no_columns(embeddings: np.ndarray) -> np.ndarray:
 
 
 def text_features(
-    texts: Sequence[str], confidence: np.ndarray, predicted: np.ndarray, positions: np.ndarray
+    texts: Sequence[str], confidence: np.ndarray, predicted: np.ndarray, coordinates: np.ndarray
 ) -> np.ndarray:
-    """Return confidence, length (logarithm of characters), indicators of predicted labels but the last, and positions.
+    """Return confidence, logarithm of the length, indicators of predicted labels but the last, and coordinates.
 
     Args:
         texts: n texts.
         confidence: of their predicted labels, shape (n,).
         predicted: 0 or 1 for each label of each text, shape (n, labels).
-        positions: of their embeddings along axes or in clusters, shape (n, columns).
+        coordinates: of their embeddings along axes or in clusters, shape (n, columns).
     """
     lengths = np.log1p([len(text) for text in texts])
-    return np.column_stack([confidence, lengths, predicted[:, :-1], positions])
+    return np.column_stack([confidence, lengths, predicted[:, :-1], coordinates])

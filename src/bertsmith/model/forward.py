@@ -22,7 +22,7 @@ from bertsmith.model.dropout import NO_DROPOUT, Dropout
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from bertsmith.model.load import Loaded
+    from bertsmith.model.load import LoadedModel
 
 ARCHITECTURES = (*MODULE_NAMES, "modernbert")
 """Model types that `logits` computes."""
@@ -79,7 +79,7 @@ def logits(
 
 
 def outputs(
-    loaded: Loaded, batch: PackedBatch | TokenBatch, *, only_features: bool = False, **options: Any
+    loaded: LoadedModel, batch: PackedBatch | TokenBatch, *, only_features: bool = False, **options: Any
 ) -> torch.Tensor:
     """Compute `logits` of packed texts; for padded texts, use Hugging Face's forward pass.
 
@@ -97,14 +97,14 @@ def outputs(
     return loaded.model(**inputs).logits
 
 
-def inference_outputs(loaded: Loaded, batch: TokenBatch, *, only_features: bool = False) -> torch.Tensor:
+def inference_outputs(loaded: LoadedModel, batch: TokenBatch, *, only_features: bool = False) -> torch.Tensor:
     """Compute `outputs` of texts, packed if `supports` accepts the model."""
     packs = supports(loaded.model)
     inputs = pack_for(loaded.model, batch).to(loaded.device) if packs else batch
     return outputs(loaded, inputs, only_features=only_features)
 
 
-def embeddings(loaded: Loaded, batch: TokenBatch) -> torch.Tensor:
+def embeddings(loaded: LoadedModel, batch: TokenBatch) -> torch.Tensor:
     """Compute the mean of the last hidden states of each text, shape (texts, hidden size)."""
     if supports(loaded.model):
         packed = pack_for(loaded.model, batch).to(loaded.device)
@@ -113,7 +113,7 @@ def embeddings(loaded: Loaded, batch: TokenBatch) -> torch.Tensor:
     return PaddedBatch.from_inputs(**inputs).mean(loaded.model.base_model(**inputs).last_hidden_state.float())
 
 
-def logits_from_embeddings(loaded: Loaded, batch: TokenBatch, embeddings: torch.Tensor) -> torch.Tensor:
+def logits_from_embeddings(loaded: LoadedModel, batch: TokenBatch, embeddings: torch.Tensor) -> torch.Tensor:
     """Compute the logits of one text for n variants of its word embeddings, shape (n, classes).
 
     The model is in evaluation mode. The embeddings have the shape (n, tokens, embedding size).
@@ -128,7 +128,7 @@ def _is_modernbert(model: PreTrainedModel) -> bool:
     return bool(model.config.model_type == "modernbert")
 
 
-def _padded_inputs(loaded: Loaded, batch: TokenBatch, **options: Any) -> dict[str, torch.Tensor]:
+def _padded_inputs(loaded: LoadedModel, batch: TokenBatch, **options: Any) -> dict[str, torch.Tensor]:
     inputs = batch.pad(loaded.padding, padding_side=loaded.tokenizer.padding_side, **options)
     return {name: to_device(values, loaded.device) for name, values in inputs.items() if name in loaded.input_names}
 

@@ -27,7 +27,7 @@ TEMPLATE = "bertsmith_template"
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A model on its device, with its tokenizer.
 
     Attributes:

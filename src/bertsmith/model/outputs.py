@@ -21,7 +21,7 @@ from bertsmith.model import forward
 from bertsmith.model.batch import TokenBatch
 
 if TYPE_CHECKING:
-    from bertsmith.model.load import Loaded
+    from bertsmith.model.load import LoadedModel
 
 Callback = Callable[[int], None]
 MICRO_BATCHES_PER_ROUND = 4
@@ -29,7 +29,7 @@ MICRO_BATCHES_PER_ROUND = 4
 _IN_A_LAYER = re.compile(r"\.\d+\.")
 
 
-def token_budget(loaded: Loaded, longest: int, default: int | None = None) -> int:
+def token_budget(loaded: LoadedModel, longest: int, default: int | None = None) -> int:
     """Return the token budget for inference: the default or that of the device. A CPU with little memory halves it.
 
     Raises:
@@ -43,7 +43,7 @@ def token_budget(loaded: Loaded, longest: int, default: int | None = None) -> in
     )
 
 
-def with_layer_dtype(loaded: Loaded, dtype: torch.dtype) -> Loaded:
+def with_layer_dtype(loaded: LoadedModel, dtype: torch.dtype) -> LoadedModel:
     """Return a copy for inference whose layers have weight matrices of another dtype. All else is shared.
 
     On a CPU this is faster than autocast, which casts all weights in each micro-batch. On other devices, and for fp32,
@@ -66,7 +66,7 @@ def with_layer_dtype(loaded: Loaded, dtype: torch.dtype) -> Loaded:
 
 
 def compute_logits(
-    loaded: Loaded,
+    loaded: LoadedModel,
     batch: TokenBatch,
     budget: int,
     *,
@@ -94,14 +94,14 @@ def compute_logits(
     return _compute(forward.inference_outputs, loaded, batch, budget, n_labels, dtype, progress, on_retry)
 
 
-def compute_embeddings(loaded: Loaded, batch: TokenBatch) -> np.ndarray:
+def compute_embeddings(loaded: LoadedModel, batch: TokenBatch) -> np.ndarray:
     """Compute the mean of the last hidden states of n texts, scaled to unit norm, float64, shape (n, hidden size)."""
     budget = token_budget(loaded, batch.longest)
     rows, _ = _compute(forward.embeddings, loaded, batch, budget, loaded.model.config.hidden_size)
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
-def compute_features(loaded: Loaded, batch: TokenBatch) -> np.ndarray:
+def compute_features(loaded: LoadedModel, batch: TokenBatch) -> np.ndarray:
     """Compute the input of the last layer of the head for n texts, float64, shape (n, hidden size)."""
     features = partial(forward.inference_outputs, only_features=True)
     budget = token_budget(loaded, batch.longest)
@@ -109,8 +109,8 @@ def compute_features(loaded: Loaded, batch: TokenBatch) -> np.ndarray:
 
 
 def _compute(
-    function: Callable[[Loaded, TokenBatch], torch.Tensor],
-    loaded: Loaded,
+    function: Callable[[LoadedModel, TokenBatch], torch.Tensor],
+    loaded: LoadedModel,
     batch: TokenBatch,
     budget: int,
     columns: int,

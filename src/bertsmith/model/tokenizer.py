@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-    from bertsmith.model.load import Loaded
+    from bertsmith.model.load import LoadedModel
 
 CHUNK = 1000
 """Texts tokenized at once: enough for the threads of the tokenizer, and little memory."""
@@ -168,7 +168,7 @@ def encoder_for(tokenizer: PreTrainedTokenizerBase, *, by_line: bool = False) ->
     return _SlowEncoder(tokenizer)
 
 
-def encode(texts: Sequence[Text], loaded: Loaded, *, truncate: bool = True) -> Tokens:
+def encode(texts: Sequence[Text], loaded: LoadedModel, *, truncate: bool = True) -> Tokens:
     """Tokenize texts with the tokenizer and inputs of a model; truncation at its maximum length saves memory."""
     encoder = encoder_for(loaded.tokenizer, by_line=loaded.template.by_line)
     return encoder.encode(texts, loaded.columns, loaded.max_length if truncate else None)

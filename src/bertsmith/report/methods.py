@@ -37,6 +37,7 @@ _CONTRASTIVE = {
 }
 """Sentences by the setting ``contrastive`` of the recipe."""
 _IMBALANCE = {
+    "none": "",
     "weights": "The loss gave more weight to rare labels. ",
     "effective-number": "The loss weighted each class by the inverse of its effective number of texts "
     "[@cui2019effective]. ",
@@ -44,7 +45,7 @@ _IMBALANCE = {
     "logit-adjustment": "The loss added the logarithms of the class shares to the logits [@menon2021logit]. ",
     "balanced-sampling": "Training drew each class equally often. ",
 }
-"""Sentences by the setting ``imbalance`` of the recipe."""
+"""Sentences by the setting ``imbalance`` of the recipe, one for each treatment."""
 _MERGED = {AVERAGED: "the mean of their numbers", UNITED: "all their labels"}
 """What a text got from its rows, by the reason for which cleaning dropped all but one of them."""
 
@@ -204,7 +205,7 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
 def _loss(info: Mapping[str, Any], n: Callable[..., str]) -> str:
     """Return what the loss and the learning rates had beyond the default, and on what labels the model was trained."""
     recipe, number = info["recipe"], "{:g}".format
-    sentences = [_IMBALANCE.get(recipe["imbalance"], "")]
+    sentences = [_IMBALANCE[recipe["imbalance"]]]
     if recipe.get("consistency"):
         weight = n("run.json", "recipe.consistency", number)
         sentences.append(

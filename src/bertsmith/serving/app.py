@@ -30,23 +30,26 @@ from bertsmith.serving.label_studio import add_label_studio, predict_tasks
 from bertsmith.serving.loader import Service
 from bertsmith.serving.middleware import Limits, Middleware
 from bertsmith.serving.prometheus import ServerMetrics
+from bertsmith.serving.request_errors import (
+    RequestError,
+    error_response,
+    example_request,
+    queue_full_response,
+    validation_message,
+)
 from bertsmith.serving.schemas import (
     ExplainRequest,
     Health,
+    Info,
     Parameters,
     PipelineRequest,
     PredictBody,
     Problem,
-    RequestError,
     Score,
     TaskPredictions,
     TasksRequest,
     apply_function,
-    error_response,
-    example_request,
-    queue_full_response,
     rank_labels,
-    validation_message,
 )
 
 TOKENIZE_IN_THREAD = 20_000
@@ -216,7 +219,10 @@ def create_app(
             raise RequestError(503, "the server is shutting down", "Send the request to another server.")
         return {"status": "ready"}
 
-    @app.get("/info", responses={status: problems[status] for status in (401, 503)}, dependencies=secured)
+    read: dict[int | str, dict[str, Any]] = {status: problems[status] for status in (401, 503)}
+
+    # The facts about a run are absent for a model folder, not null.
+    @app.get("/info", response_model=Info, response_model_exclude_unset=True, responses=read, dependencies=secured)
     async def info() -> dict[str, Any]:
         """Return the name of the model, its labels, its test metrics, and the limits of a request.
 

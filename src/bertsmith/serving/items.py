@@ -9,7 +9,7 @@ from typing import Any
 from bertsmith.data.template import Template, Texts, is_empty, normalise_text, segments
 from bertsmith.errors import DataError
 from bertsmith.serving.middleware import Limits
-from bertsmith.serving.schemas import RequestError, example_request
+from bertsmith.serving.request_errors import RequestError, example_request
 
 
 def read_items(

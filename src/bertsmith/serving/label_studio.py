@@ -19,15 +19,8 @@ from bertsmith.data.table import MULTI_LABEL, REGRESSION
 from bertsmith.data.template import Template, is_empty, normalise_text
 from bertsmith.errors import listing, quoted
 from bertsmith.serving.items import read_items
-from bertsmith.serving.schemas import (
-    Event,
-    ModelVersion,
-    ModelVersions,
-    Problem,
-    RequestError,
-    SetupRequest,
-    TasksRequest,
-)
+from bertsmith.serving.request_errors import RequestError
+from bertsmith.serving.schemas import Event, ModelVersion, ModelVersions, Problem, SetupRequest, TasksRequest
 
 if TYPE_CHECKING:
     from bertsmith.inference.predictor import ModelPredictor

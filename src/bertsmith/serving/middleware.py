@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi.responses import Response
 
 from bertsmith.serving.prometheus import ServerMetrics
-from bertsmith.serving.schemas import error_response, queue_full_response
+from bertsmith.serving.request_errors import error_response, queue_full_response
 
 if TYPE_CHECKING:
     from bertsmith.serving.loader import Service

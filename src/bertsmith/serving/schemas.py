@@ -1,16 +1,12 @@
-"""Request and response models, which are also the OpenAPI description, and the bodies of errors."""
+"""Request and response models, which are also the OpenAPI description."""
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, StringConstraints, Tag
 
-from bertsmith.data.template import Template
 from bertsmith.evaluation.calibration import softmax
 
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"[^\s\x00-\x1f\x7f\x81\x8d\x8f\x90\x9d\ufeff]")]
@@ -247,6 +243,50 @@ class Health(BaseModel):
     status: str
 
 
+class LabelEntry(BaseModel):
+    """A label of the model."""
+
+    label: int = Field(description="Label number.")
+    label_text: str = Field(description="Label text.")
+
+
+class RequestLimits(BaseModel):
+    """Limits of a request."""
+
+    body: int = Field(description="Maximum number of bytes of the body.")
+    texts: int = Field(description="Maximum number of texts.")
+    characters: int = Field(description="Maximum number of characters of a text.")
+
+
+class Info(BaseModel):
+    """The model, its test metrics, and the limits of a request."""
+
+    model: str = Field(description="Name of the run, or of the model folder.")
+    task: str = Field(description="Kind of label, as in `--task`.")
+    primary: str = Field(description="Name of the primary metric.")
+    labels: list[LabelEntry] = Field(description="The labels of the model.")
+    runtime: str = Field(description="`torch`, or format and precision of the export.")
+    base_model: str | None = Field(
+        None, description="Checkpoint that the training started from; absent for a model folder."
+    )
+    trained: str | None = Field(None, description="Time of the end of the training; absent for a model folder.")
+    test: dict[str, Any] | None = Field(
+        None,
+        description="Number of test texts (`texts`), and `value` and `interval` of each main metric; absent for a "
+        "model folder.",
+    )
+    version: str = Field(description="Version of bertsmith.")
+    drift: dict[str, Any] | None = Field(
+        description="Latest comparison: whether the texts differ (`differs`), and `distance`, `threshold` and "
+        "`differs` of each of the `properties`."
+    )
+    explains: bool = Field(description="Whether `POST /explain` can explain predictions.")
+    max_length: int = Field(description="Maximum number of tokens that the model reads at once.")
+    columns: list[str] = Field(description="Columns that the model reads.")
+    long: str = Field(description="How the model reads longer texts: `truncate`, `head-tail` or `window`.")
+    limits: RequestLimits = Field(description="Limits that the server sets for a request.")
+
+
 def apply_function(logits: np.ndarray, function: str) -> np.ndarray:
     """Return scores from logits, both of shape (texts, classes); ``function``: softmax, sigmoid or none."""
     if function == "none":
@@ -262,87 +302,3 @@ def rank_labels(scores: np.ndarray, labels: tuple[str, ...], top_k: int | None =
     return [
         [{"label": labels[c], "score": float(row[c])} for c in best] for row, best in zip(scores, order, strict=True)
     ]
-
-
-ERROR_TYPES = {413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy"}
-"""``error_type`` by status, as in text-embeddings-inference."""
-MESSAGES = {
-    "string_pattern_mismatch": "the text is empty",
-    "string_too_short": "the text is empty",
-    "string_type": "it is not a text",
-    "list_type": "it is not a list",
-    "missing": "it is missing",
-    "too_short": "it is empty",
-    "extra_forbidden": "unknown parameter",
-    "union_tag_invalid": "it is not a single text",
-    "model_attributes_type": "it is not an object",
-}
-"""Messages that replace pydantic's, by its error type."""
-
-
-class RequestError(Exception):
-    """A request that gets an error response.
-
-    Args:
-        status: HTTP status.
-        error: what is wrong, starting with the field.
-        remedy: what to do.
-        logged: whether ``error`` may be logged, because it quotes no text of the request.
-    """
-
-    def __init__(self, status: int, error: str, remedy: str, *, logged: bool = True) -> None:
-        super().__init__(error)
-        self.status, self.error, self.remedy, self.logged = status, error, remedy, logged
-
-
-def example_request(template: Template, field: str = "inputs") -> str:
-    """Return an example request as the remedy for a body without the columns of the model; ``field`` has the items."""
-    example: Any = template.example
-    if field == "tasks":
-        example = {"data": {"text": example} if isinstance(example, str) else example}
-    items = example if field in ("inputs", "input") else [example]
-    return f"For example, send {json.dumps({field: items}, ensure_ascii=False)}."
-
-
-def validation_message(error: RequestValidationError, template: Template, *, nested: bool) -> tuple[str, str]:
-    """Return one message per invalid field, each with its position, and what to do.
-
-    Of several alternatives per field, the first one counts.
-
-    Args:
-        error: the validation error.
-        template: the columns that the model reads.
-        nested: whether this format writes a batch as a list of lists, not as a flat list.
-    """
-    messages: dict[str, str] = {}
-    for entry in error.errors():
-        parts = [part for part in entry["loc"][1:] if part not in (INPUTS, TASKS)]
-        is_flat = entry["type"] == "list_type" and isinstance(entry["input"], str)
-        if nested and "row" in parts and (is_flat or entry["type"] == "too_long"):
-            return (
-                "inputs: in this format, a list of texts is a pair, not a batch",
-                'Write a batch as [["a"], ["b"]], or send it to POST /, which accepts flat lists as batches.',
-            )
-        column = parts.index("columns") + 1 if "columns" in parts else None
-        path = [
-            part
-            for i, part in enumerate(parts)
-            if isinstance(part, int) or i in (0, column) or parts[0] == "parameters"
-        ]
-        field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
-        message = MESSAGES.get(entry["type"], entry["msg"])
-        messages.setdefault(field or "the body", f"{message[0].lower()}{message[1:]}")
-    about_texts = any(field.startswith(("inputs", "the body")) for field in messages)
-    remedy = example_request(template) if about_texts else "/docs lists the parameters and their values."
-    return "; ".join(f"{field}: {message}" for field, message in list(messages.items())[:5]), remedy
-
-
-def error_response(status: int, error: str, remedy: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """Return the response for an error, with what is wrong and what to do."""
-    error_type = ERROR_TYPES.get(status, "Backend" if status >= 500 else "Validation")
-    return JSONResponse({"error": f"{error}. {remedy}", "error_type": error_type}, status_code=status, headers=headers)
-
-
-def queue_full_response(seconds: int) -> JSONResponse:
-    """Return the response to a request that a full queue refuses."""
-    return error_response(429, "the queue is full", f"Retry in {seconds} s.", {"Retry-After": str(seconds)})

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from bertsmith.data.template import Text
     from bertsmith.evaluation.baseline import Baseline, LinearModel
-    from bertsmith.evaluation.decision import Decision
+    from bertsmith.evaluation.decision import TunedOffsets
     from bertsmith.training.losses import Loss
 
 Names = Mapping[str, tuple[str, str]]
@@ -198,8 +198,8 @@ class Task(ABC):
         use_offsets: bool = True,
         model: np.ndarray | None = None,
         groups: np.ndarray | None = None,
-    ) -> tuple[Decision, Rule]:
-        """Tune decision rule and calibration on held-out texts; return the decision and the rule to apply.
+    ) -> tuple[TunedOffsets, Rule]:
+        """Tune decision rule and calibration on held-out texts; return the tuned offsets and the rule to apply.
 
         Args:
             targets, scores: of the held-out texts.
@@ -208,22 +208,22 @@ class Task(ABC):
             model: number of the model that predicted each text, shape (n,); ``None`` if one model predicted all.
             groups: as for `bertsmith.evaluation.evaluate.evaluate`.
         """
-        decision = self.tune(targets, scores, seed=seed, model=model, groups=groups)
+        tuned = self.tune(targets, scores, seed=seed, model=model, groups=groups)
         if not use_offsets:
-            decision = replace(decision, used=False, offsets=np.zeros(scores.shape[1]))
-        return decision, self.calibrate(targets, scores, decision)
+            tuned = replace(tuned, used=False, offsets=np.zeros(scores.shape[1]))
+        return tuned, self.calibrate(targets, scores, tuned)
 
     def tune(
         self, targets: np.ndarray, scores: np.ndarray, *, seed: int, model: np.ndarray | None, groups: np.ndarray | None
-    ) -> Decision:
-        """Return the decision of `fit_rule`: no offsets, unless a task tunes some."""
-        from bertsmith.evaluation.decision import Decision
+    ) -> TunedOffsets:
+        """Return the offsets of `fit_rule`: none, unless a task tunes some."""
+        from bertsmith.evaluation.decision import TunedOffsets
 
-        return Decision(np.zeros(scores.shape[1]), False, 0.0, float("nan"))
+        return TunedOffsets(np.zeros(scores.shape[1]), False, 0.0, float("nan"))
 
     @abstractmethod
-    def calibrate(self, targets: np.ndarray, scores: np.ndarray, decision: Decision) -> Rule:
-        """Return the rule of `fit_rule`: a decision, and the calibration of scores after it."""
+    def calibrate(self, targets: np.ndarray, scores: np.ndarray, tuned: TunedOffsets) -> Rule:
+        """Return the rule of `fit_rule`: tuned offsets, and the calibration of scores after them."""
 
     @abstractmethod
     def calibration(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, Any]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from bertsmith.data.template import Text
     from bertsmith.evaluation.baseline import Baseline, LinearModel
-    from bertsmith.evaluation.decision import Decision
+    from bertsmith.evaluation.decision import TunedOffsets
     from bertsmith.training.losses import Loss
 
 _EPSILON = 1e-12
@@ -146,18 +146,18 @@ class MultiLabel(LabelTask):
 
     def tune(
         self, targets: np.ndarray, scores: np.ndarray, *, seed: int, model: np.ndarray | None, groups: np.ndarray | None
-    ) -> Decision:
+    ) -> TunedOffsets:
         """Tune one threshold per label; see `Task.fit_rule`."""
         from bertsmith.evaluation.multi_label import tune_thresholds
 
         return tune_thresholds(targets, self.logits(scores), seed=seed, model=model, groups=groups)
 
-    def calibrate(self, targets: np.ndarray, scores: np.ndarray, decision: Decision) -> Rule:
+    def calibrate(self, targets: np.ndarray, scores: np.ndarray, tuned: TunedOffsets) -> Rule:
         """Fit one temperature per label; see `Task.calibrate`."""
         from bertsmith.evaluation.multi_label import fit_temperatures
 
-        temperatures = fit_temperatures(targets, self.scores(self.logits(scores) + decision.offsets))
-        offsets = tuple(decision.offsets.tolist()) if decision.used else ()
+        temperatures = fit_temperatures(targets, self.scores(self.logits(scores) + tuned.offsets))
+        offsets = tuple(tuned.offsets.tolist()) if tuned.used else ()
         return Rule(tuple(temperatures.tolist()), offsets, folded=False)
 
     def calibration(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from bertsmith.data.table import ORDINAL, Labels
 from bertsmith.evaluation.calibration import calibration_metrics, fit_temperature, log_losses
-from bertsmith.evaluation.decision import MIN_TEXTS, Decision
+from bertsmith.evaluation.decision import MIN_TEXTS, TunedOffsets
 from bertsmith.evaluation.rule import Rule
 from bertsmith.tasks.base import Names, Task
 from bertsmith.tasks.single_label import SingleLabel
@@ -81,7 +81,7 @@ class Ordinal(SingleLabel):
         """Return calibration errors of the predicted classes, and the bins of a reliability diagram."""
         return calibration_metrics(targets, scores, self.predicted(scores))
 
-    def calibrate(self, targets: np.ndarray, scores: np.ndarray, decision: Decision) -> Rule:
+    def calibrate(self, targets: np.ndarray, scores: np.ndarray, tuned: TunedOffsets) -> Rule:
         """Fit the temperature, and a stretch if the temperature alone lowers quadratic kappa; there are no offsets."""
         from bertsmith.evaluation.ordinal import fit_stretch
 

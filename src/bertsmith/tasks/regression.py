@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from bertsmith.data.template import Text
     from bertsmith.evaluation.baseline import Baseline, LinearModel
-    from bertsmith.evaluation.decision import Decision
+    from bertsmith.evaluation.decision import TunedOffsets
     from bertsmith.training.losses import Loss
 
 
@@ -138,7 +138,7 @@ class RegressionTask(Task):
         """Return the calibration."""
         return {"calibration": self.calibration(targets, scores)}
 
-    def calibrate(self, targets: np.ndarray, scores: np.ndarray, decision: Decision) -> Rule:
+    def calibrate(self, targets: np.ndarray, scores: np.ndarray, tuned: TunedOffsets) -> Rule:
         """Return a neutral rule: squared error needs no correction."""
         return Rule()
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from bertsmith.data.template import Text
     from bertsmith.evaluation.baseline import Baseline, LinearModel
-    from bertsmith.evaluation.decision import Decision
+    from bertsmith.evaluation.decision import TunedOffsets
     from bertsmith.training.losses import Loss
 
 
@@ -59,9 +59,9 @@ class SingleLabel(LabelTask):
 
     def loss(self, imbalance: str, counts: np.ndarray, n_texts: int, smoothing: float) -> Loss:
         """Return cross-entropy, see `Task.loss`."""
-        from bertsmith.training.losses import LOSSES
+        from bertsmith.training.losses import IMBALANCE_LOSSES
 
-        return LOSSES[imbalance](counts, smoothing)
+        return IMBALANCE_LOSSES[imbalance](counts, smoothing)
 
     def scores(self, logits: np.ndarray) -> np.ndarray:
         """Return the softmax."""
@@ -100,16 +100,16 @@ class SingleLabel(LabelTask):
 
     def tune(
         self, targets: np.ndarray, scores: np.ndarray, *, seed: int, model: np.ndarray | None, groups: np.ndarray | None
-    ) -> Decision:
+    ) -> TunedOffsets:
         """Tune class offsets; see `Task.fit_rule`."""
         from bertsmith.evaluation.decision import tune_offsets
 
         return tune_offsets(targets, scores, seed=seed, model=model, groups=groups)
 
-    def calibrate(self, targets: np.ndarray, scores: np.ndarray, decision: Decision) -> Rule:
+    def calibrate(self, targets: np.ndarray, scores: np.ndarray, tuned: TunedOffsets) -> Rule:
         """Fit the temperature; see `Task.calibrate`."""
-        temperature = fit_temperature(targets, self.scores(self.logits(scores) + decision.offsets))
-        return Rule(temperature, tuple(decision.offsets.tolist()) if decision.used else (), folded=False)
+        temperature = fit_temperature(targets, self.scores(self.logits(scores) + tuned.offsets))
+        return Rule(temperature, tuple(tuned.offsets.tolist()) if tuned.used else (), folded=False)
 
     def calibration(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
         """Return calibration errors and the bins of a reliability diagram."""

@@ -21,7 +21,7 @@ from bertsmith.model import forward
 from bertsmith.model.batch import PackedBatch, TokenBatch, to_device
 from bertsmith.model.dropout import Dropout
 from bertsmith.model.gradients import TableGradients, collect_gradients, replicate
-from bertsmith.model.load import Loaded
+from bertsmith.model.load import LoadedModel
 from bertsmith.model.outputs import compute_logits, with_layer_dtype
 from bertsmith.training import cuda_graphs
 from bertsmith.training.contrastive import PartLoss, part_losses
@@ -57,7 +57,7 @@ class Engine(ResumableTrainer):
 
     def __init__(
         self,
-        loaded: Loaded,
+        loaded: LoadedModel,
         train: TokenDataset,
         validation: TokenDataset,
         arguments: TrainingArguments,

@@ -178,7 +178,7 @@ def _inverse(sizes: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.asarray(weights * counts.sum() / (weights * counts).sum())
 
 
-LOSSES: dict[str, Callable[[np.ndarray, float], Loss]] = {
+IMBALANCE_LOSSES: dict[str, Callable[[np.ndarray, float], Loss]] = {
     "none": lambda counts, smoothing: CrossEntropy(smoothing),
     "weights": lambda counts, smoothing: CrossEntropy(smoothing, weights=inverse_weights(counts)),
     "effective-number": lambda counts, smoothing: CrossEntropy(smoothing, weights=effective_number_weights(counts)),
@@ -186,7 +186,7 @@ LOSSES: dict[str, Callable[[np.ndarray, float], Loss]] = {
     "logit-adjustment": lambda counts, smoothing: CrossEntropy(smoothing, shift=log_prior(counts)),
     "balanced-sampling": lambda counts, smoothing: CrossEntropy(smoothing),
 }
-"""By value of ``--imbalance``: builds a loss from class counts, shape (classes,), and label smoothing."""
+"""By treatment of imbalanced classes: builds a loss from class counts, shape (classes,), and label smoothing."""
 
 
 class StepLoss:

@@ -54,7 +54,7 @@ class Recipe:
         layer_decay: learning rate of a layer, relative to the layer above it.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` for matrix products; the weights are fp32.
         patience: epochs without a better score before training stops.
-        imbalance: treatment of imbalanced classes, a key of `bertsmith.training.losses.LOSSES`.
+        imbalance: treatment of imbalanced classes, a key of `bertsmith.training.losses.IMBALANCE_LOSSES`.
         consistency: weight of R-Drop, see `bertsmith.training.losses.StepLoss`; 0 to disable it.
         contrastive: ``"first"`` for contrastive training before training on labels, ``"only"`` instead of it, or
             ``"none"``; see `bertsmith.training.contrastive`.
@@ -95,7 +95,7 @@ def steps_per_epoch(texts: int, batch_size: int, arguments: Mapping[str, Any]) -
     return math.ceil(texts / (batch_size * max(1, int(arguments.get("gradient_accumulation_steps", 1)))))
 
 
-def choose(
+def choose_hyperparameters(
     config: TrainConfig,
     *,
     counts: np.ndarray,

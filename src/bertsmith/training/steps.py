@@ -15,7 +15,7 @@ from bertsmith.compute.memory import plan_token_budget, step_memory
 from bertsmith.compute.system import free_memory, resident_memory
 from bertsmith.events import Listener, MemoryLimited
 from bertsmith.model import forward
-from bertsmith.model.load import Loaded
+from bertsmith.model.load import LoadedModel
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.losses import inverse_weights
 from bertsmith.training.recipe import Recipe
@@ -46,7 +46,7 @@ class StepPlan:
 
 
 def plan_steps(
-    loaded: Loaded, train: TokenDataset, longest: int, arguments: TrainingArguments, recipe: Recipe, emit: Listener
+    loaded: LoadedModel, train: TokenDataset, longest: int, arguments: TrainingArguments, recipe: Recipe, emit: Listener
 ) -> StepPlan:
     """Plan the steps of a training, and emit an event if memory reduces the token budget.
 

@@ -19,7 +19,7 @@ from bertsmith.compute.system import keep_freed_memory
 from bertsmith.config import FEWEST_TO_SELECT
 from bertsmith.errors import DeviceError, Interrupted
 from bertsmith.events import Evaluated, Event, Finished, Listener
-from bertsmith.model.load import Loaded, quiet_transformers, saved_settings
+from bertsmith.model.load import LoadedModel, quiet_transformers, saved_settings
 from bertsmith.training import nan_guard
 from bertsmith.training.arguments import arguments_error
 from bertsmith.training.callback import EventCallback
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def fit(
-    loaded: Loaded,
+    loaded: LoadedModel,
     train: TokenDataset,
     validation: TokenDataset,
     arguments: TrainingArguments,
@@ -152,7 +152,7 @@ def fit(
     return _finish(loaded, task, emit, finished)
 
 
-def _finish(loaded: Loaded, task: Task, emit: Listener, finished: Finished) -> Finished:
+def _finish(loaded: LoadedModel, task: Task, emit: Listener, finished: Finished) -> Finished:
     if not (rule := task.undo_standardisation(loaded.model)).is_neutral:
         loaded.model.config.bertsmith = {**saved_settings(loaded.model.config), **rule.to_dict()}
     emit(finished)

@@ -23,7 +23,7 @@ LONG_TEXTS = 256
 IMBALANCED = 2.0
 """Ratio of the largest to the smallest class from which on ``imbalance`` is in the search space."""
 _FIXED = ("seed", "seeds", "set", "keep_checkpoints", "device", "threads", "allow_pickle")
-_TUNABLE = {n: f for step in (ModelConfig, TrainConfig) for n, f in step.model_fields.items() if n not in _FIXED}
+_TUNABLE = {n: f for config in (ModelConfig, TrainConfig) for n, f in config.model_fields.items() if n not in _FIXED}
 CheckArguments = Callable[[Mapping[str, Any]], Mapping[str, str]]
 """Returns the problems of training arguments of transformers, by name."""
 
@@ -47,7 +47,7 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Categorical:
     """One of several values."""
 
     values: tuple[Any, ...]
@@ -60,7 +60,7 @@ class Choice:
         return next((choice for choice in self.values if choice == value), self.values[0])
 
 
-Dimension = Range | Choice
+Dimension = Range | Categorical
 Space = dict[str, Dimension]
 
 
@@ -112,7 +112,7 @@ def default_space(
             Range(max(1, round(epochs / 2)), round(min(2 * epochs, max(epochs, MAX_EPOCHS))), whole=True),
             round(epochs),
         ),
-        "batch_size": (Choice(batch_sizes), recipe.batch_size),
+        "batch_size": (Categorical(batch_sizes), recipe.batch_size),
         "head_rate": (Range(1.0, 30.0, log=True), recipe.head_rate),
         "layer_decay": (Range(0.7, 1.0), recipe.layer_decay),
         "warmup_steps": (Range(0.0, 0.3), recipe.warmup),
@@ -125,11 +125,11 @@ def default_space(
         del dimensions["label_smoothing_factor"]
     if imbalance_ratio >= IMBALANCED:
         methods = tuple(name for name in IMBALANCES if name in imbalances)
-        dimensions["imbalance"] = (Choice(methods), recipe.imbalance)
+        dimensions["imbalance"] = (Categorical(methods), recipe.imbalance)
     if max_length >= LONG_TEXTS:
-        dimensions["max_length"] = (Choice((max_length // 2, max_length)), max_length)
+        dimensions["max_length"] = (Categorical((max_length // 2, max_length)), max_length)
     if len(models) > 1:
-        dimensions["model"] = (Choice(models), models[0])
+        dimensions["model"] = (Categorical(models), models[0])
     free = {name: entry for name, entry in dimensions.items() if not _is_set(config, name)}
     return {name: dim for name, (dim, _) in free.items()}, {name: value for name, (_, value) in free.items()}
 
@@ -142,7 +142,8 @@ def _is_set(config: Config, name: str) -> bool:
 def read_space(source: Path | Mapping[str, Any], check_arguments: CheckArguments) -> dict[str, Dimension | Any]:
     """Read changes to the search space.
 
-    A table ``{low = …, high = …, log = true}`` is a `Range`, an array a `Choice`, any other value fixes the setting.
+    A table ``{low = …, high = …, log = true}`` is a `Range`, and an array a `Categorical`. Any other value fixes
+    the setting.
 
     Args:
         source: a TOML file or a mapping; its keys are settings of `train` or training arguments of transformers.
@@ -222,7 +223,7 @@ def _parse(name: str, value: Any, check_arguments: CheckArguments) -> Dimension 
             )
         if len({str(entry) for entry in value}) < len(value):
             raise ValueError("each choice must be unique")
-        return Choice(tuple(value)) if len(value) > 1 else value[0]
+        return Categorical(tuple(value)) if len(value) > 1 else value[0]
     _check(name, value, check_arguments)
     return value
 
@@ -254,7 +255,7 @@ def apply_changes(space: Space, config: Config, changes: Mapping[str, Dimension 
     space = {**space}
     for name, dimension in changes.items():
         space.pop(name, None)
-        if isinstance(dimension, Range | Choice):
+        if isinstance(dimension, Range | Categorical):
             space[name] = dimension
         else:
             config = with_values(config, {name: dimension})
@@ -265,7 +266,7 @@ def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
     """Return the values of a trial, by dimension."""
     values: dict[str, Any] = {}
     for name, dimension in space.items():
-        if isinstance(dimension, Choice):
+        if isinstance(dimension, Categorical):
             values[name] = trial.suggest_categorical(name, dimension.values)
         elif dimension.whole:
             values[name] = trial.suggest_int(name, int(dimension.low), int(dimension.high), log=dimension.log)

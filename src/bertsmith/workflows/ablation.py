@@ -22,7 +22,7 @@ from bertsmith.tasks.registry import get_task
 from bertsmith.training.recipe import Recipe
 from bertsmith.workflows.baselines import FrozenEmbeddings
 from bertsmith.workflows.cross_validation import score_folds
-from bertsmith.workflows.prepare import Inputs, prepare_model
+from bertsmith.workflows.prepare import TrainingInputs, prepare_model
 from bertsmith.workflows.score import CrossValidation
 from bertsmith.workflows.trials import TrialData, run_trial
 
@@ -34,7 +34,7 @@ def compare_columns(
     run: Run,
     tables: dict[str, Table],
     predicted: np.ndarray,
-    inputs: Inputs,
+    inputs: TrainingInputs,
     recipe: Recipe,
     config: Config,
     cross_validation: CrossValidation | None,
@@ -121,7 +121,7 @@ def _train(
 def _cross_validate(
     run: Run,
     table: Table,
-    inputs: Inputs,
+    inputs: TrainingInputs,
     recipe: Recipe,
     config: Config,
     fold: np.ndarray,

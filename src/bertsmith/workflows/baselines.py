@@ -13,12 +13,12 @@ from bertsmith.data.table import Table
 from bertsmith.data.template import texts_of
 from bertsmith.evaluation.baseline import LinearModel, combine_pairs, verdict
 from bertsmith.evaluation.evaluate import paired_difference
-from bertsmith.model.load import Loaded
+from bertsmith.model.load import LoadedModel
 from bertsmith.model.tokenizer import encoder_for
 from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
-from bertsmith.workflows.label_model import regression_scores
+from bertsmith.workflows.embeddings import regression_scores
 from bertsmith.workflows.prepare import MAX_EMBEDDED_TEXTS, embed, sample_texts
 from bertsmith.workflows.score import CrossValidation
 
@@ -56,7 +56,7 @@ class FrozenEmbeddings:
     def embed(
         cls,
         task: Task,
-        loaded: Loaded,
+        loaded: LoadedModel,
         tables: dict[str, Table],
         tokens: dict[str, Tokens],
         seed: int,

@@ -34,7 +34,7 @@ from bertsmith.training.arguments import training_arguments
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.recipe import Recipe
 from bertsmith.workflows.fine_tune import fine_tune
-from bertsmith.workflows.prepare import Inputs, Splits, initialize_head, prepare_model
+from bertsmith.workflows.prepare import Splits, TrainingInputs, initialize_head, prepare_model
 from bertsmith.workflows.score import CrossValidation
 
 FEW_LABELLED_TEXTS, FEW_LABELLED_TEXTS_PER_CLASS = 300, 10
@@ -147,7 +147,7 @@ def cross_validate(
     run: runs.Run,
     config: Config,
     splits: Splits,
-    inputs: Inputs,
+    inputs: TrainingInputs,
     recipe: Recipe,
     names: tuple[str, ...],
     initial_head: Callable[[np.ndarray], LinearModel | None],

@@ -25,7 +25,7 @@ from bertsmith.measuring.drift import (
     NUMBER,
     Difference,
     compare_counts,
-    compare_positions,
+    compare_embeddings,
     compare_scalars,
 )
 from bertsmith.measuring.text_features import fit_axes
@@ -126,7 +126,7 @@ def compare_texts(
     names = (CONFIDENCE if task.has_labels else NUMBER, *SCALARS)
     found = [
         *compare_scalars(names, scalars(texts, scores), scalars(sample.texts, sample.scores), level),
-        compare_positions(before, now, level),
+        compare_embeddings(before, now, level),
     ]
     if task.has_labels:
         reference = task.indicators(task.predicted(task.stored_scores(frame)), k).sum(axis=0)

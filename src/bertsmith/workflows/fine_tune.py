@@ -11,7 +11,7 @@ import numpy as np
 
 from bertsmith.config import Config
 from bertsmith.events import Finished, Listener
-from bertsmith.model.load import Loaded
+from bertsmith.model.load import LoadedModel
 from bertsmith.tasks.base import Task
 from bertsmith.training.arguments import training_arguments
 from bertsmith.training.data import TokenDataset
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def fine_tune(
-    loaded: Loaded,
+    loaded: LoadedModel,
     train: TokenDataset,
     validation: TokenDataset,
     arguments: TrainingArguments,

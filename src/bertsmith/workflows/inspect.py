@@ -11,7 +11,7 @@ from bertsmith.data.corrections import COLUMNS
 from bertsmith.data.inspect import inspect
 from bertsmith.data.language import guess_language
 from bertsmith.data.read import read_table
-from bertsmith.data.split import undivided
+from bertsmith.data.split import inseparable_groups
 from bertsmith.data.table import Table
 from bertsmith.data.template import flat_texts, texts_of
 from bertsmith.errors import ConfigError, UserError, listing
@@ -113,8 +113,8 @@ def suspected_label_errors(
         config: the settings.
         observe: called with the checkpoint whose embeddings are used, or ``None`` for a bag of words.
     """
-    from bertsmith.evaluation.baseline import tfidf_features
-    from bertsmith.workflows.label_model import embed_texts, load_encoder
+    from bertsmith.evaluation.baseline import tfidf_vectorizer
+    from bertsmith.workflows.embeddings import embed_texts, load_embedding_model
 
     cleaned = clean(table)
     usable = cleaned.table
@@ -123,10 +123,10 @@ def suspected_label_errors(
         model = _embedding_model(usable, config)
         observe(model)
         if model is None:
-            return tfidf_features().fit_transform(flat_texts(usable.frame))
-        return embed_texts(load_encoder(model, config), texts_of(usable.frame))
+            return tfidf_vectorizer().fit_transform(flat_texts(usable.frame))
+        return embed_texts(load_embedding_model(model, config), texts_of(usable.frame))
 
-    units, task = undivided(cleaned, config), get_task(table.task)
+    units, task = inseparable_groups(cleaned, config), get_task(table.task)
     try:
         found = task.label_errors(featurize, usable.targets, table.labels, seed=config.seed, units=units)
     except UserError as error:
@@ -139,11 +139,11 @@ def suspected_label_errors(
 
 def _embedding_model(table: Table, config: Config) -> str | None:
     """Return a local checkpoint that is made for embeddings and fits the texts, or ``None``."""
-    from bertsmith.workflows.label_model import embedding_model
+    from bertsmith.workflows.embeddings import embedding_checkpoint
 
     if len(table) > MAX_EMBEDDED_TEXTS or table.columns.template.pair_column:
         return None
-    name = embedding_model(with_checkpoint(config, table))
+    name = embedding_checkpoint(with_checkpoint(config, table))
     if (
         name != config.model
         and with_checkpoint(config.model_copy(update={"model": AUTO}), table).model != DEFAULT_MODEL

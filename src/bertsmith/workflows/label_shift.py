@@ -142,29 +142,29 @@ class LabelShiftTest:
         )
 
 
-def features_of(task: Task, some: HeldOut | CorpusSample, positions: np.ndarray) -> np.ndarray:
+def features_of(task: Task, some: HeldOut | CorpusSample, coordinates: np.ndarray) -> np.ndarray:
     """Return the features of texts, with the labels that the task predicts."""
     scores = some.scores
     predicted = task.indicators(task.predicted(scores), scores.shape[1])
-    return text_features([flat(text) for text in some.texts], task.confidence(scores), predicted, positions)
+    return text_features([flat(text) for text in some.texts], task.confidence(scores), predicted, coordinates)
 
 
 def measure_under_label_shift(
-    asked: Quantities, corpus: str, tally: Tally, held_out: HeldOut, embedder: Embedder
+    quantities: Quantities, corpus: str, tally: Tally, held_out: HeldOut, embedder: Embedder
 ) -> Measurement:
     """Return adjusted counts, and refuse if the texts of a class have changed.
 
     Raises:
         DataError: if the test rejects label shift for the whole corpus.
     """
-    k, groups = len(asked.labels), tally.groups
+    k, groups = len(quantities.labels), tally.groups
     whole = sum_totals(tally.totals.values())
     test = LabelShiftTest(held_out, tally.kept, embedder)
     p_value = test.p_value()
     assert p_value is not None
 
     def count(totals: Totals) -> AdjustedCount:
-        counts, outcomes, groups = totals.counts[:k], asked.outcomes, held_out.groups
+        counts, outcomes, groups = totals.counts[:k], quantities.outcomes, held_out.groups
         return adjusted_count(held_out.targets, held_out.predicted, counts, outcomes, groups=groups)
 
     found = count(whole)
@@ -191,7 +191,7 @@ def measure_under_label_shift(
             "at least one 95 % interval covers more than half of the possible values: label about 200 random texts of "
             "the corpus"
         )
-    results, changed, untested = Results(asked, "adjusted count"), [], 0
+    results, changed, untested = Results(quantities, "adjusted count"), [], 0
     results.add(None, found, whole)
     for group in groups:
         totals = tally.totals[group]

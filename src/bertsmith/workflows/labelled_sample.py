@@ -19,7 +19,7 @@ from bertsmith.data.texts import is_missing, to_text
 from bertsmith.errors import DataError, counted, listing, number_form, quoted
 from bertsmith.folders.run import Run
 from bertsmith.measuring.design import NOT_RANDOM, Design, read_design
-from bertsmith.measuring.estimate import Sample, order_trend
+from bertsmith.measuring.estimate import Sample, order_z_score
 from bertsmith.measuring.quantities import Quantities
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.evaluate import far_number_notes, read_labelled
@@ -121,12 +121,12 @@ class LabelledSample:
         known = {flat(text) for text, found in zip(self.texts, self.found, strict=True) if found}
         return ~self.found & np.array([flat(text) in known for text in self.texts])
 
-    def with_predictions(self, scores: np.ndarray, asked: Quantities, n_corpus: int) -> Sample:
+    def with_predictions(self, scores: np.ndarray, quantities: Quantities, n_corpus: int) -> Sample:
         """Return the sample, after reading the corpus.
 
         Args:
             scores: probabilities or numbers of its texts, shape (n, labels).
-            asked: the measured quantities.
+            quantities: the measured quantities.
             n_corpus: number of texts of the corpus.
         """
         inclusion = np.ones(len(self.texts)) if self.inclusion is None else self.inclusion
@@ -134,8 +134,8 @@ class LabelledSample:
         # share of the corpus is labelled than the probabilities say.
         inclusion = inclusion * min((1 / inclusion).sum() / n_corpus, 1.0)
         all_found = bool(self.found.all())
-        bounded = asked.range is None
-        return Sample(asked.of(self.outcomes), asked.of(scores), inclusion, all_found, self.clusters, bounded)
+        bounded = quantities.range is None
+        return Sample(quantities.of(self.outcomes), quantities.of(scores), inclusion, all_found, self.clusters, bounded)
 
 
 def read_sample(
@@ -257,7 +257,7 @@ def _check_blanks(table: Table, is_drawn: np.ndarray, blank: np.ndarray, outcome
             + ("the mean can be off" if table.task == REGRESSION else off)
         )
     if rest := len(blank) - len(gaps):
-        if is_drawn.sum() > 1 and order_trend(outcomes[is_drawn]) > SORTED:
+        if is_drawn.sum() > 1 and order_z_score(outcomes[is_drawn]) > SORTED:
             raise DataError(
                 "the drawn rows seem to be sorted by label, and the last "
                 f"{number_form(rest, 'one has', f'{rest:,} have')} no label: the labelled rows are not a random sample",

@@ -26,12 +26,12 @@ from bertsmith.measuring.estimate import (
     correlations,
     labelled_means,
     labels_for_target,
+    mean_z_score,
     sum_totals,
-    surprise,
 )
 from bertsmith.measuring.pseudo_outcomes import OutcomeFile
 from bertsmith.measuring.quantities import Quantities, Results
-from bertsmith.measuring.result import Measurement, empty_rows, identity
+from bertsmith.measuring.result import Measurement, empty_rows, run_identity
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.corpus_sample import CorpusSample, Embedder
@@ -43,7 +43,7 @@ from bertsmith.workflows.score import hash_texts
 
 MAX_GROUPS = 2000
 """Maximum number of groups of a measurement."""
-SURPRISING = 4
+MAX_Z_SCORE = 4
 """A sample is not random if its mean prediction differs from that of the corpus by more standard errors than this."""
 SMALL_POOL = 0.5
 """A note follows if the labelled texts come from a smaller fraction of the corpus, by their inclusion probabilities."""
@@ -76,22 +76,23 @@ def run_measurement(
     if labelled is None and (random_sample or for_regression):
         flag = "--random-sample" if random_sample else "--for-regression"
         raise ConfigError(f"{flag} needs a labelled sample", remedy="Pass it with --labelled.")
-    asked, options = Quantities(run.labels, ordered=run.task == ORDINAL), PredictOptions(probabilities=task.has_labels)
+    quantities = Quantities(run.labels, ordered=run.task == ORDINAL)
+    options = PredictOptions(probabilities=task.has_labels)
     if not task.has_labels:  # scaled to about 0 to 1, as the tolerances of the estimates assume
         numbers = task.stored_targets(run.predictions, run.labels)
-        asked = replace(asked, range=(float(numbers.min()), float(numbers.max())))
+        quantities = replace(quantities, range=(float(numbers.min()), float(numbers.max())))
     outcomes = None
     with ExitStack() as stack:
         if for_regression is not None:
             output = OutputFile(for_regression, (source, labelled, config.db, config.corrections), (".csv",))
             stack.enter_context(claim(output, overwrite=overwrite))
-            outcomes = OutcomeFile(for_regression, asked.names, asked.lowest, asked.span)
+            outcomes = OutcomeFile(for_regression, quantities.names, quantities.lowest, quantities.span)
             stack.callback(outcomes.close)
         sample = None if labelled is None else read_sample(run, labelled, config, by, random_sample=random_sample)
         held_out = HeldOut.of(run) if sample is None else None
         with opened(source, config, run.template, options, observe) as stream:
             classifier, _ = open_model(path, config, options, observe)
-            tally = Tally(task, asked, by, sample, outcomes, run.training_hashes, stream.text_columns)
+            tally = Tally(task, quantities, by, sample, outcomes, run.training_hashes, stream.text_columns)
             for cells, _counts, texts in predict_chunks(
                 classifier, stream.chunks(), probabilities=task.has_labels, progress=lambda n: observe(RowsPredicted(n))
             ):
@@ -105,10 +106,10 @@ def run_measurement(
         if sample is None:
             assert held_out is not None
             embedder = Embedder(run, classifier, config.device)
-            found = measure_under_label_shift(asked, stream.name, tally, held_out, embedder)
+            found = measure_under_label_shift(quantities, stream.name, tally, held_out, embedder)
         else:
-            found = _corrected(asked, stream.name, tally, sample, classifier.predict_proba(sample.texts), outcomes)
-        return replace(found, trained=tally.trained if tally.leaves_out else 0, run=identity(run.info))
+            found = _corrected(quantities, stream.name, tally, sample, classifier.predict_proba(sample.texts), outcomes)
+        return replace(found, trained=tally.trained if tally.leaves_out else 0, run=run_identity(run.info))
 
 
 class Tally:
@@ -126,14 +127,14 @@ class Tally:
     def __init__(
         self,
         task: Task,
-        asked: Quantities,
+        quantities: Quantities,
         by: str | None,
         sample: LabelledSample | None,
         outcomes: OutcomeFile | None,
         trained: Set[str] = frozenset(),
         text_columns: Sequence[str] = (),
     ) -> None:
-        self.task, self.asked, self.by, self.sample = task, asked, by, sample
+        self.task, self.quantities, self.by, self.sample = task, quantities, by, sample
         self.outcomes, self.text_columns, self.kept = outcomes, text_columns, CorpusSample()
         self.totals: dict[str, Totals] = {}
         self.rows = self.empty = self.trained = 0
@@ -153,11 +154,11 @@ class Tally:
         if not rows:
             return
         names = self._groups(cells, rows)
-        used = [f"{PROBABILITY}{text}" for text in self.asked.labels.texts]
+        used = [f"{PROBABILITY}{text}" for text in self.quantities.labels.texts]
         columns = [cells[name] for name in (used if self.task.has_labels else [self.task.predicted_column])]
         scores = np.array([[column[i] for column in columns] for i in rows])
-        decided = self.asked.of(self.task.indicators(self.task.predicted(scores), len(columns)))
-        predictions = self.asked.of(scores)
+        decided = self.quantities.of(self.task.indicators(self.task.predicted(scores), len(columns)))
+        predictions = self.quantities.of(scores)
         if self.sample is None:
             self.kept.add([texts[i] for i in rows], scores, names)
         groups: dict[str, list[int]] = {}
@@ -202,7 +203,7 @@ class Tally:
     def _inputs(self, cells: Cells) -> Cells:
         """Return the columns of the corpus, without those of the predictions."""
         added = {"predicted", self.task.predicted_column, "confidence"}
-        added |= {f"{PROBABILITY}{text}" for text in self.asked.labels.texts}
+        added |= {f"{PROBABILITY}{text}" for text in self.quantities.labels.texts}
         return {name: column for name, column in cells.items() if name not in added}
 
     def _groups(self, cells: Cells, rows: list[int]) -> list[str]:
@@ -218,7 +219,7 @@ class Tally:
 
 
 def _corrected(
-    asked: Quantities,
+    quantities: Quantities,
     corpus: str,
     tally: Tally,
     labelled: LabelledSample,
@@ -235,8 +236,8 @@ def _corrected(
             where=labelled.name,
             remedy="Keep one row for each text that you drew: copies would make the interval too narrow.",
         )
-    sample = labelled.with_predictions(scores, asked, whole.texts)
-    if sample.equal_chances and sample.clusters is None and surprise(sample, whole) > SURPRISING:
+    sample = labelled.with_predictions(scores, quantities, whole.texts)
+    if sample.equal_chances and sample.clusters is None and mean_z_score(sample, whole) > MAX_Z_SCORE:
         raise DataError(
             "the predictions for the labelled texts differ from those for the corpus by more than chance, so the "
             "sample is not random",
@@ -244,7 +245,7 @@ def _corrected(
             remedy="Draw the texts at random from this corpus. If some texts were more likely to be drawn than others, "
             "write the probability of each text into the column inclusion_probability.",
         )
-    results = Results(asked, "PPI++" if sample.equal_chances else "DSL")
+    results = Results(quantities, "PPI++" if sample.equal_chances else "DSL")
     estimates = corrected_means(sample, whole)
     results.add(None, estimates, whole, len(sample), labelled_means(sample, whole))
     notes, found = list(labelled.notes), int(labelled.found.sum())
@@ -260,7 +261,7 @@ def _corrected(
             f"by their inclusion probabilities, the drawn texts come from about {drawn_from:,.0f} texts, but the "
             f"corpus has {whole.texts:,}. The estimates hold for the corpus only if these texts are a random part of it"
         )
-    share_names = asked.names[: asked.n_shares]
+    share_names = quantities.names[: quantities.n_shares]
     for text, everywhere in zip(share_names, labelled.outcomes.min(axis=0) == 1, strict=False):
         if everywhere:
             notes.append(f"every labelled text has the label {quoted(text)}: check that the labels are correct")
@@ -293,8 +294,8 @@ def _corrected(
         notes.append(f"groups with fewer than {FEWEST_IN_GROUP} labelled texts have no estimate: {listing(few)}")
     needed = np.maximum(labels_for_target(estimates, len(sample), whole.texts) - len(sample), 0)
     more_labels = dict(zip(share_names, needed.tolist(), strict=False))
-    widths = np.sqrt(1 - correlations(sample)[: len(asked.labels)] ** 2)
-    least_widths = dict(zip(asked.names, widths.tolist(), strict=False))
+    widths = np.sqrt(1 - correlations(sample)[: len(quantities.labels)] ** 2)
+    least_widths = dict(zip(quantities.names, widths.tolist(), strict=False))
     narrowest, widest = (f"{width:.2f}" for width in (widths.min(), widths.max()))
     several, by_class = ("", "") if narrowest == widest else (f" to {widest}", ", depending on the class")
     notes.append(

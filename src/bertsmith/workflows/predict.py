@@ -328,7 +328,7 @@ def _description(
     run: Path, stream: Stream, config: Config, options: PredictOptions, classifier: Predictor
 ) -> dict[str, Any]:
     """Return everything that the predictions depend on. Resuming is refused if any of it has changed."""
-    from bertsmith.inference.load import identity
+    from bertsmith.inference.load import models_digest
 
     values = asdict(options)
     return {
@@ -337,7 +337,7 @@ def _description(
         **{name: getattr(config, name) for name in SETTINGS if name == "text_column" or getattr(config, name)},
         "encoding": config.encoding,
         "sheet": config.sheet,
-        "model": identity(run, ensemble=options.ensemble),
+        "model": models_digest(run, ensemble=options.ensemble),
         "labelled by": repr(classifier),
         "long": classifier.long if config.long == "auto" else config.long,
         "decision_rule": values.pop("decide"),

@@ -24,14 +24,14 @@ from bertsmith.model import pooling
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.checkpoint import Checkpoint, resolve
 from bertsmith.model.emoji import add_emoji_names
-from bertsmith.model.load import Loaded, check_vocabulary, load_model, load_tokenizer
+from bertsmith.model.load import LoadedModel, check_vocabulary, load_model, load_tokenizer
 from bertsmith.model.outputs import compute_embeddings, compute_features
 from bertsmith.model.tokenizer import encode
 from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task, task_of_config
 from bertsmith.training.data import TokenDataset
-from bertsmith.training.recipe import Recipe, choose
+from bertsmith.training.recipe import Recipe, choose_hyperparameters
 
 MAX_EMBEDDED_TEXTS = 4000
 """Maximum number of texts per split to embed before fine-tuning."""
@@ -92,7 +92,7 @@ class Splits:
 
 
 @dataclass(frozen=True)
-class Inputs:
+class TrainingInputs:
     """A checkpoint with a new head, and the tokenized texts.
 
     Attributes:
@@ -105,12 +105,12 @@ class Inputs:
 
     checkpoint: Checkpoint
     task: Task
-    loaded: Loaded
+    loaded: LoadedModel
     tokens: Tokens
     train: TokenDataset
     validation: TokenDataset
 
-    def training_on(self, soft_labels: np.ndarray | None, kept: np.ndarray | None) -> Inputs:
+    def training_on(self, soft_labels: np.ndarray | None, kept: np.ndarray | None) -> TrainingInputs:
         """Set the labels to train on, and leave texts out.
 
         Args:
@@ -138,7 +138,7 @@ def check_effort(config: Config) -> None:
         )
 
 
-def prepare_inputs(data: Table, config: Config) -> Inputs:
+def prepare_inputs(data: Table, config: Config) -> TrainingInputs:
     """Load the checkpoint with a new head, and tokenize every text once.
 
     Raises:
@@ -155,10 +155,10 @@ def prepare_inputs(data: Table, config: Config) -> Inputs:
         TokenDataset.reading(tokens.take(rows), data.targets[rows], loaded.max_length, config.long)
         for rows in (np.flatnonzero(train), np.flatnonzero(data.frame["split"] == "validation"))
     )
-    return Inputs(checkpoint, task, loaded, tokens, train_set, validation_set)
+    return TrainingInputs(checkpoint, task, loaded, tokens, train_set, validation_set)
 
 
-def prepared_event(table: Table, splits: Splits, inputs: Inputs, recipe: Recipe) -> Prepared:
+def prepared_event(table: Table, splits: Splits, inputs: TrainingInputs, recipe: Recipe) -> Prepared:
     """Describe what is ready for training."""
     loaded = inputs.loaded
     findings = inspect(
@@ -191,7 +191,7 @@ def prepare_model(
     tokens: Tokens | None = None,
     *,
     template: Template,
-) -> tuple[Loaded, Tokens]:
+) -> tuple[LoadedModel, Tokens]:
     """Load a checkpoint with a new head, tokenize texts, and choose the maximum length.
 
     A sentence-embedding checkpoint gets mean pooling, see `bertsmith.model.pooling`.
@@ -228,7 +228,7 @@ def prepare_model(
     pooled = checkpoint.has_mean_pooling and checkpoint.model_type in pooling.MODEL_TYPES
     if pooled:
         pooling.add_pooling_layer(model)
-    loaded = Loaded(model, tokenizer, device, checkpoint.max_positions, names, pooled, template)
+    loaded = LoadedModel(model, tokenizer, device, checkpoint.max_positions, names, pooled, template)
     if tokens is None:
         truncate = config.long == "truncate"
         tokens = encode(texts, loaded, truncate=truncate)
@@ -237,7 +237,7 @@ def prepare_model(
     return replace(loaded, max_length=max_length), tokens
 
 
-def embed(loaded: Loaded, tokens: Tokens) -> np.ndarray:
+def embed(loaded: LoadedModel, tokens: Tokens) -> np.ndarray:
     """Return embeddings of n texts before fine-tuning, with values between −1 and 1, shape (n, hidden size).
 
     With mean pooling, an embedding is the input of the last layer; otherwise it comes from the mean hidden state.
@@ -249,13 +249,13 @@ def embed(loaded: Loaded, tokens: Tokens) -> np.ndarray:
     return pooling.pooled_features(compute_embeddings(loaded, batch))
 
 
-def initialize_head(loaded: Loaded, regression: LinearModel | None) -> None:
+def initialize_head(loaded: LoadedModel, regression: LinearModel | None) -> None:
     """Initialize the head of a model with mean pooling as a regression on `embed`; leave it unchanged with ``None``."""
     if regression is not None:
         pooling.set_head(loaded.model, regression.weight, regression.bias)
 
 
-def fit_head(loaded: Loaded, task: Task, tokens: Tokens, targets: np.ndarray) -> None:
+def fit_head(loaded: LoadedModel, task: Task, tokens: Tokens, targets: np.ndarray) -> None:
     """Fit the head of a model with mean pooling as a regression on `embed` of n texts, with targets of shape (n, …)."""
     initialize_head(loaded, task.fit_head(embed(loaded, tokens), targets, loaded.model.config.num_labels))
 
@@ -282,7 +282,7 @@ def sample_texts(codes: np.ndarray, size: int, *, task: Task, seed: int) -> np.n
 def choose_recipe(
     config: Config,
     task: Task,
-    loaded: Loaded,
+    loaded: LoadedModel,
     train: TokenDataset,
     *,
     may_be_contrastive: bool = True,
@@ -308,7 +308,7 @@ def choose_recipe(
             "--effort quick needs a checkpoint made for sentence embeddings",
             remedy="Pass --model packaged:minilm or another such checkpoint, or leave out --effort quick.",
         )
-    return choose(
+    return choose_hyperparameters(
         config,
         counts=task.label_counts(train.labels, loaded.model.config.num_labels),
         texts=len(train),

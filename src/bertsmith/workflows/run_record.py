@@ -30,7 +30,7 @@ from bertsmith.events import (
 from bertsmith.folders.atomic import replaced_file, write_json
 from bertsmith.folders.new_run import check_room, check_same, create
 from bertsmith.folders.run import Run, now
-from bertsmith.workflows.prepare import Inputs, Splits
+from bertsmith.workflows.prepare import Splits, TrainingInputs
 from bertsmith.workflows.score import hash_texts
 
 
@@ -70,7 +70,7 @@ def begin_run(
     output: Path,
     config: Config,
     splits: Splits,
-    inputs: Inputs,
+    inputs: TrainingInputs,
     prepared: Prepared,
     phases: PhaseTimer,
     *,
@@ -104,7 +104,7 @@ def resume_run(
     run: Run,
     config: Config,
     splits: Splits,
-    inputs: Inputs,
+    inputs: TrainingInputs,
     prepared: Prepared,
     phases: PhaseTimer,
     observe: RunListener,
@@ -171,7 +171,7 @@ def _write_splits(run: Run, splits: Splits, phases: PhaseTimer) -> None:
     run.update(status="running", seconds=phases.seconds())
 
 
-def _describe(prepared: Prepared, data: Table, inputs: Inputs) -> dict[str, Any]:
+def _describe(prepared: Prepared, data: Table, inputs: TrainingInputs) -> dict[str, Any]:
     checkpoint = inputs.checkpoint
     return {
         "task": data.task,

@@ -18,7 +18,7 @@ from bertsmith.config import FEWEST_TO_SELECT, Config
 from bertsmith.data.table import Table
 from bertsmith.data.template import Text, flat, texts_of
 from bertsmith.evaluation.abstention import accuracy_coverage_curve
-from bertsmith.evaluation.decision import Decision
+from bertsmith.evaluation.decision import TunedOffsets
 from bertsmith.evaluation.evaluate import evaluate
 from bertsmith.evaluation.rule import Rule
 from bertsmith.evaluation.slices import compare_slices
@@ -108,14 +108,14 @@ class Scores:
     Attributes:
         splits: metrics by split.
         scores: by split, each of shape (texts, outputs).
-        decision: the decision rule of the model.
+        tuned: the offsets of the decision rule of the model.
         inference: the result of `choose_inference`.
         lengths: number of tokens of every test text before truncation, shape (texts,).
     """
 
     splits: dict[str, Any]
     scores: dict[str, np.ndarray]
-    decision: Decision
+    tuned: TunedOffsets
     inference: dict[str, Any]
     lengths: np.ndarray
 
@@ -171,7 +171,7 @@ def score_splits(
     for name, table in tables.items():
         predicted = known[name] if name in known else predict(name)
         if name == "validation":
-            decision, rule = task.fit_rule(
+            tuned, rule = task.fit_rule(
                 table.targets,
                 predicted,
                 seed=seed,
@@ -190,7 +190,7 @@ def score_splits(
     checked = "validation" if cross_validation is None else "train"
     inference = choose_inference(classifier, tokens[checked], scores[checked])
     splits["train"]["sample_of"] = n_train
-    return Scores(splits, scores, decision, inference, tokens["test"].full_lengths)
+    return Scores(splits, scores, tuned, inference, tokens["test"].full_lengths)
 
 
 def choose_inference(classifier: Classifier, validation: Tokens, scores: np.ndarray) -> dict[str, Any]:
@@ -246,8 +246,8 @@ def analyze_test(
         **task.slice_columns(targets, test.labels),
         **{str(name): test.extra[name] for name in test.extra.columns},
     }
-    decision_rule = {**scores.decision.to_dict(), "metric": task.primary, "folded": rule.folded}
-    if scores.decision.used:
+    decision_rule = {**scores.tuned.to_dict(), "metric": task.primary, "folded": rule.folded}
+    if scores.tuned.used:
         decision_rule["test"] = {
             name: {m: task.scalar_metrics(targets, s)[m] for m in task.headline}
             for name, s in (("with", predicted), ("without", without_rule))

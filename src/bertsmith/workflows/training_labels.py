@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from bertsmith.config import Config
-from bertsmith.data.split import undivided
+from bertsmith.data.split import inseparable_groups
 from bertsmith.data.table import SINGLE_LABEL, Table
 from bertsmith.evaluation.baseline import FOLDS, REGRESSION_C
 from bertsmith.evaluation.calibration import fit_temperature, softmax, to_logits
@@ -68,7 +68,7 @@ def choose_training_labels(run: Run, splits: Splits, frozen: FrozenEmbeddings, c
     train = splits.scored_tables["train"]
     if train.task != SINGLE_LABEL:
         return TrainingLabels()
-    units = undivided(splits.cleaned, config)[splits.rows["train"]]
+    units = inseparable_groups(splits.cleaned, config)[splits.rows["train"]]
     if train.vote_shares is not None:
         if config.effort == "quick":
             return TrainingLabels()

@@ -21,7 +21,7 @@ from bertsmith.errors import ConfigError
 from bertsmith.events import Evaluated, Event, RolledBack
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model import checkpoint
-from bertsmith.model.load import Loaded
+from bertsmith.model.load import LoadedModel
 from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
@@ -74,7 +74,7 @@ class TrialData:
         both = pd.concat([self.train.frame["group"], self.validation.frame["group"]])
         return both.factorize()[0][self.folds == fold] if both.notna().all() else None
 
-    def prepare(self, config: Config, fold: int | None = None) -> tuple[Loaded, TokenDataset, TokenDataset]:
+    def prepare(self, config: Config, fold: int | None = None) -> tuple[LoadedModel, TokenDataset, TokenDataset]:
         """Return a model with a new head, and the tokenized texts to train and to validate on.
 
         Args:
@@ -127,7 +127,7 @@ class TrialResult:
     score: float
     curve: list[tuple[float, float]]
     latency: float | None
-    loaded: Loaded | None
+    loaded: LoadedModel | None
 
 
 def run_trial(
@@ -248,7 +248,7 @@ def with_evaluation_steps(config: Config, data: TrialData, batch_size: int) -> C
     return config.model_copy(update={"set": {**config.set, "eval_strategy": "steps", "eval_steps": steps}})
 
 
-def _measure_latency(loaded: Loaded, tokens: Tokens, labels: Labels, task: Task) -> float:
+def _measure_latency(loaded: LoadedModel, tokens: Tokens, labels: Labels, task: Task) -> float:
     """Return the median milliseconds of a prediction for a single text, from token ids to logits."""
     classifier = Classifier(loaded, labels, task)
     if choose_precision(loaded.device)[0] == "bf16":

@@ -19,23 +19,23 @@ from bertsmith.folders.run import Run
 from bertsmith.labelling.choose import (
     RESERVED,
     Candidates,
-    Choice,
+    ChosenText,
     inclusion_probabilities,
     priorities,
     random_rows,
     without_near_duplicates,
 )
 from bertsmith.labelling.pool import PoolFile
-from bertsmith.labelling.store import Decision, Project, Queued
+from bertsmith.labelling.project import Decision, Project, Queued
 from bertsmith.labelling.table import Snapshot, export
 from bertsmith.load_config import resolve
 from bertsmith.measuring.design import read_design
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_table
-from bertsmith.workflows import label_next
-from bertsmith.workflows.label_model import fit_chooser
-from bertsmith.workflows.label_next import Chosen
-from bertsmith.workflows.label_rounds import Rounds
+from bertsmith.workflows import choose_texts
+from bertsmith.workflows.background_work import BackgroundWork
+from bertsmith.workflows.choose_texts import ChosenTexts
+from bertsmith.workflows.embeddings import fit_project_head
 from tests.conftest import ArrowTable
 
 # -- the random sample -------------------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def test_the_choice_does_not_depend_on_the_chunks():
 
 def test_near_duplicates_are_chosen_once():
     texts = ["the cat sat on the mat", "The cat sat on the mat!", "a different text", "a known text about birds"]
-    ranked = [Choice(i, "diverse") for i in range(4)]
+    ranked = [ChosenText(i, "diverse") for i in range(4)]
     kept = without_near_duplicates(ranked, texts, ["A known text about birds."], 3)
     assert [choice.row for choice in kept] == [0, 2]
 
@@ -155,7 +155,7 @@ def test_near_duplicates_are_chosen_once():
     [(" good", " good"), (["a", "b"], "a;b"), (np.array(["a", "b"]), "a;b"), ([], ""), (2.0, "2"), (np.nan, None)],
 )
 def test_a_suggestion_is_text_with_separated_labels(cell, suggestion):
-    queued = label_next._queued(Choice(0, "diverse"), {"proposal": cell}, "text", "proposal", "pool")
+    queued = choose_texts._queued(ChosenText(0, "diverse"), {"proposal": cell}, "text", "proposal", "pool")
     assert queued.suggestion == suggestion
 
 
@@ -253,14 +253,14 @@ def test_rounds_of_a_project(pool, tmp_path, tiny, cli):
 def test_a_project_of_pairs_trains_on_pairs(pool, tmp_path, tiny):
     project = Project(tmp_path / "project", {"labels": ["yes", "no"]})
     config = resolve({"text_column": "Text", "pair_column": "hidden", "model": str(tiny)}, api=True)
-    label_next.choose_texts(project.path, pool, config, 20)
+    choose_texts.choose_texts(project.path, pool, config, 20)
     table = pd.read_csv(pool, keep_default_na=False)
     assert [(text.text, text.pair) for text in project.texts] == [
         tuple(table.loc[row - 1, ["Text", "hidden"]]) for row in project.rows
     ]
     project.decide(Decision(1, "ann", "labelled", ("yes",)))
     export(project)
-    command = Rounds(project, lambda observe: 0).train_command(project.path / "labels.csv", tmp_path / "run")
+    command = BackgroundWork(project, lambda observe: 0).train_command(project.path / "labels.csv", tmp_path / "run")
     pair = command[command.index("--pair-column") + 1]
     assert pd.read_csv(project.path / "labels.csv")[pair].tolist() == [project.texts[0].pair]
 
@@ -268,7 +268,7 @@ def test_a_project_of_pairs_trains_on_pairs(pool, tmp_path, tiny):
 def test_a_used_up_random_sample_is_noted(capsys):
     texts = [Queued(row, "a", "random", row < 3) for row in range(5)]
     for wanted, noted in ((3, False), (4, True)):
-        note_few_random(Chosen(texts, {}, 20), wanted)
+        note_few_random(ChosenTexts(texts, {}, 20), wanted)
         assert bool(capsys.readouterr().err) == noted
 
 
@@ -278,7 +278,7 @@ def test_labels_of_random_texts_do_not_influence_the_choice():
 
     def fitted(labels):
         decisions = [Decision(i, "ann", "labelled", (label,)) for i, label in enumerate(labels, start=1)]
-        return fit_chooser(Snapshot(["a", "b"], "single-label", texts, decisions, []), lambda rows: x[rows], task)
+        return fit_project_head(Snapshot(["a", "b"], "single-label", texts, decisions, []), lambda rows: x[rows], task)
 
     head, counts = fitted("aabbaabb")
     other, same = fitted("babbbaab")
@@ -377,8 +377,8 @@ def test_a_pool_of_earlier_predictions_is_written_as_it_is(suffix, tmp_path, cli
     cells = {"predicted": ["1", "none"], "predicted_texts": ["x", "y"], "confidence": ["0.9", ""], "mixed": [1, "n/a"]}
     rows = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
     texts = [Queued(i, f"text {i}", "random", True, columns=row) for i, row in enumerate(rows, start=1)]
-    chosen = Chosen(texts, {1: 6.7e-9, 2: 6.7e-6}, 10**9)
-    monkeypatch.setattr(label_next, "choose_texts", lambda *arguments, **options: chosen)
+    chosen = ChosenTexts(texts, {1: 6.7e-9, 2: 6.7e-6}, 10**9)
+    monkeypatch.setattr(choose_texts, "choose_texts", lambda *arguments, **options: chosen)
     out = tmp_path / f"out{suffix}"
     code, _, err = cli("next", tmp_path, "pool.csv", "-n", "2", "-o", out)
     assert code == 0, err

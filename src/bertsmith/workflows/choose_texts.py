@@ -16,28 +16,34 @@ from bertsmith.data.formats.annotations import write_tasks
 from bertsmith.data.label_sets import is_list
 from bertsmith.data.outcomes import SEPARATOR
 from bertsmith.data.stream import Stream, open_stream
-from bertsmith.data.table import Cells
+from bertsmith.data.table import SPLITS, Cells
 from bertsmith.data.template import Template, Text, Texts, flat, is_empty, normalise_text
 from bertsmith.data.texts import is_missing, to_text
 from bertsmith.errors import ConfigError, DataError, counted
 from bertsmith.events import InputOpened, ModelOpened, PredictionListener, RowsPredicted
 from bertsmith.folders.claim import lock
-from bertsmith.folders.run import open_run, read_json
+from bertsmith.folders.run import open_run
 from bertsmith.labelling.choose import (
     CHANCE,
     RANDOM_SHARE,
     Candidates,
-    Choice,
+    ChosenText,
     inclusion_probabilities,
     priorities,
     random_rows,
     without_near_duplicates,
 )
 from bertsmith.labelling.pool import EMPTY, EmptyPoolError, PoolFile
-from bertsmith.labelling.store import TABLE, Project, Queued
+from bertsmith.labelling.project import TABLE, Project, Queued
 from bertsmith.labelling.table import Snapshot
 from bertsmith.tasks.registry import get_task
-from bertsmith.workflows.label_model import embed_texts, fit_chooser, head_features, load_encoder, project_model
+from bertsmith.workflows.embeddings import (
+    embed_texts,
+    fit_project_head,
+    head_features,
+    load_embedding_model,
+    project_checkpoint,
+)
 
 CHUNK = 8192
 """Number of rows in a chunk."""
@@ -48,7 +54,7 @@ Scored = tuple[np.ndarray, np.ndarray | None]
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenTexts:
     """Texts to label.
 
     Attributes:
@@ -95,7 +101,7 @@ def choose_texts(
     *,
     random_share: float = RANDOM_SHARE,
     observe: PredictionListener = lambda event: None,
-) -> Chosen:
+) -> ChosenTexts:
     """Choose texts for a project, or with a run; see `choose_for_project` and `choose_with_run`.
 
     Args:
@@ -124,7 +130,7 @@ def choose_for_project(
     random_share: float = RANDOM_SHARE,
     suggestions: str | None = None,
     observe: PredictionListener = lambda event: None,
-) -> Chosen:
+) -> ChosenTexts:
     """Choose texts with a regression on frozen embeddings, fitted to the labels of a project, and queue them.
 
     Args:
@@ -145,8 +151,8 @@ def choose_for_project(
     template = Template(pair_column=config.pair_column)
     with lock(project.path, "choosing texts for this project"), _opened(source, config, template) as stream:
         observe(InputOpened(stream.n_rows, stream.notes, stream.skipped))
-        name = project_model(project.path, config)
-        loaded = load_encoder(name, config)
+        name = project_checkpoint(project.path, config)
+        loaded = load_embedding_model(name, config)
         observe(ModelOpened(None))
         pool = PoolFile(project.path, name, loaded.model.config.hidden_size)
         first, before = 0, pool.hashes
@@ -170,7 +176,7 @@ def choose_for_project(
         sizes = [size for size in sizes if size[0] < first] + [_size(pool.hashes)]
         usable = pool.hashes != EMPTY
         usable[np.array(queued, dtype=np.int64) - 1] = False
-        head, counts = fit_chooser(Snapshot.of(project), pool.read, task)
+        head, counts = fit_project_head(Snapshot.of(project), pool.read, task)
 
         def scored(free: np.ndarray) -> Iterator[Scored]:
             for start in range(0, len(free), CHUNK):
@@ -203,7 +209,7 @@ def choose_with_run(
     *,
     random_share: float = RANDOM_SHARE,
     observe: PredictionListener = lambda event: None,
-) -> Chosen:
+) -> ChosenTexts:
     """Choose texts with the predictions and embeddings of a run. Texts that the run has seen are left out.
 
     Predicted numbers do not show which texts are uncertain or rare: with such a run, the texts are diverse or random.
@@ -227,9 +233,8 @@ def choose_with_run(
             normal = [normalise_text(text) for text in texts]
             filled = np.array([not is_empty(text) for text in normal], dtype=bool)
             parts.append(filled & ~hash_texts(normal).isin(known).to_numpy())
-        counts: np.ndarray | None = None
-        if get_task(run.task).has_labels:
-            counts = np.array([sum(c["counts"].values()) for c in read_json(run.layout.labels)["classes"]])
+        has_labels = get_task(run.task).has_labels
+        counts = np.array([sum(c[split] for split in SPLITS) for c in run.class_counts]) if has_labels else None
 
         def scored(free: np.ndarray) -> Iterator[Scored]:
             first = 0
@@ -267,7 +272,7 @@ def _choose(
     known_texts: Sequence[str] = (),
     order_seed: int,
     suggestions: str | None = None,
-) -> Chosen:
+) -> ChosenTexts:
     """Choose the random sample, then the other texts, and read all of them from the pool."""
     n_usable = int(usable.sum())
     if not n_usable:
@@ -282,14 +287,14 @@ def _choose(
     texts = read_rows(stream, np.concatenate([candidates.rows, chance]))
     embeddings = embed(candidates.rows, [texts[row][1] for row in candidates.rows.tolist()])
     ranked = candidates.choose(embeddings, known)
-    drawn = [Choice(row, CHANCE) for row in chance.tolist()]
+    drawn = [ChosenText(row, CHANCE) for row in chance.tolist()]
     drawn_texts, ranked_texts = ([flat(texts[choice.row][1]) for choice in some] for some in (drawn, ranked))
     # The random texts are test texts: a near-duplicate among the training texts would leak.
     others = without_near_duplicates(ranked, ranked_texts, [*known_texts, *drawn_texts], candidates.n)
     found = [*drawn, *others]
     shuffled = np.random.default_rng(order_seed).permutation(len(found))
     queue = [_queued(found[i], *texts[found[i].row], suggestions, stream.name) for i in shuffled]
-    return Chosen(queue, dict.fromkeys((chance + 1).tolist(), len(chance) / n_usable), n_usable)
+    return ChosenTexts(queue, dict.fromkeys((chance + 1).tolist(), len(chance) / n_usable), n_usable)
 
 
 def _size(hashes: np.ndarray) -> tuple[int, int]:
@@ -307,7 +312,7 @@ def check_suggestions(suggestions: str | None, columns: Iterable[str], name: str
         raise ConfigError(f"the pool has no column {suggestions!r}", where=name, remedy="Check --suggestions.")
 
 
-def _queued(choice: Choice, columns: dict[str, Any], text: Text, suggestions: str | None, name: str) -> Queued:
+def _queued(choice: ChosenText, columns: dict[str, Any], text: Text, suggestions: str | None, name: str) -> Queued:
     check_suggestions(suggestions, columns, name)
     given: Any = None if suggestions is None else columns[suggestions]
     first, pair = (text, None) if isinstance(text, str) else text

@@ -1,4 +1,4 @@
-"""Estimate the gain of more labels of a project, and whether the labels are enough."""
+"""ExpectedGain the gain of more labels of a project, and whether the labels are enough."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from threadpoolctl import threadpool_limits
 
 from bertsmith.bootstrap import LEVEL
 from bertsmith.config import Config
-from bertsmith.evaluation.learning_curve import Estimate, decide, learning_curve
+from bertsmith.evaluation.learning_curve import ExpectedGain, learning_curve, stopping_rule
 from bertsmith.evaluation.multi_label import best_thresholds
 from bertsmith.evaluation.rule import Rule
 from bertsmith.labelling.pool import EMPTY, PoolFile, read_about
-from bertsmith.labelling.store import PAUSE, Project
+from bertsmith.labelling.project import PAUSE, Project
 from bertsmith.labelling.table import Snapshot
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
-from bertsmith.workflows.label_model import head_features, regression_scores, training_data
+from bertsmith.workflows.embeddings import head_features, regression_scores
 
 MORE = 300
 """Number of further labels that an estimate considers."""
@@ -27,8 +27,8 @@ FEWEST_RANDOM, FEWEST_SHARED = 30, 30
 """Fewest random texts for a score, and fewest random texts with two coders for a ceiling."""
 
 
-def estimate_project(project: Project, config: Config, more: int = MORE) -> Estimate:
-    """Estimate the gain of more labels, with the regression that chooses texts, and save it in the project.
+def estimate_project(project: Project, config: Config, more: int = MORE) -> ExpectedGain:
+    """ExpectedGain the gain of more labels, with the regression that chooses texts, and save it in the project.
 
     Args:
         project: a project whose pool is embedded.
@@ -37,7 +37,7 @@ def estimate_project(project: Project, config: Config, more: int = MORE) -> Esti
     """
     snapshot = Snapshot.of(project)
     pool = PoolFile(project.path, *read_about(project.path))
-    rows, targets, random = training_data(snapshot)
+    rows, targets, random = snapshot.labelled_targets()
     more = min(more, max(int((pool.hashes != EMPTY).sum()) - len(rows), 0))
     seconds = [d.seconds for d in snapshot.decisions if 0 < d.seconds < PAUSE]
     sample = snapshot.random_part
@@ -72,8 +72,8 @@ def estimate_gain(
     seed: int,
     hours: float | None = None,
     ceiling: tuple[float, float] | None = None,
-) -> Estimate:
-    """Estimate the gain of more labels.
+) -> ExpectedGain:
+    """ExpectedGain the gain of more labels.
 
     Args:
         embeddings: of n labelled texts, shape (n, hidden size).
@@ -87,7 +87,7 @@ def estimate_gain(
         ceiling: share of random texts to which two coders gave the same labels, and its upper bound.
     """
     n, features = len(targets), head_features(embeddings)
-    estimate = Estimate(n, more, hours=hours, ceiling=ceiling, metric=task.primary_name, random=int(random.sum()))
+    estimate = ExpectedGain(n, more, hours=hours, ceiling=ceiling, metric=task.primary_name, random=int(random.sum()))
 
     def predict(inside: np.ndarray, outside: np.ndarray) -> np.ndarray | None:
         counts = targets[inside].sum(axis=0) if targets.ndim == 2 else np.bincount(targets[inside])
@@ -115,7 +115,7 @@ def estimate_gain(
         estimate = replace(estimate, accuracy_name="The share of texts whose labels are all correct")
     if found is not None:
         estimate = replace(estimate, accuracy=found[0], accuracy_low=found[1], accuracy_high=found[2])
-    enough, reason = decide(estimate)
+    enough, reason = stopping_rule(estimate)
     return replace(estimate, enough=enough, reason=reason)
 
 

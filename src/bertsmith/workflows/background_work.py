@@ -1,4 +1,4 @@
-"""Background work of the page: choosing the next texts in a thread, and training in a child process."""
+"""Background work of the labelling page: choosing the next texts in a thread, and training in a child process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from bertsmith.errors import UserError, save_traceback
 from bertsmith.events import InputOpened, PredictionEvent, PredictionListener, RowsPredicted
 from bertsmith.labelling.pool import EmptyPoolError
-from bertsmith.labelling.store import Project
+from bertsmith.labelling.project import Project
 from bertsmith.labelling.table import PAIR, export
 
 RUNS = "runs"
@@ -28,8 +28,8 @@ Choose = Callable[[PredictionListener], int]
 """Chooses and queues texts, reports events, and returns the number of texts."""
 
 
-class Rounds:
-    """The work in the background, one choice and one training at a time.
+class BackgroundWork:
+    """The background work of the labelling page, one choice and one training at a time.
 
     Args:
         project: the project.
@@ -127,7 +127,7 @@ class Rounds:
         child.wait()
 
     def state(self) -> dict[str, Any]:
-        """Return the state of the background work, for the page."""
+        """Return the state of the work, for the page."""
         code = None if self.child is None else self.child.poll()
         return {
             "choosing": self.is_choosing,
