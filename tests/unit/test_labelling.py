@@ -242,7 +242,7 @@ def test_only_projects_are_opened_and_other_files_stay(tmp_path, project):
         with pytest.raises(RunFolderError) as error:
             use(tmp_path / "lost")
         assert error.value.where.endswith(FILE)
-    project.set_setting("version", 99)
+    project.set_settings({"version": 99})
     with pytest.raises(RunFolderError):
         Project(project.path)
     project.file.write_bytes(b"SQLite format 3\0" + b"x" * 5000)

@@ -64,7 +64,7 @@ def label(
     """
     from bertsmith.data.stream import open_stream
     from bertsmith.data.template import Template
-    from bertsmith.labelling.pool import EmptyPoolError
+    from bertsmith.labelling.pool import COLUMNS, EmptyPoolError, with_known_columns
     from bertsmith.labelling.store import Project
     from bertsmith.workflows.label_estimate import estimate_project
     from bertsmith.workflows.label_next import check_suggestions, choose_for_project
@@ -91,13 +91,16 @@ def label(
         with open_stream(pool, settings, template=template) as stream:  # an unusable pool creates no project
             check_suggestions(suggestions, next(stream.chunks())[0], stream.name)
     is_new = not Project.exists(output)
-    project = Project(output, {"task": task or "single-label", "labels": names})
+    columns = {name: getattr(settings, name) for name in COLUMNS}
+    project = Project(output, {"task": task or "single-label", "labels": names, **columns})
     if task not in (None, project.task):
         raise ConfigError(
             f"the project has the task {project.task}, not {task}",
             where=str(output),
             remedy="Leave out --task, or create another project with -o.",
         )
+    if pool is not None or settings.sql is not None:
+        settings = with_known_columns(project, settings)
     if (added := project.add_labels(names)) and not is_new:
         stderr_console().print(f"new labels in the project: {listing(added)}", markup=False)
 

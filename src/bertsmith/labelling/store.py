@@ -139,7 +139,7 @@ class Project:
         with self._open(write=True) as database:
             for statement in _SCHEMA.split(";"):
                 database.execute(statement)
-            database.executemany("INSERT INTO facts VALUES (?, ?)", [(n, json.dumps(v)) for n, v in facts.items()])
+            _set(database, facts)
 
     @contextmanager
     def _open(self, *, write: bool = False) -> Iterator[sqlite3.Connection]:
@@ -175,10 +175,10 @@ class Project:
         with self._open() as database:
             return _settings(database).get(name, default)
 
-    def set_setting(self, name: str, value: Any) -> None:
-        """Change a setting of the project."""
+    def set_settings(self, settings: Mapping[str, Any]) -> None:
+        """Change settings of the project."""
         with self._open(write=True) as database:
-            _set(database, name, value)
+            _set(database, settings)
 
     @property
     def labels(self) -> list[str]:
@@ -201,7 +201,7 @@ class Project:
         with self._open(write=True) as database:
             settings = _settings(database)
             before = settings["labels"]
-            _set(database, "labels", joined_labels(before, given, settings["task"]))
+            _set(database, {"labels": joined_labels(before, given, settings["task"])})
         return [label for label in given if label not in before]
 
     def define(self, label: str, definition: str, examples: str) -> None:
@@ -213,9 +213,9 @@ class Project:
         (label,) = checked_labels([label])
         with self._open(write=True) as database:
             settings = _settings(database)
-            _set(database, "labels", joined_labels(settings["labels"], [label], settings["task"]))
+            labels = joined_labels(settings["labels"], [label], settings["task"])
             entry = {"definition": definition.strip(), "examples": examples.strip()}
-            _set(database, "codebook", {**settings.get("codebook", {}), label: entry})
+            _set(database, {"labels": labels, "codebook": {**settings.get("codebook", {}), label: entry}})
 
     # -- texts and decisions -------------------------------------------------------------------------------------------
 
@@ -323,8 +323,9 @@ def _misfit(decision: Decision, settings: Mapping[str, Any], others: Sequence[De
     return ""
 
 
-def _set(database: sqlite3.Connection, name: str, value: Any) -> None:
-    database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
+def _set(database: sqlite3.Connection, settings: Mapping[str, Any]) -> None:
+    facts = [(name, json.dumps(value)) for name, value in settings.items()]
+    database.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", facts)
 
 
 def _settings(database: sqlite3.Connection) -> dict[str, Any]:
