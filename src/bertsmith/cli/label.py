@@ -14,9 +14,9 @@ import typer
 from bertsmith.api.keyword_types import NextSettings
 from bertsmith.cli.next import Number, PoolArgument, RandomShare, note_few_random
 from bertsmith.cli.options import with_settings
-from bertsmith.cli.terminal import stderr_console, stdout_console
+from bertsmith.cli.terminal import confirm, stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, ModelConfig, TrainConfig
-from bertsmith.errors import ConfigError, UserError, counted, listing
+from bertsmith.errors import ConfigError, UserError, counted, listing, quoted
 from bertsmith.load_config import TOKEN
 from bertsmith.serving.signals import handle_signals
 
@@ -37,6 +37,14 @@ def label(
         Literal["single-label", "multi-label", "ordinal"] | None,
         typer.Option(help="Kind of label of a new project, by default single-label."),
     ] = None,
+    rename_label: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="OLD NEW",
+            help="Rename a label, or merge OLD with an existing label NEW. The command then ends, without the page.",
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Merge labels without asking.")] = False,
     coder: Annotated[str | None, typer.Option(metavar="NAME", help="Name that the page proposes to the coder.")] = None,
     number: Number = 100,
     random_share: RandomShare = 0.2,
@@ -70,6 +78,9 @@ def label(
     from bertsmith.workflows.label_next import check_suggestions, choose_for_project
     from bertsmith.workflows.label_rounds import Rounds
 
+    if rename_label is not None:
+        _rename(Project(output), *rename_label, yes=yes)
+        return
     names = [name.strip() for name in labels.split(",") if name.strip()] if labels else []
     if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise ConfigError(f"--labels repeats {listing(repeated)}", remedy="Pass each label once.")
@@ -120,6 +131,21 @@ def label(
         return len(chosen.texts)
 
     _serve(project, Rounds(project, choose, _train_flags(project, settings)), coder, token, host, port, browser)
+
+
+def _rename(project: Project, old: str, new: str, *, yes: bool) -> None:
+    from bertsmith.labelling.label_names import checked_rename
+    from bertsmith.labelling.table import export
+
+    old, new = checked_rename(project.read()[0], old, new)
+    changed = counted(sum(old in decision.labels for decision in project.decisions), "decision")
+    question = f"Merge {quoted(old)} with {quoted(new)}? This changes {changed}."
+    if new in project.labels and not yes and not confirm(question):
+        stderr_console().print("bertsmith changed nothing")
+        return
+    project.rename_label(old, new)
+    export(project)
+    stderr_console().print(f"{quoted(old)} is now {quoted(new)}, in {changed}", markup=False)
 
 
 def _serve(
