@@ -219,7 +219,7 @@ _STUDY = """## A study
 
 | file | content |
 | --- | --- |
-| `labels.sqlite` | chosen texts, all decisions of all coders, codebook, settings |
+| `labels.sqlite` | chosen texts, all decisions of all coders, codebook, settings, former names of labels |
 | `labels.csv` | the table for `bertsmith train` |
 | `embeddings.f16`, `embeddings.hashes`, `embeddings.json` | embeddings of the pool, hashes of its texts, checkpoint |
 | `runs/` | the runs that the page trained, each with its table |

@@ -25,7 +25,7 @@ from bertsmith.labelling.choose import (
     random_rows,
     without_near_duplicates,
 )
-from bertsmith.labelling.pool import PoolFile
+from bertsmith.labelling.pool import PoolFile, with_known_columns
 from bertsmith.labelling.project import Decision, Project, Queued
 from bertsmith.labelling.table import Snapshot, export
 from bertsmith.load_config import resolve
@@ -263,6 +263,31 @@ def test_a_project_of_pairs_trains_on_pairs(pool, tmp_path, tiny):
     command = BackgroundWork(project, lambda observe: 0).train_command(project.path / "labels.csv", tmp_path / "run")
     pair = command[command.index("--pair-column") + 1]
     assert pd.read_csv(project.path / "labels.csv")[pair].tolist() == [project.texts[0].pair]
+    bs.next_texts(project.path, pool, n=5, model=str(tiny))
+    assert [text.pair for text in project.texts] == [table.loc[row - 1, "hidden"] for row in project.rows]
+
+
+def test_a_project_keeps_its_columns(tmp_path):
+    def known(**columns):
+        found = with_known_columns(project, resolve(columns, api=True))
+        return found.text_column, found.pair_column
+
+    project = Project(tmp_path / "pairs", {"labels": ["yes", "no"]})
+    assert known(text_column="a", pair_column="b") == ("a", "b")
+    project.add_texts([Queued(1, "one", "random", True, pair="two")])
+    with pytest.raises(ConfigError):  # the project of an older version, which saved no columns
+        known()
+    assert known(pair_column="b") == (None, "b")
+    project.set_settings({"text_column": "a", "pair_column": "b"})
+    assert known() == ("a", "b")
+    assert known(pair_column="B") == ("a", "B")
+    with pytest.raises(ConfigError):
+        known(pair_column="c")
+    project = Project(tmp_path / "single", {"labels": ["yes", "no"]})
+    project.add_texts([Queued(1, "one", "random", True)])
+    assert known(text_column="a") == ("a", None)
+    with pytest.raises(ConfigError):
+        known(pair_column="b")
 
 
 def test_a_used_up_random_sample_is_noted(capsys):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import json
 import os
 import re
 import sqlite3
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ from bertsmith.cli.label import _train_flags
 from bertsmith.config import Config, DataConfig
 from bertsmith.data.columns import with_own_names
 from bertsmith.data.read import read_table
-from bertsmith.errors import ConfigError, DataError, RunFolderError
+from bertsmith.errors import ConfigError, DataError, RunFolderError, UserError
 from bertsmith.evaluation.agreement import alpha, kappa, measure_agreement
 from bertsmith.labelling.app import MAX_BODY, create_app
 from bertsmith.labelling.pool import EmptyPoolError, PoolFile
@@ -228,6 +230,86 @@ def test_labels_that_join_labels_are_refused(project):
         project.add_labels(["a;b"])
 
 
+def all_rows(project, table):
+    with contextlib.closing(sqlite3.connect(project.file)) as database:
+        return database.execute(f"SELECT * FROM {table}").fetchall()
+
+
+def test_a_renamed_label_keeps_its_place_and_its_decisions(tmp_path):
+    project = Project(tmp_path / "p", {"labels": LABELS, "task": "ordinal"})
+    project.add_texts([Queued(row, f"text {row}", "diverse", False, suggestion="good") for row in (1, 2)])
+    for coder, label in (("ann", "good"), ("ben", "bad"), ("eva", "good"), ("eva", "good")):
+        decide(project, coder, label)
+    project.undo("eva")
+    project.define("good", "fine", "")
+    before, times = project.decisions, [row[:4] + row[5:] for row in all_rows(project, "decisions")]
+    project.rename_label("good ", "very  good")
+    assert project.labels == ["bad", "very good", "so so"]
+    assert [d.labels for d in project.decisions] == [("very good",), ("bad",), ("very good",)]
+    assert [replace(d, labels=()) for d in project.decisions] == [replace(d, labels=()) for d in before]
+    assert [row[:4] + row[5:] for row in all_rows(project, "decisions")] == times
+    assert project.setting("codebook") == {"very good": {"definition": "fine", "examples": ""}}
+    project.add_texts([Queued(3, "text 3", "diverse", False, suggestion="good")])
+    assert {text.suggestion for text in project.texts} == {"very good"}
+    journal = [
+        (old, new, decision, json.loads(labels)) for _, old, new, decision, labels in all_rows(project, "renames")
+    ]
+    rows = [(None, LABELS), (1, ["good"]), (3, ["good"]), (4, ["good"])]
+    assert journal == [("good", "very good", *row) for row in rows]
+
+
+def test_merged_labels_are_given_once(tmp_path):
+    project = Project(tmp_path / "p", {"labels": LABELS, "task": "multi-label"})
+    project.add_texts([Queued(1, "text", "diverse", False, suggestion="so so; bad; good")])
+    for coder, labels in (("ann", ("so so", "bad", "good")), ("ben", ("bad", "good")), ("eva", ())):
+        decide(project, coder, *labels)
+    project.define("bad", "not good", "awful")
+    project.define("so so", "neither", "")
+    project.rename_label("so so", "bad")
+    assert project.labels == ["bad", "good"]
+    assert [d.labels for d in project.decisions] == [("bad", "good"), ("bad", "good"), ()]
+    assert project.setting("codebook") == {"bad": {"definition": "not good\nneither", "examples": "awful"}}
+    assert project.texts[0].suggestion == "bad;good"
+
+
+def test_a_former_name_does_not_come_back(project):
+    project.rename_label("good", "fine")
+    for write in (
+        lambda: project.decide(Decision(1, "ann", "labelled", ("good",))),
+        lambda: project.define("good", "from a page that was open before", ""),
+        lambda: project.add_labels(["bad", "good"]),
+        lambda: project.rename_label("bad", "good"),
+    ):
+        with pytest.raises(UserError):
+            write()
+    project.rename_label("fine", "great")
+    project.rename_label("great", "good")
+    assert project.labels == LABELS
+    decide(project, "ann", "good")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("goud", "fine"), ("good", " "), ("good", "a\x1bb"), ("good", "a;b"), ("good", " good"), ("good", "Bad")],
+)
+def test_labels_are_not_renamed_to_what_cannot_be_a_label(project, old, new):
+    before = project.read()
+    with pytest.raises(ConfigError):
+        project.rename_label(old, new)
+    assert project.read() == before
+
+
+def test_labels_are_merged_only_after_a_confirmation(project, cli):
+    decide(project, "ann", "good")
+    arguments = ("label", "-o", project.path, "--rename-label")
+    assert cli(*arguments, "bad", "worse")[0] == 0
+    assert cli(*arguments, "good", "worse")[0] == 2
+    assert project.labels == ["worse", "good", "so so"]
+    assert cli(*arguments, "good", "worse", "--yes")[0] == 0
+    assert project.labels == ["worse", "so so"]
+    assert pd.read_csv(project.path / "labels.csv")["Label Text"].tolist() == ["worse"]
+
+
 def test_only_projects_are_opened_and_other_files_stay(tmp_path, project):
     with pytest.raises(RunFolderError):
         Project(tmp_path / "nothing")
@@ -242,7 +324,7 @@ def test_only_projects_are_opened_and_other_files_stay(tmp_path, project):
         with pytest.raises(RunFolderError) as error:
             use(tmp_path / "lost")
         assert error.value.where.endswith(FILE)
-    project.set_setting("version", 99)
+    project.set_settings({"version": 99})
     with pytest.raises(RunFolderError):
         Project(project.path)
     project.file.write_bytes(b"SQLite format 3\0" + b"x" * 5000)

@@ -196,10 +196,8 @@ def test_a_repository_that_exists_is_not_written_without_being_asked(finished, h
 
 def test_nothing_is_sent_without_a_confirmation(finished, hub, cli, monkeypatch):
     assert cli("push", finished, "me/topics")[0] == 2
-    import bertsmith.cli.push as command
-
-    monkeypatch.setattr(command.sys.stdin, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(command.typer, "confirm", lambda *args, **kwargs: False)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("typer.confirm", lambda *args, **kwargs: False)
     assert cli("push", finished, "me/topics")[0] == 0
     assert hub.repositories == {}
     assert {method for method, _, _ in hub.requests} == {"GET"}

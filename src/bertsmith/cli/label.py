@@ -14,9 +14,9 @@ import typer
 from bertsmith.api.keyword_types import NextSettings
 from bertsmith.cli.next import Number, PoolArgument, RandomShare, note_few_random
 from bertsmith.cli.options import with_settings
-from bertsmith.cli.terminal import stderr_console, stdout_console
+from bertsmith.cli.terminal import confirm, stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, ModelConfig, TrainConfig
-from bertsmith.errors import ConfigError, UserError, counted, listing
+from bertsmith.errors import ConfigError, UserError, counted, listing, quoted
 from bertsmith.load_config import TOKEN
 from bertsmith.serving.signals import handle_signals
 
@@ -37,6 +37,14 @@ def label(
         Literal["single-label", "multi-label", "ordinal"] | None,
         typer.Option(help="Kind of label of a new project, by default single-label."),
     ] = None,
+    rename_label: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="OLD NEW",
+            help="Rename a label, or merge OLD with an existing label NEW. The command then ends, without the page.",
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Merge labels without asking.")] = False,
     coder: Annotated[str | None, typer.Option(metavar="NAME", help="Name that the page proposes to the coder.")] = None,
     number: Number = 100,
     random_share: RandomShare = 0.2,
@@ -64,12 +72,15 @@ def label(
     """
     from bertsmith.data.stream import open_stream
     from bertsmith.data.template import Template
-    from bertsmith.labelling.pool import EmptyPoolError
+    from bertsmith.labelling.pool import COLUMNS, EmptyPoolError, with_known_columns
     from bertsmith.labelling.project import Project
     from bertsmith.workflows.background_work import BackgroundWork
     from bertsmith.workflows.choose_texts import check_suggestions, choose_for_project
     from bertsmith.workflows.labelling_gain import estimate_project
 
+    if rename_label is not None:
+        _rename(Project(output), *rename_label, yes=yes)
+        return
     names = [name.strip() for name in labels.split(",") if name.strip()] if labels else []
     if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise ConfigError(f"--labels repeats {listing(repeated)}", remedy="Pass each label once.")
@@ -91,13 +102,16 @@ def label(
         with open_stream(pool, settings, template=template) as stream:  # an unusable pool creates no project
             check_suggestions(suggestions, next(stream.chunks())[0], stream.name)
     is_new = not Project.exists(output)
-    project = Project(output, {"task": task or "single-label", "labels": names})
+    columns = {name: getattr(settings, name) for name in COLUMNS}
+    project = Project(output, {"task": task or "single-label", "labels": names, **columns})
     if task not in (None, project.task):
         raise ConfigError(
             f"the project has the task {project.task}, not {task}",
             where=str(output),
             remedy="Leave out --task, or create another project with -o.",
         )
+    if pool is not None or settings.sql is not None:
+        settings = with_known_columns(project, settings)
     if (added := project.add_labels(names)) and not is_new:
         stderr_console().print(f"new labels in the project: {listing(added)}", markup=False)
 
@@ -117,6 +131,21 @@ def label(
         return len(chosen.texts)
 
     _serve(project, BackgroundWork(project, choose, _train_flags(project, settings)), coder, token, host, port, browser)
+
+
+def _rename(project: Project, old: str, new: str, *, yes: bool) -> None:
+    from bertsmith.labelling.label_names import checked_rename
+    from bertsmith.labelling.table import export
+
+    old, new = checked_rename(project.read()[0], old, new)
+    changed = counted(sum(old in decision.labels for decision in project.decisions), "decision")
+    question = f"Merge {quoted(old)} with {quoted(new)}? This changes {changed}."
+    if new in project.labels and not yes and not confirm(question):
+        stderr_console().print("bertsmith changed nothing")
+        return
+    project.rename_label(old, new)
+    export(project)
+    stderr_console().print(f"{quoted(old)} is now {quoted(new)}, in {changed}", markup=False)
 
 
 def _serve(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bertsmith.cli.options import Json, RunArgument
+from bertsmith.cli.terminal import confirm as ask
 from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
-from bertsmith.errors import ConfigError
 
 if TYPE_CHECKING:
     from bertsmith.workflows.push import Push
@@ -57,11 +56,7 @@ def push(
         err.print("the model card contains label texts and metrics; no file contains a text of the table")
         if license is None:
             err.print("[yellow]note:[/] without --license, others are not permitted to use the model")
-        if yes:
-            return True
-        if not sys.stdin.isatty():
-            raise ConfigError("the push needs a confirmation", remedy="Pass --yes to send without asking.")
-        return typer.confirm("Send it?", err=True)
+        return yes or ask("Send it?")
 
     details = Details(repository, tuple(language or ()), license, tuple(dataset or ()))
     address = push_run(run, details, private=not public, exports=export, overwrite=overwrite, confirm=confirm)

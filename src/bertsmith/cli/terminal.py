@@ -63,6 +63,23 @@ def sigterm_like_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
+def confirm(question: str) -> bool:
+    """Ask the user a question, and return whether the answer is yes.
+
+    Raises:
+        ConfigError: if standard input is not a terminal.
+    """
+    import typer
+
+    from bertsmith.errors import ConfigError
+
+    if not sys.stdin.isatty():
+        raise ConfigError(
+            f"bertsmith cannot ask without a terminal: {question}", remedy="Pass --yes to continue without asking."
+        )
+    return typer.confirm(question, err=True)
+
+
 def check_stdout() -> None:
     """Check that standard output is open.
 

@@ -1,4 +1,4 @@
-"""The embeddings of a pool, in a file in the project, so that each text is embedded once."""
+"""The pool of a project: the columns of its texts, and their embeddings in a file, so that each is computed once."""
 
 from __future__ import annotations
 
@@ -10,17 +10,47 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from bertsmith.config import Config
+from bertsmith.data.columns import canonical
 from bertsmith.data.template import Text, flat, is_empty
-from bertsmith.errors import DataError, RunFolderError
+from bertsmith.errors import ConfigError, DataError, RunFolderError, quoted
 from bertsmith.folders.atomic import write_json
+from bertsmith.labelling.project import Project
 
 EMBEDDINGS, HASHES, ABOUT = "embeddings.f16", "embeddings.hashes", "embeddings.json"
 EMPTY = 0
 """The hash of a row without a text."""
+COLUMNS = ("text_column", "pair_column")
+"""The settings that a project remembers from the first choice of its texts."""
 
 
 class EmptyPoolError(DataError):
     """No text of a pool is left to choose."""
+
+
+def with_known_columns(project: Project, config: Config) -> Config:
+    """Return settings that name the columns of a project: those given, or else those that the project remembers.
+
+    Raises:
+        ConfigError: if the given pair column is not that of the texts in the queue. Also if the texts are pairs, and an
+            older version did not save their pair column.
+    """
+    given, known = config.pair_column, project.setting("pair_column")
+    is_pair = [text.pair is not None for text in project.texts]
+    if given and is_pair and (canonical(given) != canonical(known) if known else not any(is_pair)):
+        read = f"pairs with the second text in the column {quoted(known)}" if known else "single texts"
+        raise ConfigError(
+            f"the project has {read}, but --pair-column names {quoted(given)}",
+            where=str(project.path),
+            remedy="Leave out --pair-column, or create another project with -o.",
+        )
+    if any(is_pair) and not (given or known):
+        raise ConfigError(
+            "an older version of bertsmith did not save the pair column of this project",
+            where=str(project.path),
+            remedy="Pass --pair-column. The project then remembers it.",
+        )
+    return config.model_copy(update={name: getattr(config, name) or project.setting(name) for name in COLUMNS})
 
 
 def read_about(folder: Path) -> tuple[str, int]:
@@ -127,3 +157,8 @@ class PoolFile:
 def hash_text(text: Text) -> int:
     """Return the XXH3 hash of a text; `EMPTY` for an empty one."""
     return EMPTY if is_empty(text) else xxhash.xxh3_64_intdigest(flat(text).encode()) or 1
+
+
+def pool_size(hashes: np.ndarray) -> tuple[int, int]:
+    """Return the number of rows of a pool, and how many have a text."""
+    return len(hashes), int((hashes != EMPTY).sum())

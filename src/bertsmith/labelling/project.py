@@ -14,14 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bertsmith.data.table import MULTI_LABEL, ORDINAL, SINGLE_LABEL
+from bertsmith.data.table import MULTI_LABEL, SINGLE_LABEL
 from bertsmith.errors import DataError, RunFolderError, counted, listing, quoted, write_error
-from bertsmith.labelling.label_names import checked_labels, joined_labels
+from bertsmith.labelling.label_names import checked_labels, followed_suggestion, joined_labels, rename
 
 LABELLED, UNSURE, SKIPPED = STATUSES = ("labelled", "unsure", "skipped")
 SETTLER = "(settled)"
 """The coder of decisions that settle a disagreement."""
-TASKS = (SINGLE_LABEL, MULTI_LABEL, ORDINAL)
 FILE, TABLE = "labels.sqlite", "labels.csv"
 """The file of a project, and the exported table."""
 VERSION = 1
@@ -105,8 +104,7 @@ class Project:
                     remedy="Create one: bertsmith label POOL -o PROJECT --labels a,b,c",
                 )
             self._create(create)
-        with self._open() as database:
-            version = json.loads(database.execute("SELECT value FROM facts WHERE name = 'version'").fetchone()[0])
+        version = self.setting("version")
         if version > VERSION:
             raise RunFolderError(
                 f"a newer version of bertsmith wrote this project (format {version})",
@@ -139,7 +137,7 @@ class Project:
         with self._open(write=True) as database:
             for statement in _SCHEMA.split(";"):
                 database.execute(statement)
-            database.executemany("INSERT INTO facts VALUES (?, ?)", [(n, json.dumps(v)) for n, v in facts.items()])
+            _set(database, facts)
 
     @contextmanager
     def _open(self, *, write: bool = False) -> Iterator[sqlite3.Connection]:
@@ -156,7 +154,8 @@ class Project:
         except sqlite3.DatabaseError as error:
             # The code of other operational errors says what is wrong with the disk; this one means a missing table.
             if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
-                raise write_error(self.file, error) from error
+                is_locked = error.sqlite_errorcode == sqlite3.SQLITE_BUSY
+                raise write_error(self.file, error, "Try again later." if is_locked else None) from error
             raise RunFolderError(
                 f"the file of the project is damaged: {error}", where=str(self.file), remedy="Restore it from a copy."
             ) from error
@@ -175,10 +174,10 @@ class Project:
         with self._open() as database:
             return _settings(database).get(name, default)
 
-    def set_setting(self, name: str, value: Any) -> None:
-        """Change a setting of the project."""
+    def set_settings(self, settings: Mapping[str, Any]) -> None:
+        """Change settings of the project."""
         with self._open(write=True) as database:
-            _set(database, name, value)
+            _set(database, settings)
 
     @property
     def labels(self) -> list[str]:
@@ -194,15 +193,13 @@ class Project:
         """Add labels that the project does not have yet, and return them. All ordinal labels together give the order.
 
         Raises:
-            ConfigError: if a label is empty, joins several labels or differs from another in case only, or the place of
-                a new ordinal label is unknown.
+            ConfigError: from `checked_labels` and `joined_labels`.
         """
         given = checked_labels(labels)
         with self._open(write=True) as database:
             settings = _settings(database)
-            before = settings["labels"]
-            _set(database, "labels", joined_labels(before, given, settings["task"]))
-        return [label for label in given if label not in before]
+            _set(database, {"labels": joined_labels(settings, given)})
+        return [label for label in given if label not in settings["labels"]]
 
     def define(self, label: str, definition: str, examples: str) -> None:
         """Write the definition and the examples of a label, which may be new, into the codebook.
@@ -213,21 +210,30 @@ class Project:
         (label,) = checked_labels([label])
         with self._open(write=True) as database:
             settings = _settings(database)
-            _set(database, "labels", joined_labels(settings["labels"], [label], settings["task"]))
             entry = {"definition": definition.strip(), "examples": examples.strip()}
-            _set(database, "codebook", {**settings.get("codebook", {}), label: entry})
+            codebook = {**settings.get("codebook", {}), label: entry}
+            _set(database, {"labels": joined_labels(settings, [label]), "codebook": codebook})
+
+    def rename_label(self, old: str, new: str) -> None:
+        """Rename a label in decisions, suggestions and codebook, or merge it with another label; see `rename`.
+
+        Raises:
+            ConfigError: from `checked_rename`.
+        """
+        with self._open(write=True) as database:
+            _set(database, rename(database, _settings(database), old, new))
 
     # -- texts and decisions -------------------------------------------------------------------------------------------
 
     def add_texts(self, texts: Sequence[Queued]) -> None:
         """Add texts to the queue, in this order. A text whose row is in the queue already is ignored."""
-        rows = [
-            (t.row, t.text, t.pair, json.dumps(t.columns, default=str), t.reason, int(t.random), t.suggestion)
-            for t in texts
-        ]
         insert = "INSERT OR IGNORE INTO texts (row, text, pair, columns, reason, random, suggestion)"
         with self._open(write=True) as database:
-            database.executemany(f"{insert} VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            renamed = _settings(database).get("renamed", {})
+            for t in texts:
+                values = (t.row, t.text, t.pair, json.dumps(t.columns, default=str), t.reason, int(t.random))
+                suggestion = followed_suggestion(t.suggestion, renamed)
+                database.execute(f"{insert} VALUES (?, ?, ?, ?, ?, ?, ?)", (*values, suggestion))
 
     @property
     def texts(self) -> list[Queued]:
@@ -295,11 +301,9 @@ class Project:
 
     def progress(self, coder: str) -> dict[str, Any]:
         """Return numbers for the page of a coder: texts ``decided``, in the queue, and median ``seconds`` of a text."""
+        mine = "SELECT seconds, MAX(id) FROM decisions WHERE coder = ? AND undone = 0 GROUP BY text ORDER BY seconds"
         with self._open() as database:
             total = database.execute("SELECT COUNT(*) FROM texts").fetchone()[0]
-            mine = (
-                "SELECT seconds, MAX(id) FROM decisions WHERE coder = ? AND undone = 0 GROUP BY text ORDER BY seconds"
-            )
             seconds = [row[0] for row in database.execute(mine, (coder,))]
         worked = [value for value in seconds if 0 < value < PAUSE]
         return {"decided": len(seconds), "texts": total, "seconds": worked[len(worked) // 2] if worked else None}
@@ -323,8 +327,9 @@ def _misfit(decision: Decision, settings: Mapping[str, Any], others: Sequence[De
     return ""
 
 
-def _set(database: sqlite3.Connection, name: str, value: Any) -> None:
-    database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
+def _set(database: sqlite3.Connection, settings: Mapping[str, Any]) -> None:
+    facts = [(name, json.dumps(value)) for name, value in settings.items()]
+    database.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", facts)
 
 
 def _settings(database: sqlite3.Connection) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from bertsmith.labelling.choose import (
     random_rows,
     without_near_duplicates,
 )
-from bertsmith.labelling.pool import EMPTY, EmptyPoolError, PoolFile
+from bertsmith.labelling.pool import COLUMNS, EMPTY, EmptyPoolError, PoolFile, pool_size, with_known_columns
 from bertsmith.labelling.project import TABLE, Project, Queued
 from bertsmith.labelling.table import Snapshot
 from bertsmith.tasks.registry import get_task
@@ -136,8 +136,8 @@ def choose_for_project(
     Args:
         project: the project.
         source: the pool, as for `bertsmith.predict`.
-        config: how to read the pool, the checkpoint of the embeddings, device and seed. A project keeps the checkpoint
-            and the seed of its first choice.
+        config: how to read the pool, the checkpoint of the embeddings, device and seed. A project keeps the columns,
+            the checkpoint and the seed of its first choice.
         n: number of texts.
         random_share: share of the texts to draw at random.
         suggestions: column of the pool with proposed labels.
@@ -147,6 +147,7 @@ def choose_for_project(
         UserError: if the pool cannot be read, has changed, or has no text left, or if another process is choosing texts
             for the project.
     """
+    config = with_known_columns(project, config)
     # Two processes that add embeddings at the same time would mix them up.
     template = Template(pair_column=config.pair_column)
     with lock(project.path, "choosing texts for this project"), _opened(source, config, template) as stream:
@@ -168,12 +169,12 @@ def choose_for_project(
             )
         # With another seed, the reserve would contain chosen texts, and would not be a random sample of the pool.
         seed = project.setting("seed", config.seed)
-        project.set_setting("seed", seed)
+        project.set_settings({"seed": seed, **{name: getattr(config, name) for name in COLUMNS}})
         task = get_task(project.task)
         queued = project.rows
         # Older versions did not save the sizes: the embeddings show the size before this choice.
-        sizes = project.setting("pool_sizes", [_size(before)] if queued and len(before) else [])
-        sizes = [size for size in sizes if size[0] < first] + [_size(pool.hashes)]
+        sizes = project.setting("pool_sizes", [pool_size(before)] if queued and len(before) else [])
+        sizes = [size for size in sizes if size[0] < first] + [pool_size(pool.hashes)]
         usable = pool.hashes != EMPTY
         usable[np.array(queued, dtype=np.int64) - 1] = False
         head, counts = fit_project_head(Snapshot.of(project), pool.read, task)
@@ -196,7 +197,7 @@ def choose_for_project(
             order_seed=seed + len(queued),
             suggestions=suggestions,
         )
-        project.set_setting("pool_sizes", sizes)
+        project.set_settings({"pool_sizes": sizes})
         project.add_texts(chosen.texts)
         return replace(chosen, inclusion=inclusion_probabilities([t.row for t in project.texts if t.random], sizes))
 
@@ -295,11 +296,6 @@ def _choose(
     shuffled = np.random.default_rng(order_seed).permutation(len(found))
     queue = [_queued(found[i], *texts[found[i].row], suggestions, stream.name) for i in shuffled]
     return ChosenTexts(queue, dict.fromkeys((chance + 1).tolist(), len(chance) / n_usable), n_usable)
-
-
-def _size(hashes: np.ndarray) -> tuple[int, int]:
-    """Return the number of rows of a pool, and how many have a text."""
-    return len(hashes), int((hashes != EMPTY).sum())
 
 
 def check_suggestions(suggestions: str | None, columns: Iterable[str], name: str) -> None:

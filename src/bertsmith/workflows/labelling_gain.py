@@ -57,7 +57,7 @@ def estimate_project(project: Project, config: Config, more: int = MORE) -> Expe
         hours=float(np.median(seconds)) * more / 3600 if seconds else None,
         ceiling=ceiling,
     )
-    project.set_setting("estimate", found.to_dict())
+    project.set_settings({"estimate": found.to_dict()})
     return found
 
 
