@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 
 from bertsmith.errors import ConfigError, MissingPackageError, OutputError, RunFolderError, UserError, is_url, to_path
 from bertsmith.folders.atomic import MANIFEST
+from bertsmith.folders.layout import Layout
 from bertsmith.folders.new_run import RunFolder, unfinished_error
-from bertsmith.folders.run import Layout, read_json
+from bertsmith.folders.run import read_json
 
 R = TypeVar("R")
 
