@@ -680,12 +680,12 @@ def test_a_finished_trial_does_not_wait_for_other_workers(tmp_path, monkeypatch)
 def test_scores_before_a_rollback_do_not_prune_the_repeated_attempt(tmp_path, monkeypatch):
     class Pruner(optuna.pruners.BasePruner):
         def prune(self, study, trial):
-            asked.append(trial.last_step)
+            asked.append(trial.intermediate_values.copy())
             return False
 
     def roll_back(*_, on_score, **__):
-        for at in (0.5, 1.0, 0.5, 1.0, 1.5):
-            on_score(at, at)
+        for at, score in ((0.5, 0.7), (1.0, 0.9), (0.5, 0.1), (1.0, 0.2)):
+            on_score(at, score)
         return trying.TrialResult(0.5, [], None, None)
 
     asked = []
@@ -694,7 +694,8 @@ def test_scores_before_a_rollback_do_not_prune_the_repeated_attempt(tmp_path, mo
     study_config = types.SimpleNamespace(objectives=("macro_f1",), cv=None)
     search = types.SimpleNamespace(data=None, study_config=study_config, trial_config=lambda values: None)
     trial_workers._run_claimed(store, store.claim(SPACE, None), search, lambda event: None, lambda: False)
-    assert asked == [6, 12, 18]
+    assert asked == [{6: 0.7}, {6: 0.7, 12: 0.9}, {6: 0.1}, {6: 0.1, 12: 0.2}]
+    assert [trial.intermediate_values for trial in store.trials] == [asked[-1]]
 
 
 @pytest.mark.parametrize("content", [b"no JSON\n{}\n", b"{}\n", b"\xff\n{}\n"])
