@@ -34,6 +34,7 @@ from bertsmith.events import (
     TrialStarted,
 )
 from bertsmith.folders.run import Run
+from bertsmith.folders.study import begin_or_resume
 from bertsmith.inference.classifier import Classifier
 from bertsmith.progress.tuning import TuningProgress
 from bertsmith.report.study import advice
@@ -717,6 +718,19 @@ def test_a_study_of_an_older_version_can_be_overwritten(tmp_path):
     (tmp_path / "notes").mkdir()
     with pytest.raises(RunFolderError):
         study.check(overwrite=True)
+
+
+def test_an_interrupted_overwrite_leaves_a_study(tmp_path, monkeypatch):
+    def interrupt(folder):
+        raise KeyboardInterrupt
+
+    (tmp_path / "best").mkdir()
+    study = bs.Study(tmp_path)
+    begin_or_resume(study, {}, overwrite=False)
+    monkeypatch.setattr(shutil, "rmtree", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        begin_or_resume(study, {}, overwrite=True)
+    assert study.file.is_file()
 
 
 def test_the_curve_of_a_trial_leaves_out_the_attempt_before_a_rollback(monkeypatch):
