@@ -53,13 +53,19 @@ def normalise(text: str) -> str:
     return text.strip()
 
 
-def replace_surrogates(text: str) -> str:
-    """Replace lone surrogates, which no encoding can write, by U+FFFD."""
+def replace_surrogates(value: Any) -> Any:
+    """Replace lone surrogates, which no encoding can write, by U+FFFD, also within lists and objects."""
+    if isinstance(value, list):
+        return [replace_surrogates(entry) for entry in value]
+    if isinstance(value, dict):
+        return {replace_surrogates(key): replace_surrogates(entry) for key, entry in value.items()}
+    if not isinstance(value, str) or value.isascii():
+        return value
     try:
-        text.encode()
+        value.encode()
     except UnicodeEncodeError:
-        return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text)
-    return text
+        return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in value)
+    return value
 
 
 def to_texts(cells: Iterable[Any], where: str, first_row: int = 1, *, flag: str = "--text-column") -> list[str | None]:
