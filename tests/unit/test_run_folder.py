@@ -294,6 +294,10 @@ def test_hidden_files_of_the_user_are_not_overwritten(output, file, tmp_path):
 def test_json_never_contains_nan(tmp_path):
     write_json(tmp_path / "x.json", {"a": float("nan"), "b": [float("inf"), 1.5], 3: (1,)})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [None, 1.5], "3": [1]}
+    run = Run(tmp_path)
+    run.log({"step": 1, "epoch": 0.5, "validation_loss": float("inf"), "metrics": {"r2": float("nan")}})
+    run.truncate_history(1)
+    assert run.history == [{"step": 1, "epoch": 0.5, "validation_loss": None, "metrics": {"r2": None}}]
 
 
 def test_a_seal_is_broken_by_any_change(tmp_path):

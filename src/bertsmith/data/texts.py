@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -113,6 +115,21 @@ def is_missing(cell: Any) -> bool:
     """Return whether a cell is ``None``, NaN, or a missing value of pandas."""
     is_pandas_missing = type(cell).__name__ in ("NAType", "NaTType")  # by name, so as not to import pandas
     return cell is None or is_pandas_missing or (isinstance(cell, Number) and cell != cell)
+
+
+def json_ready(value: Any) -> Any:
+    """Return a value for JSON: missing values and numbers that are not finite are null, bytes are Base64."""
+    if is_missing(value):
+        return None
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, dict):
+        return {str(key): json_ready(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(entry) for entry in value]
+    if hasattr(value, "tolist"):  # an array or a number of NumPy
+        return json_ready(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def not_scalar(cell: Any) -> str:

@@ -21,6 +21,7 @@ from bertsmith.folders.atomic import (
     is_intact,
     remove_temporary_folders,
     replaced_folder,
+    to_json,
     write_json,
     write_text,
 )
@@ -207,11 +208,11 @@ class Run:
         """Append a line to ``history.jsonl``."""
         self.path.stat()  # an OSError if the run was removed: it is not created again
         lines = self.layout.history.read_text(encoding="utf-8") if self.layout.history.is_file() else ""
-        write_text(self.layout.history, lines + json.dumps(entry) + "\n")
+        write_text(self.layout.history, lines + to_json(entry, indent=None))
 
     def truncate_history(self, step: int) -> None:
         """Remove the evaluations after a step."""
-        lines = [json.dumps(entry) + "\n" for entry in self.history if entry["step"] <= step]
+        lines = [to_json(entry, indent=None) for entry in self.history if entry["step"] <= step]
         write_text(self.layout.history, "".join(lines))
 
     def save_model(self, save: Callable[[Path], None]) -> None:
