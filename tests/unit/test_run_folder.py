@@ -344,7 +344,8 @@ def test_errors_name_the_damaged_file_of_a_run(file, content, finished, cli, tmp
 
 def test_errors_name_the_key_that_a_finished_run_lacks(tmp_path):
     values = {str: "x", int: 1, dict: {}, list: []}
-    for file, keys, read in (("run.json", FINISHED, "info"), ("metrics.json", MEASURED, "metrics")):
+    reads = {"run.json": (FINISHED, Run.check_finished), "metrics.json": (MEASURED, lambda run: run.metrics)}
+    for file, (keys, read) in reads.items():
         for wrong, value in itertools.product(keys, (None, 0.5)):
             content = {"status": "finished"}
             for key, kind in keys.items():
@@ -355,7 +356,7 @@ def test_errors_name_the_key_that_a_finished_run_lacks(tmp_path):
                 inner[name] = value if key == wrong else values[kind]
             (tmp_path / file).write_text(json.dumps(content))
             with pytest.raises(RunFolderError) as error:
-                getattr(Run(tmp_path), read)
+                read(Run(tmp_path))
             assert error.value.where == str(tmp_path / file)
             assert repr(wrong) in error.value.what
 

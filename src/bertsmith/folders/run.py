@@ -73,8 +73,6 @@ class Run:
     def info(self) -> dict[str, Any]:
         """The content of ``run.json``, without the database URL of older versions, which can contain a password."""
         content = read_json(self.layout.run)
-        if content.get("status") == "finished":
-            check_keys(content, FINISHED, self.layout.run)
         if isinstance(config := content.get("config"), dict):
             config.pop("db", None)
         return content
@@ -221,12 +219,14 @@ class Run:
             save(folder)
 
     def check_finished(self) -> None:
-        """Raise a `RunFolderError` if training has not finished."""
-        if (status := self.info.get("status")) != "finished":
+        """Raise a `RunFolderError` if training has not finished, or if ``run.json`` lacks a key of a finished run."""
+        info = self.info
+        if (status := info.get("status")) != "finished":
             remedy = "Wait until its training ends, or repeat the bertsmith train command with --resume."
             raise RunFolderError(
                 f"the run is not finished: its status is {status}", where=str(self.path), remedy=remedy
             )
+        check_keys(info, FINISHED, self.layout.run)
 
     def check_model(self) -> None:
         """Check that the model files have not changed since the run was finished. Added files are allowed.
