@@ -188,8 +188,9 @@ def test_tasks_have_the_text_and_its_facts(tool):
 
 
 def test_files_of_tasks_are_those_that_the_tools_import():
-    facts = [{"inclusion_probability": 0.5}, {"inclusion_probability": None}]
+    facts = [{"inclusion_probability": 0.5, "scores": [float("inf")]}, {"inclusion_probability": float("nan")}]
     files = {tool: write_tasks(tool, ["a", "b"], facts) for tool in TOOLS}
+    assert not any(number in file for number in ("NaN", "Infinity") for file in files.values())
     assert len(json.loads(files["labelstudio"])) == len(json.loads(files["argilla"])) == 2
     lines = [json.loads(line) for line in files["doccano"].splitlines()]
     assert [line["inclusion_probability"] for line in lines] == [0.5, ""]  # its import fails at null

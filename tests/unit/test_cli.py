@@ -93,6 +93,15 @@ def test_paths_with_brackets_are_shown_as_they_are(monkeypatch, tmp_path, capsys
     assert str(Path("runs[1]/[/bold].csv")) in capsys.readouterr().err
 
 
+def test_a_path_without_permission_is_an_error_of_the_user(monkeypatch, capsys):
+    def look():
+        raise PermissionError(errno.EACCES, "denied", "run.json")
+
+    _command_that(monkeypatch, look)
+    assert _exit_code() == 2
+    assert "run.json" in capsys.readouterr().err
+
+
 @pytest.fixture
 def csv(tmp_path):
     tiny_table().to_csv(tmp_path / "t.csv", index=False)

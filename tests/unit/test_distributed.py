@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 
 import numpy as np
 import psutil
@@ -134,6 +135,7 @@ def test_a_ray_cluster_gives_the_result_of_one_process_even_if_a_worker_is_kille
     settings["imbalance"] = "weights"  # as `MORE`
     settings = {**FAST, **settings, "model": str(pooled), "threads": 1}
     killed, started = [], []
+    there = tmp_path / f"ray-{uuid.uuid4()}"  # a name that no folder of another process has
 
     def kill_a_worker(event):
         if isinstance(event, Started):
@@ -144,7 +146,7 @@ def test_a_ray_cluster_gives_the_result_of_one_process_even_if_a_worker_is_kille
             killed[0].kill()
 
     def on_ray(workers):
-        where = {"output": (tmp_path / "ray").as_uri(), "ray": "local", "workers": workers}
+        where = {"output": there.as_uri(), "ray": "local", "workers": workers}
         return bs.train(one.path.parent / "t.csv", **where, **settings, on_event=kill_a_worker)
 
     monkeypatch.setenv("RAY_worker_niceness", "0")
@@ -161,10 +163,10 @@ def test_a_ray_cluster_gives_the_result_of_one_process_even_if_a_worker_is_kille
     assert killed
     assert started[0] == 0 < started[1]
     _assert_same(run, one)
-    assert _files(tmp_path / "ray") == _files(run.path)
-    assert not (tmp_path / "ray" / "checkpoints").exists()
-    assert [entry.name for entry in run.path.parent.iterdir()] == ["ray"]
-    assert list(run.path.parents[1].glob("bertsmith.ray.*")) == []  # the folders of the workers
+    assert _files(there) == _files(run.path)
+    assert not (there / "checkpoints").exists()
+    assert [entry.name for entry in run.path.parent.iterdir()] == [there.name]
+    assert list(run.path.parents[1].glob(f"bertsmith.{there.name}.*")) == []  # the folders of the workers
     shutil.rmtree(run.path.parent)
 
 

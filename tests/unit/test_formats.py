@@ -300,6 +300,9 @@ def test_a_guessed_encoding_is_reported_and_can_be_overridden(tmp_path):
         read_table(tmp_path / "t.csv", DataConfig(encoding="no-such-encoding"))
     assert "--encoding" in caught.value.remedy
     assert "cp1252" in caught.value.remedy
+    for wrong in ("undefined", "utf\0"):
+        with pytest.raises(DataError):
+            read_table(tmp_path / "t.csv", DataConfig(encoding=wrong))
 
 
 def test_a_few_nul_bytes_do_not_make_utf_16():
@@ -313,7 +316,7 @@ def test_lone_surrogates_are_replaced(tmp_path):
 
 
 def test_surrogates_in_other_columns_can_be_predicted_and_written(tmp_path, finished, cli):
-    (tmp_path / "t.jsonl").write_text('{"text": "cat\\ud800", "more\\ud800": "x\\ud800"}\n' * 2)
+    (tmp_path / "t.jsonl").write_text('{"text": "cat\\ud800", "more\\ud800": "x\\ud800", "tags": ["\\ud800"]}\n' * 2)
     for name in ("o.csv", "o.jsonl", "o.parquet"):
         code, _, err = cli("predict", finished, tmp_path / "t.jsonl", "-o", tmp_path / name)
         assert code == 0, err

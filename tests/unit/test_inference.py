@@ -18,6 +18,7 @@ from bertsmith.data.stream import open_stream
 from bertsmith.data.template import Template
 from bertsmith.errors import ConfigError, DataError, RunFolderError
 from bertsmith.folders.run import open_run
+from bertsmith.inference.abstain import held_out_predictions
 from bertsmith.inference.chunks import write_stream
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.ensemble import Ensemble
@@ -155,6 +156,23 @@ def test_classes_follow_the_columns_of_predict_proba(classifier):
         assert one.classes_.dtype == expected.dtype
         assert one.classes_.tolist() == expected.tolist()
     assert classifier.classes_[classifier.predict_proba(["my cat"]).argmax(axis=1)].tolist() == ["animals"]
+
+
+def test_held_out_predictions_come_from_the_run_of_a_model(finished, classifier):
+    expected = held_out_predictions(finished).targets.tolist()
+    for one in (classifier, Classifier.load(finished, device="cpu")):
+        assert one.held_out().targets.tolist() == expected
+    for without in (Classifier.load(finished / "model", device="cpu"), Ensemble([classifier])):
+        with pytest.raises(RunFolderError):
+            without.held_out()
+
+
+def test_an_ensemble_counts_truncated_texts_and_can_resume_predictions(classifier):
+    texts = ["my cat", "cat " * 200]
+    predict, cut = Ensemble([classifier, classifier]).prepare(texts)
+    assert cut == 1
+    assert predict(None) == pytest.approx(classifier.predict_proba(texts))
+    assert repr(Ensemble([classifier])) == repr(Ensemble([copy.copy(classifier)]))  # as in the interrupted command
 
 
 def test_input_with_only_empty_texts_is_predicted(classifier):

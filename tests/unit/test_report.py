@@ -225,7 +225,11 @@ def test_figures_are_well_formed_and_escaped():
 
     drawn = [
         line_chart(
-            [Line("<a>", "c1", [(1, 0.5), (2, float("nan"))])], x_label="x", y_label="<y>", mark=1, mark_label="&"
+            [Line("<a>", "c1", [(1, 0.5), (2, float("nan")), (3, None)])],
+            x_label="x",
+            y_label="<y>",
+            mark=1,
+            mark_label="&",
         ),
         histogram([0, 8, 16], [3, 0], x_label="l", mark=12, mark_label="m"),
         heatmap(np.eye(3, dtype=int), ["<a>", "b", '"c"']),

@@ -1,5 +1,6 @@
 """A run folder contains the files of the contract and is never damaged."""
 
+import itertools
 import json
 import shutil
 
@@ -13,7 +14,8 @@ from bertsmith.errors import Interrupted, RunFolderError
 from bertsmith.folders import atomic
 from bertsmith.folders.atomic import replaced_file, replaced_folder, write_json
 from bertsmith.folders.files import ExportFolder
-from bertsmith.folders.new_run import RunFolder, check_same
+from bertsmith.folders.layout import FINISHED, MEASURED
+from bertsmith.folders.new_run import RunFolder, check_same, check_same_settings
 from bertsmith.folders.run import Run, open_run
 from bertsmith.folders.study import Study
 from bertsmith.inference.chunks import _CHUNK_FILE
@@ -94,7 +96,8 @@ def test_label_numbers_of_a_run_are_those_of_its_table_or_positions(own_run):
         entry["label"] = i
     (own_run / "labels.json").write_text(json.dumps(labels))
     assert open_run(own_run).labels.numbered
-    open_run(own_run).update(data={"findings": {"columns": {"text": "Text", "label_text": "Label Text"}}})
+    run = open_run(own_run)
+    run.update(data={**run.info["data"], "findings": {"columns": {"text": "Text", "label_text": "Label Text"}}})
     assert not open_run(own_run).labels.numbered
 
 
@@ -291,6 +294,10 @@ def test_hidden_files_of_the_user_are_not_overwritten(output, file, tmp_path):
 def test_json_never_contains_nan(tmp_path):
     write_json(tmp_path / "x.json", {"a": float("nan"), "b": [float("inf"), 1.5], 3: (1,)})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [None, 1.5], "3": [1]}
+    run = Run(tmp_path)
+    run.log({"step": 1, "epoch": 0.5, "validation_loss": float("inf"), "metrics": {"r2": float("nan")}})
+    run.truncate_history(1)
+    assert run.history == [{"step": 1, "epoch": 0.5, "validation_loss": None, "metrics": {"r2": None}}]
 
 
 def test_a_seal_is_broken_by_any_change(tmp_path):
@@ -333,6 +340,46 @@ def test_errors_name_the_damaged_file_of_a_run(file, content, finished, cli, tmp
     assert code == 2
     assert str(run) in err.replace("\n", "")
     assert "what to do" in err
+
+
+def test_errors_name_the_key_that_a_finished_run_lacks(tmp_path):
+    values = {str: "x", int: 1, dict: {}, list: []}
+    reads = {"run.json": (FINISHED, Run.check_finished), "metrics.json": (MEASURED, lambda run: run.metrics)}
+    for file, (keys, read) in reads.items():
+        for wrong, value in itertools.product(keys, (None, 0.5)):
+            content = {"status": "finished"}
+            for key, kind in keys.items():
+                *outer, name = key.split(".")
+                inner = content
+                for part in outer:
+                    inner = inner.setdefault(part, {})
+                inner[name] = value if key == wrong else values[kind]
+            (tmp_path / file).write_text(json.dumps(content))
+            with pytest.raises(RunFolderError) as error:
+                read(Run(tmp_path))
+            assert error.value.where == str(tmp_path / file)
+            assert repr(wrong) in error.value.what
+
+
+def test_a_run_without_settings_is_not_resumed(tmp_path):
+    for settings in ({}, {"config": []}):
+        write_json(tmp_path / "run.json", {"status": "interrupted", **settings})
+        with pytest.raises(RunFolderError) as error:
+            check_same_settings(Run(tmp_path), Config().dump())
+        assert error.value.where == str(tmp_path / "run.json")
+
+
+def test_checkpoints_are_found_beside_copies_and_after_a_move_from_windows(tmp_path):
+    run = Run(tmp_path)
+    for step in (4, 12):
+        folder = run.layout.checkpoints / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        write_json(folder / "trainer_state.json", {"best_model_checkpoint": r"C:\runs\a\checkpoints\checkpoint-4"})
+        atomic.seal(folder)
+    (run.layout.checkpoints / "checkpoint-12.bak").mkdir()
+    last = run.last_checkpoint()
+    assert last.name == "checkpoint-12"
+    assert run.remove_checkpoints_after(last) == []
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from bertsmith.errors import DataError, Interrupted, OutputError, RunFolderError
 from bertsmith.folders.claim import claim
 from bertsmith.inference.chunks import Chunks, PredictionFile, chunks_folder, write_stream
 from bertsmith.inference.predict import CONFIDENCE, LABELLED, LENGTH, predict_chunks
+from bertsmith.inference.table_writers import to_arrow
 from tests.malformed import corpus
 
 TABLES = [c for c in corpus() if "--sql" not in c.flags and c.where != ""]
@@ -402,3 +403,18 @@ def test_lists_and_objects_are_json_in_csv(classifier, tmp_path):
     with open_stream(pd.DataFrame({"Text": ["cat"], "n": [{"a": [1, None]}]}), DataConfig()) as stream:
         write_stream(lambda p: predict_chunks(classifier, p), stream, tmp_path / "out.csv", {})
     assert json.loads(pd.read_csv(tmp_path / "out.csv")["n"][0]) == {"a": [1, None]}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "written"),
+    [
+        ([1, 2, 3, 4.5], [1.0, 2.0, 3.0, 4.5]),
+        ([2**63 + 1, 2, 3, 4], [str(2**63 + 1), "2", "3", "4"]),
+        ([2**60 + 1, 2, 3, 4.5], [str(2**60 + 1), "2", "3", "4.5"]),
+    ],
+)
+def test_the_type_of_a_column_holds_the_numbers_of_all_chunks(numbers, written, tmp_path):
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": "a", "id": n}) + "\n" for n in numbers))
+    with open_stream(tmp_path / "t.jsonl", DataConfig()) as stream:
+        types = stream.types()
+        assert [n for cells, _ in stream.chunks() for n in to_arrow(cells, *types)["id"].to_pylist()] == written

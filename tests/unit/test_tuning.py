@@ -34,6 +34,7 @@ from bertsmith.events import (
     TrialStarted,
 )
 from bertsmith.folders.run import Run
+from bertsmith.folders.study import begin_or_resume
 from bertsmith.inference.classifier import Classifier
 from bertsmith.progress.tuning import TuningProgress
 from bertsmith.report.study import advice
@@ -680,12 +681,12 @@ def test_a_finished_trial_does_not_wait_for_other_workers(tmp_path, monkeypatch)
 def test_scores_before_a_rollback_do_not_prune_the_repeated_attempt(tmp_path, monkeypatch):
     class Pruner(optuna.pruners.BasePruner):
         def prune(self, study, trial):
-            asked.append(trial.last_step)
+            asked.append(trial.intermediate_values.copy())
             return False
 
     def roll_back(*_, on_score, **__):
-        for at in (0.5, 1.0, 0.5, 1.0, 1.5):
-            on_score(at, at)
+        for at, score in ((0.5, 0.7), (1.0, 0.9), (0.5, 0.1), (1.0, 0.2)):
+            on_score(at, score)
         return trying.TrialResult(0.5, [], None, None)
 
     asked = []
@@ -694,7 +695,8 @@ def test_scores_before_a_rollback_do_not_prune_the_repeated_attempt(tmp_path, mo
     study_config = types.SimpleNamespace(objectives=("macro_f1",), cv=None)
     search = types.SimpleNamespace(data=None, study_config=study_config, trial_config=lambda values: None)
     trial_workers._run_claimed(store, store.claim(SPACE, None), search, lambda event: None, lambda: False)
-    assert asked == [6, 12, 18]
+    assert asked == [{6: 0.7}, {6: 0.7, 12: 0.9}, {6: 0.1}, {6: 0.1, 12: 0.2}]
+    assert [trial.intermediate_values for trial in store.trials] == [asked[-1]]
 
 
 @pytest.mark.parametrize("content", [b"no JSON\n{}\n", b"{}\n", b"\xff\n{}\n"])
@@ -716,6 +718,19 @@ def test_a_study_of_an_older_version_can_be_overwritten(tmp_path):
     (tmp_path / "notes").mkdir()
     with pytest.raises(RunFolderError):
         study.check(overwrite=True)
+
+
+def test_an_interrupted_overwrite_leaves_a_study(tmp_path, monkeypatch):
+    def interrupt(folder):
+        raise KeyboardInterrupt
+
+    (tmp_path / "best").mkdir()
+    study = bs.Study(tmp_path)
+    begin_or_resume(study, {}, overwrite=False)
+    monkeypatch.setattr(shutil, "rmtree", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        begin_or_resume(study, {}, overwrite=True)
+    assert study.file.is_file()
 
 
 def test_the_curve_of_a_trial_leaves_out_the_attempt_before_a_rollback(monkeypatch):

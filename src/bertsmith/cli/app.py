@@ -157,6 +157,13 @@ def _run(arguments: list[str], debug: bool) -> tuple[int, str]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that flushing stdout cannot fail again
             failed = write_error(Path(error.filename or "standard output"), error)
             return failed.exit_code, f"[bold red]error:[/] {_escape(str(failed))}"
+        if isinstance(error, PermissionError) and error.filename:  # Python also raises it if a path is only looked for
+            denied = UserError(
+                f"the system refuses access to the path: {error.strerror}",
+                where=os.fsdecode(error.filename),
+                remedy="Choose another path, or check the permissions of its folders.",
+            )
+            return denied.exit_code, f"[bold red]error:[/] {_escape(str(denied))}"
         if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("bertsmith"):
             purpose = " ".join(["bertsmith", *arguments[:1]])
             missing = MissingPackageError(error.name, purpose, needs=_NEEDS.get("".join(arguments[:1])))

@@ -99,7 +99,7 @@ def _parse_list(text: str) -> list[Any] | str:
             items = None
     if not isinstance(items, list):
         return text
-    return [replace_surrogates(item) if isinstance(item, str) else item for item in items]
+    return [replace_surrogates(item) for item in items]
 
 
 def split_parts(text: str, separator: str | None) -> list[str]:

@@ -60,13 +60,10 @@ def read_raw(source: Any, config: DataConfig, role: str | None = None) -> RawTab
 
 
 def _without_surrogates(frame: pd.DataFrame) -> pd.DataFrame:
-    def clean(value: Any) -> Any:
-        return replace_surrogates(value) if isinstance(value, str) and not value.isascii() else value
-
     result = frame.copy(deep=False)
     for i, dtype in enumerate(frame.dtypes):
         if pd.api.types.is_string_dtype(dtype):  # also for objects
-            result.isetitem(i, pd.Series(map(clean, frame.iloc[:, i]), dtype=dtype).array)
+            result.isetitem(i, pd.Series(map(replace_surrogates, frame.iloc[:, i]), dtype=dtype).array)
     result.columns = pd.Index([replace_surrogates(str(name)) for name in frame.columns], dtype=object)
     return result
 

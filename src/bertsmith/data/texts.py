@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -53,13 +55,19 @@ def normalise(text: str) -> str:
     return text.strip()
 
 
-def replace_surrogates(text: str) -> str:
-    """Replace lone surrogates, which no encoding can write, by U+FFFD."""
+def replace_surrogates(value: Any) -> Any:
+    """Replace lone surrogates, which no encoding can write, by U+FFFD, also within lists and objects."""
+    if isinstance(value, list):
+        return [replace_surrogates(entry) for entry in value]
+    if isinstance(value, dict):
+        return {replace_surrogates(key): replace_surrogates(entry) for key, entry in value.items()}
+    if not isinstance(value, str) or value.isascii():
+        return value
     try:
-        text.encode()
+        value.encode()
     except UnicodeEncodeError:
-        return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text)
-    return text
+        return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in value)
+    return value
 
 
 def to_texts(cells: Iterable[Any], where: str, first_row: int = 1, *, flag: str = "--text-column") -> list[str | None]:
@@ -107,6 +115,21 @@ def is_missing(cell: Any) -> bool:
     """Return whether a cell is ``None``, NaN, or a missing value of pandas."""
     is_pandas_missing = type(cell).__name__ in ("NAType", "NaTType")  # by name, so as not to import pandas
     return cell is None or is_pandas_missing or (isinstance(cell, Number) and cell != cell)
+
+
+def json_ready(value: Any) -> Any:
+    """Return a value for JSON: missing values and numbers that are not finite are null, bytes are Base64."""
+    if is_missing(value):
+        return None
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, dict):
+        return {str(key): json_ready(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(entry) for entry in value]
+    if hasattr(value, "tolist"):  # an array or a number of NumPy
+        return json_ready(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def not_scalar(cell: Any) -> str:

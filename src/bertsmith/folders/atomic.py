@@ -35,9 +35,9 @@ def write_text(path: Path, content: str) -> None:
         temporary.write_text(content, encoding="utf-8", newline="\n")  # Windows would change the line breaks of texts
 
 
-def to_json(content: Any) -> str:
+def to_json(content: Any, *, indent: int | None = 2) -> str:
     """Return JSON with a line break at its end; ``NaN`` and infinity become ``null``."""
-    return json.dumps(_finite(content), indent=2, ensure_ascii=False, default=str) + "\n"
+    return json.dumps(_finite(content), indent=indent, ensure_ascii=False, default=str) + "\n"
 
 
 def write_json(path: Path, content: Any) -> None:

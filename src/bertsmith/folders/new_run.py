@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from bertsmith.errors import RunFolderError, write_error
 from bertsmith.folders.atomic import PART, RESUME_REMEDY, remove_temporary_folders, rename
 from bertsmith.folders.claim import Output, check_contents, check_empty, differences, known_settings, refuse_changes
-from bertsmith.folders.run import Run
+from bertsmith.folders.run import Run, damage_errors
 
 
 class RunFolder(Output):
@@ -134,7 +134,8 @@ def check_same_settings(run: Run, config: Mapping[str, Any]) -> None:
 
 def _changed_settings(run: Run, config: Mapping[str, Any]) -> list[str]:
     """Describe which settings of a run differ. Device and threads may, so that another machine can finish the run."""
-    before, machine = known_settings(run.info.get("config", {})), ("device", "threads")
+    with damage_errors(run.layout.run):
+        before, machine = known_settings(run.info["config"]), ("device", "threads")
     return differences(
         {name: value for name, value in before.items() if name not in machine},
         {name: value for name, value in config.items() if name not in machine},

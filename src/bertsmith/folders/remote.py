@@ -5,7 +5,6 @@ Object storage has neither locks nor renames, so a run is trained in a folder an
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Iterable, Set
@@ -15,9 +14,10 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from bertsmith.errors import ConfigError, MissingPackageError, OutputError, RunFolderError, UserError, is_url, to_path
-from bertsmith.folders.atomic import MANIFEST
+from bertsmith.folders.atomic import MANIFEST, write_json
+from bertsmith.folders.layout import Layout
 from bertsmith.folders.new_run import RunFolder, unfinished_error
-from bertsmith.folders.run import Layout, read_json
+from bertsmith.folders.run import read_json
 
 R = TypeVar("R")
 
@@ -166,8 +166,7 @@ class RemoteRun:
         if created != self.created:
             self._remove({name for name in there if name.partition("/")[0] in _FOR_RESUMING}, there)
             with TemporaryDirectory() as temporary:
-                begun = json.dumps({**info, "status": "running"})
-                (Path(temporary) / _RUN).write_text(begun, encoding="utf-8")
+                write_json(Path(temporary) / _RUN, {**info, "status": "running"})
                 self._put(Path(temporary), _RUN)
             self.created = created
         for name in sorted(files, key=_order):

@@ -1,4 +1,4 @@
-"""The run folder: layout, reading and writing. At every instant a run is absent, resumable or finished."""
+"""The run folder: reading and writing. At every instant a run is absent, resumable or finished."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from bertsmith.data.template import Template
@@ -21,54 +21,17 @@ from bertsmith.folders.atomic import (
     is_intact,
     remove_temporary_folders,
     replaced_folder,
+    to_json,
     write_json,
     write_text,
 )
+from bertsmith.folders.layout import FINISHED, MEASURED, Layout, checkpoints, step_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from bertsmith.data.table import Labels
     from bertsmith.report.notebook import Figures
-
-
-class Layout:
-    """Paths in a run folder.
-
-    Attributes:
-        run: settings, versions, hardware, data, status and timings.
-        labels: number and text of each class, and its count in each split.
-        splits: the split of each source row, or the reason why bertsmith dropped the row.
-        model: the fine-tuned Hugging Face checkpoint.
-        history: one line per evaluation.
-        metrics: metrics by split.
-        predictions: predictions for the validation and test splits; with cross-validation, for the training texts too.
-        explanations: word attributions of the most confident mistakes.
-        report: the report page.
-        tensorboard: event files of `train --track tensorboard`.
-        checkpoints: checkpoints of an unfinished run.
-        folds: probabilities of each scored fold of an unfinished run.
-        seeds: one run per seed, with several seeds.
-        exports: exported models by format.
-        evaluations: evaluations on other tables.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.run = root / "run.json"
-        self.labels = root / "labels.json"
-        self.splits = root / "splits.parquet"
-        self.model = root / "model"
-        self.history = root / "history.jsonl"
-        self.metrics = root / "metrics.json"
-        self.predictions = root / "predictions"
-        self.explanations = self.predictions / "explanations.json"
-        self.report = root / "report.html"
-        self.tensorboard = root / "tensorboard"
-        self.checkpoints = root / "checkpoints"
-        self.folds = root / "folds"
-        self.seeds = root / "seeds"
-        self.exports = root / "export"
-        self.evaluations = root / "evaluations"
 
 
 @dataclass(frozen=True)
@@ -120,6 +83,7 @@ class Run:
         if not self.layout.metrics.is_file():
             self.check_finished()
         content = read_json(self.layout.metrics)
+        check_keys(content, MEASURED, self.layout.metrics)
         with damage_errors(self.layout.metrics):
             if old := content.get("baseline", {}).get("tfidf_logistic_regression"):  # the name in older versions
                 content["baseline"]["bag_of_words"] = {"classifier": "logistic regression", **old}
@@ -217,21 +181,22 @@ class Run:
 
     def last_checkpoint(self) -> Path | None:
         """Return the newest intact checkpoint whose best checkpoint is intact too; ``None`` without one."""
-        for path in sorted(self.layout.checkpoints.glob("checkpoint-*"), key=_step, reverse=True):
+        for path in checkpoints(self.layout.checkpoints):
             if is_intact(path):
                 best = read_json(path / "trainer_state.json").get("best_model_checkpoint")
-                if best is None or Path(best).name == path.name or is_intact(path.parent / Path(best).name):
+                name = PureWindowsPath(best or path).name  # the run may have begun on another system
+                if name == path.name or is_intact(path.parent / name):
                     return path
         return None
 
     def remove_checkpoints_after(self, last: Path | None) -> list[int]:
         """Remove the damaged checkpoints after the last intact one, and return their steps."""
-        damaged = [p for p in self.layout.checkpoints.glob("checkpoint-*") if last is None or _step(p) > _step(last)]
+        damaged = [p for p in checkpoints(self.layout.checkpoints) if last is None or step_of(p) > step_of(last)]
         for path in damaged:
             shutil.rmtree(path)
         for folder in (self.path, self.layout.checkpoints):
             remove_temporary_folders(folder)
-        return sorted(map(_step, damaged))
+        return sorted(map(step_of, damaged))
 
     def update(self, **values: Any) -> None:
         """Set keys of ``run.json``."""
@@ -241,11 +206,11 @@ class Run:
         """Append a line to ``history.jsonl``."""
         self.path.stat()  # an OSError if the run was removed: it is not created again
         lines = self.layout.history.read_text(encoding="utf-8") if self.layout.history.is_file() else ""
-        write_text(self.layout.history, lines + json.dumps(entry) + "\n")
+        write_text(self.layout.history, lines + to_json(entry, indent=None))
 
     def truncate_history(self, step: int) -> None:
         """Remove the evaluations after a step."""
-        lines = [json.dumps(entry) + "\n" for entry in self.history if entry["step"] <= step]
+        lines = [to_json(entry, indent=None) for entry in self.history if entry["step"] <= step]
         write_text(self.layout.history, "".join(lines))
 
     def save_model(self, save: Callable[[Path], None]) -> None:
@@ -254,12 +219,14 @@ class Run:
             save(folder)
 
     def check_finished(self) -> None:
-        """Raise a `RunFolderError` if training has not finished."""
-        if (status := self.info.get("status")) != "finished":
+        """Raise a `RunFolderError` if training has not finished, or if ``run.json`` lacks a key of a finished run."""
+        info = self.info
+        if (status := info.get("status")) != "finished":
             remedy = "Wait until its training ends, or repeat the bertsmith train command with --resume."
             raise RunFolderError(
                 f"the run is not finished: its status is {status}", where=str(self.path), remedy=remedy
             )
+        check_keys(info, FINISHED, self.layout.run)
 
     def check_model(self) -> None:
         """Check that the model files have not changed since the run was finished. Added files are allowed.
@@ -305,10 +272,6 @@ def open_run(path: Run | Path | str) -> Run:
     return run
 
 
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
-
-
 def now() -> str:
     """Return the UTC time in ISO format, in seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -327,6 +290,21 @@ def read_json(path: Path) -> dict[str, Any]:
         return content
 
 
+def check_keys(content: Mapping[str, Any], keys: Mapping[str, type], path: Path) -> None:
+    """Check that the content of a file has keys, ``"a.b"`` for ``b`` within ``a``, with values of the given types.
+
+    Raises:
+        RunFolderError: naming the file and the first key that is missing, or whose value has another type.
+    """
+    with damage_errors(path):
+        for key, kind in keys.items():
+            value: Any = content
+            for name in key.split("."):
+                value = value.get(name) if isinstance(value, Mapping) else None
+            if not isinstance(value, kind):
+                raise ValueError(f"the key {key!r} is missing, or its value is not of the type {kind.__name__}")
+
+
 @contextmanager
 def damage_errors(path: Path) -> Iterator[None]:
     """Turn errors from a missing or damaged file of a run into a user error that names the file.
@@ -337,7 +315,9 @@ def damage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+        reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
         if isinstance(error, json.JSONDecodeError):
             reason = f"it is not JSON (line {error.lineno}, column {error.colno})"
         raise RunFolderError(

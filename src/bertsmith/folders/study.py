@@ -134,7 +134,7 @@ def begin_or_resume(study: Study, searched: dict[str, Any], *, overwrite: bool) 
     """
     searched = json.loads(json.dumps(searched, default=str))
     if overwrite and study.file.is_file():
-        for entry in study.path.iterdir():
+        for entry in sorted(study.path.iterdir(), key=lambda entry: entry == study.file):  # until the end, a study
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     if not study.file.is_file():
         study.path.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,8 +13,10 @@ from bertsmith.data.template import flat_texts, stored_groups
 from bertsmith.errors import ConfigError, counted
 from bertsmith.evaluation.abstention import confidence_threshold, conformal_threshold, min_texts
 from bertsmith.folders.run import Run, open_run
-from bertsmith.inference.predictor import Predictor
 from bertsmith.tasks.registry import get_task
+
+if TYPE_CHECKING:
+    from bertsmith.inference.predictor import Predictor
 
 
 @dataclass(frozen=True)

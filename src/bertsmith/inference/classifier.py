@@ -137,6 +137,7 @@ class Classifier(ModelPredictor):
         classifier = cls(opened, labels, task, rule, decide=decide)
         classifier.long = saved_long if long == "auto" else long
         template.check_long(classifier.long)
+        classifier.run = path if folder != path else None
         if folder != path and passed_bf16_check(Run(path)) and choose_precision(target)[0] == "bf16":
             classifier.set_dtype(torch.bfloat16)
         return classifier

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
+from bertsmith.data.template import Texts
 from bertsmith.errors import RunFolderError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.folders.run import Run
 from bertsmith.inference.classifier import Classifier
-from bertsmith.inference.predictor import Items, Predictor
+from bertsmith.inference.predictor import Items, Predictor, PredictProba
+from bertsmith.model.tokens import Tokens
 
 
 class Ensemble(Predictor):
@@ -22,10 +27,12 @@ class Ensemble(Predictor):
         task: the kind of label.
     """
 
-    def __init__(self, members: Sequence[Classifier]) -> None:
-        self.members = list(members)
+    is_ensemble: ClassVar[bool] = True
+
+    def __init__(self, members: Sequence[Classifier], run: Path | None = None) -> None:
+        self.members, self.run = list(members), run
         first = self.members[0]
-        self.labels, self.task, self.template = first.labels, first.task, first.template
+        self.labels, self.task, self.template, self.long = first.labels, first.task, first.template, first.long
 
     @classmethod
     def load(cls, run: Run, *, device: str = "auto", decide: bool = True, long: str = "auto") -> Ensemble:
@@ -41,17 +48,24 @@ class Ensemble(Predictor):
                 where=str(run.path),
                 remedy="Train with --seeds, such as --seeds 3.",
             )
-        return cls([Classifier.load(member.path, device=device, decide=decide, long=long) for member in members])
+        loaded = [Classifier.load(member.path, device=device, decide=decide, long=long) for member in members]
+        return cls(loaded, run.path)
+
+    def __repr__(self) -> str:
+        return f"Ensemble({self.members})"
 
     @property
     def rules(self) -> list[Rule]:
         """The rules of the members."""
         return [member.rule for member in self.members]
 
-    def predict_proba(self, texts: Items, progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Return the mean of the probabilities of the members; see `Predictor.predict_proba`."""
-        texts = self.template.read(texts)
-        tokens = self.members[0].encode(texts, truncate=False)
+    def prepare(self, texts: Items) -> tuple[PredictProba, int]:
+        """Tokenize texts for the mean of the probabilities of the members; see `Predictor.prepare`."""
+        texts, first = self.template.read(texts), self.members[0]
+        tokens = first.encode(texts, truncate=False)
+        return partial(self._mean, tokens, texts), int(first.read(tokens).is_truncated.sum())
+
+    def _mean(self, tokens: Tokens, texts: Texts, progress: Callable[[int], None] | None = None) -> np.ndarray:
         result: np.ndarray = np.mean([m.probabilities_of(m.reuse_tokens(tokens, texts)) for m in self.members], axis=0)
         if progress:
             progress(len(result))

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import xxhash
@@ -157,7 +158,13 @@ class Exported(ModelPredictor):
 
     @classmethod
     def load(
-        cls, folder: Path | str, *, decide: bool = True, threads: int | None = None, long: str = "auto"
+        cls,
+        folder: Path | str,
+        *,
+        decide: bool = True,
+        threads: int | None = None,
+        long: str = "auto",
+        run: Path | None = None,
     ) -> Exported:
         """Load from an export folder.
 
@@ -166,6 +173,7 @@ class Exported(ModelPredictor):
             decide: use the decision rule, if the model has one.
             threads: number of threads; by default one per core.
             long: how to read texts above the maximum length; ``"auto"`` follows the export.
+            run: the folder of the run that the export belongs to, if it is known.
 
         Raises:
             RunFolderError: if the export is damaged.
@@ -183,13 +191,26 @@ class Exported(ModelPredictor):
         except ModuleNotFoundError as error:
             raise MissingPackageError(runtime.package, "the export", where=str(folder)) from error
         except Exception as error:
-            raise _damaged(folder, f"{runtime.package} cannot load the model: {str(error).splitlines()[0]}") from error
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise _damaged(folder, f"{runtime.package} cannot load the model: {reason}") from error
         exported = cls(folder, about, session, decide=decide)
-        exported.long = long
+        exported.long, exported.run = long, run
         return exported
 
     def __repr__(self) -> str:
         return f"Exported({counted(len(self.labels), 'class', 'classes')}, {self.about.format} {self.about.precision})"
+
+    def held_out(self) -> HeldOutPredictions:
+        """Return the held-out predictions of the original model, from the run or the export."""
+        if self.run is not None:
+            return super().held_out()
+        try:
+            with np.load(self.folder / HELD_OUT, allow_pickle=False) as arrays:
+                scores = arrays["probabilities"].astype(np.float64)
+                others = {name: arrays[name] for name in ("lengths", "groups") if len(arrays.get(name, ()))}
+                return HeldOutPredictions(arrays["targets"], [scores], **others)
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            raise _damaged(self.folder / HELD_OUT, str(error)) from error
 
     @property
     def compute_type(self) -> str:
@@ -257,17 +278,6 @@ def file_digest(file: Path) -> str:
         while block := stream.read(1 << 20):
             hashed.update(block)
     return hashed.hexdigest()
-
-
-def read_held_out(folder: Path) -> HeldOutPredictions:
-    """Read the held-out predictions of the original model from an export folder."""
-    try:
-        with np.load(folder / HELD_OUT, allow_pickle=False) as arrays:
-            scores = arrays["probabilities"].astype(np.float64)
-            others = {name: arrays[name] for name in ("lengths", "groups") if len(arrays.get(name, ()))}
-            return HeldOutPredictions(arrays["targets"], [scores], **others)
-    except (OSError, ValueError, KeyError) as error:
-        raise _damaged(folder / HELD_OUT, str(error)) from error
 
 
 def _damaged(file: Path, why: str) -> RunFolderError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,8 +12,7 @@ from bertsmith.config import Long
 from bertsmith.data.template import Template
 from bertsmith.errors import ConfigError, MissingPackageError, RunFolderError, to_path
 from bertsmith.folders.run import Run, open_run
-from bertsmith.inference.abstain import held_out_predictions
-from bertsmith.inference.exported import Exported, ExportInfo, is_export, read_held_out
+from bertsmith.inference.exported import Exported, ExportInfo, is_export
 from bertsmith.inference.predictor import Predictor
 from bertsmith.inference.runtime import RUNTIMES
 from bertsmith.tasks.registry import get_task
@@ -67,9 +65,7 @@ def open_classifier(
                 where=str(path),
                 remedy=f"Leave out {flags}, or pass the run itself.",
             )
-        classifier: Predictor = Exported.load(path, decide=decide, long=long)
-        classifier.held_out = partial(read_held_out, path)
-        return classifier
+        return Exported.load(path, decide=decide, long=long)
     export = None
     if Run(path).layout.run.is_file() and not ensemble:
         export = _export_of(open_run(path), device, runtime)
@@ -80,9 +76,7 @@ def open_classifier(
         )
     if export is not None:
         long = Run(path).info.get("long", "truncate") if long == "auto" else long
-        classifier = Exported.load(export, decide=decide, long=long)
-        classifier.held_out = partial(held_out_predictions, path)
-        return classifier
+        return Exported.load(export, decide=decide, long=long, run=path)
     try:
         from bertsmith.inference.classifier import Classifier
         from bertsmith.inference.ensemble import Ensemble
@@ -93,11 +87,8 @@ def open_classifier(
         ) from error
 
     if ensemble:
-        classifier = Ensemble.load(open_run(path), device=device, decide=decide, long=long)
-    else:
-        classifier = Classifier.load(path, device=device, decide=decide, long=long)
-    classifier.held_out = partial(held_out_predictions, path, ensemble=ensemble)
-    return classifier
+        return Ensemble.load(open_run(path), device=device, decide=decide, long=long)
+    return Classifier.load(path, device=device, decide=decide, long=long)
 
 
 def template_of(path: Path) -> Template:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
@@ -14,8 +15,9 @@ from bertsmith.data.columns import check_columns, find_text_columns
 from bertsmith.data.formats.registry import to_data_frame
 from bertsmith.data.table import Labels
 from bertsmith.data.template import Template, Text, Texts, is_empty, normalise_text
-from bertsmith.errors import ConfigError, DataError, listing, naming_parameters
+from bertsmith.errors import ConfigError, DataError, RunFolderError, listing, naming_parameters
 from bertsmith.evaluation.rule import Rule
+from bertsmith.inference.abstain import HeldOutPredictions, held_out_predictions
 from bertsmith.load_config import resolve
 from bertsmith.model.tokenizer import Encoder
 from bertsmith.model.tokens import Tokens
@@ -23,8 +25,6 @@ from bertsmith.tasks.base import Task
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from bertsmith.inference.abstain import HeldOutPredictions
 
 
 PredictProba = Callable[[Callable[[int], None] | None], np.ndarray]
@@ -43,14 +43,29 @@ class Predictor(ABC):
         task: the kind of label.
         template: the columns that the model reads.
         long: how the predictor reads texts above the maximum length: ``"truncate"``, ``"head-tail"`` or ``"window"``.
-        held_out: loads the held-out predictions; set by `bertsmith.inference.load.open_classifier`.
+        run: the folder of the run; ``None`` for an export outside of a run, or a model without a run.
+        is_ensemble: whether the models of all seeds of the run predict.
     """
 
     labels: Labels
     task: Task
     template: Template = Template()
     long: str = "truncate"
-    held_out: Callable[[], HeldOutPredictions]
+    run: Path | None = None
+    is_ensemble: ClassVar[bool] = False
+
+    def held_out(self) -> HeldOutPredictions:
+        """Return the predictions of the run for its validation texts, which set thresholds.
+
+        Raises:
+            RunFolderError: if the model has no run, or the run is damaged.
+        """
+        if self.run is None:
+            raise RunFolderError(
+                "the model has no run, and so no predictions for validation texts",
+                remedy="Pass the folder of a run or of an export.",
+            )
+        return held_out_predictions(self.run, ensemble=self.is_ensemble)
 
     @property
     def classes_(self) -> np.ndarray:
@@ -62,7 +77,6 @@ class Predictor(ABC):
     def rules(self) -> list[Rule]:
         """The decision rules of the models."""
 
-    @abstractmethod
     def predict_proba(self, texts: Items, progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the probability of every class for every text, shape (texts, classes).
 
@@ -77,13 +91,14 @@ class Predictor(ABC):
             DataError: if an item is not a text, or does not fit the template.
             DeviceError: if even a single text does not fit into memory.
         """
+        return self.prepare(texts)[0](progress)
 
+    @abstractmethod
     def prepare(self, texts: Items) -> tuple[PredictProba, int]:
         """Tokenize texts; return a function that predicts them, and the number of truncated texts.
 
         This needs no model, so one thread can prepare texts while another predicts.
         """
-        return partial(self.predict_proba, texts), 0
 
     def predict(self, texts: Items) -> list[Any]:
         """Return the label text of every text, a list of label texts for sets of labels, or a number."""
@@ -249,10 +264,6 @@ class ModelPredictor(Predictor):
         """Tokenize texts; see `Predictor.prepare`."""
         tokens = self.encode(texts)
         return partial(self.probabilities_of, tokens), int(tokens.is_truncated.sum())
-
-    def predict_proba(self, texts: Items, progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Return the probability of every class for every text; see `Predictor.predict_proba`."""
-        return self.probabilities_of(self.encode(texts), progress)
 
 
 def to_frame(task: Task, scores: np.ndarray, labels: Labels) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import itertools
 import json
@@ -14,11 +13,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import numpy as np
-
 from bertsmith.data.formats.arrow import to_cells
 from bertsmith.data.table import Cells
-from bertsmith.data.texts import guarded_cell, is_missing, quoting
+from bertsmith.data.texts import guarded_cell, is_missing, json_ready, quoting
 from bertsmith.errors import ConfigError, listing
 from bertsmith.inference.spreadsheet import Workbook
 
@@ -189,8 +186,8 @@ class _Csv:
 def _input_cell(value: Any) -> Any:
     """Return an input cell for CSV: missing values are empty, bytes Base64, lists and objects JSON."""
     if isinstance(value, list | dict):
-        return json.dumps(_json(value), ensure_ascii=False, default=str)
-    return "" if is_missing(value) else _json(value) if isinstance(value, bytes) else value
+        return json.dumps(json_ready(value), ensure_ascii=False, default=str)
+    return "" if is_missing(value) else json_ready(value) if isinstance(value, bytes) else value
 
 
 def _added_cell(value: Any, name: str) -> Any:
@@ -206,7 +203,7 @@ class _JsonLines:
 
     def write(self, cells: Cells) -> None:
         for values in zip(*cells.values(), strict=True):
-            record = {name: _json(value) for name, value in zip(cells, values, strict=True)}
+            record = {name: json_ready(value) for name, value in zip(cells, values, strict=True)}
             self.stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False, default=str) + "\n")
 
 
@@ -220,21 +217,6 @@ def _joined_labels(cells: Cells, name: str, added: Sequence[str]) -> list[Any]:
     if name not in (PREDICTED, PREDICTED_TEXTS) or PREDICTED_TEXTS not in added:
         return cells[name]
     return [";".join(map(str, value)) if isinstance(value, list) else value for value in cells[name]]
-
-
-def _json(value: Any) -> Any:
-    """Return a JSON-ready value: missing values and non-finite numbers are null, bytes are Base64."""
-    if is_missing(value):
-        return None
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, dict):
-        return {str(key): _json(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [_json(entry) for entry in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 class _Excel:

@@ -46,13 +46,17 @@ def line_chart(
     """Draw curves over a common x axis.
 
     Args:
-        lines: the curves, the last one in front; points that are not finite are left out.
+        lines: the curves, the last one in front; points that are not finite, or ``None`` in JSON, are left out.
         x_label, y_label: axis labels.
         mark: x of an optional vertical line.
         mark_label: its label.
         legend: whether to add a legend.
     """
-    lines = [Line(li.name, li.css, [p for p in li.points if all(map(math.isfinite, p))]) for li in lines]
+
+    def is_shown(point: tuple[float, float]) -> bool:
+        return all(value is not None and math.isfinite(value) for value in point)
+
+    lines = [Line(line.name, line.css, list(filter(is_shown, line.points))) for line in lines]
     points = [p for line in lines for p in line.points]
     if not points:
         return Markup("<p>No data.</p>")

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bertsmith.compute.system import LOCKS_OPEN_FILES
 from bertsmith.errors import TrainingError, write_error
 from bertsmith.folders.atomic import RESUME_REMEDY, replaced_folder, seal
+from bertsmith.folders.layout import checkpoints
 
 WEIGHTS = "model.safetensors"
 TENSORS = "training.safetensors"
@@ -72,7 +73,7 @@ def rotate(folder: Path, limit: int | None, best: int | None) -> None:
     """Remove old checkpoints, but never the newest and the one of the best step. ``None`` is no limit."""
     if limit is None:
         return
-    newest_first = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
+    newest_first = checkpoints(folder)
     others = [p for p in newest_first if p.name != f"checkpoint-{best}"]
     has_best = len(others) < len(newest_first)
     for path in others[max(limit, 2) - has_best :]:

@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 
 from bertsmith.errors import TrainingError, listing, number_form
 from bertsmith.events import RolledBack
+from bertsmith.folders.layout import step_of
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.outputs import compute_logits
 from bertsmith.training.optimizer import can_skip_step
@@ -171,7 +172,7 @@ def retry_event(
     """Return the event of a retry from a checkpoint, or from the start."""
     return RolledBack(
         step=engine.state.global_step,
-        to_step=int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
+        to_step=step_of(checkpoint) if checkpoint else 0,
         what=f"{error.what} is not a finite number ({_source(error, describe_texts)}); "
         f"likely cause: {_cause(error, engine)}",
         learning_rate=engine.args.learning_rate / 2,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import sklearn  # noqa: F401 - metrics need it, so that its absence is reported before anything is read
+import pandas as pd
 
 from bertsmith.data.table import ORDINAL
 from bertsmith.data.template import stored_groups
@@ -13,9 +13,6 @@ from bertsmith.errors import ConfigError, RunFolderError
 from bertsmith.evaluation.evaluate import compare_classifiers
 from bertsmith.folders.run import Run
 from bertsmith.tasks.registry import get_task
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def compare_runs(opened: Sequence[Run]) -> list[dict[str, Any]]:
@@ -44,7 +41,7 @@ def compare_runs(opened: Sequence[Run]) -> list[dict[str, Any]]:
                 remedy="Compare runs that were trained on the same labels.",
             )
         if _rows(frame, texts, task.truth_column) != rows:
-            common = len(frame[texts].drop_duplicates().merge(first[texts].drop_duplicates()))
+            common = len(pd.merge(frame[texts].drop_duplicates(), first[texts].drop_duplicates()))
             raise RunFolderError(
                 "the runs have different test rows, so bertsmith cannot compare them: "
                 f"{len(first):,} and {len(frame):,} texts, {common:,} in common",

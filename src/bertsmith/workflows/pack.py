@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
 import zipfile
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
 from bertsmith.data.template import stored_groups, texts_of
-from bertsmith.folders.atomic import replaced_file
+from bertsmith.folders.atomic import replaced_file, to_json
 from bertsmith.folders.run import Run, open_run
 from bertsmith.report.methods import write_methods
 from bertsmith.workflows.score import hash_texts
@@ -62,7 +61,7 @@ def pack_run(path: Path, output: Path, *, texts: bool = True) -> int:
             if not texts and source.parent.name == "predictions":
                 content_bytes = _hashed(source)
             elif not texts and source == run.layout.metrics:
-                content_bytes = json.dumps({**run.metrics, "slices": []}, indent=2).encode()
+                content_bytes = to_json({**run.metrics, "slices": []}).encode()
             elif source == run.layout.run:
                 content_bytes = _to_share(run, texts=texts)
             else:
@@ -111,4 +110,4 @@ def _to_share(run: Run, *, texts: bool) -> bytes:
     info = run.info
     if not texts:
         info["data"]["findings"] = {**info["data"]["findings"], "findings": []}
-    return (json.dumps(info, indent=2, ensure_ascii=False) + "\n").encode()
+    return to_json(info).encode()

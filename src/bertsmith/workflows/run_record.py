@@ -28,6 +28,7 @@ from bertsmith.events import (
     Saved,
 )
 from bertsmith.folders.atomic import replaced_file, write_json
+from bertsmith.folders.layout import step_of
 from bertsmith.folders.new_run import check_room, check_same, create
 from bertsmith.folders.run import Run, now
 from bertsmith.workflows.prepare import Splits, TrainingInputs
@@ -120,7 +121,7 @@ def resume_run(
     description = _describe(prepared, splits.data, inputs)
     check_same(run, config=config.dump(), fingerprint=description["data"]["fingerprint"], model=description["model"])
     checkpoint = run.last_checkpoint()
-    step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    step = step_of(checkpoint) if checkpoint else 0
     if damaged := run.remove_checkpoints_after(checkpoint):
         observe(CheckpointsDamaged(step, damaged))
     _write_splits(run, splits, phases)

@@ -22,7 +22,7 @@ from bertsmith.evaluation.evaluate import paired_differences
 from bertsmith.events import FinalStarted, StudyListener
 from bertsmith.folders import atomic
 from bertsmith.folders.claim import known_settings
-from bertsmith.folders.run import Run
+from bertsmith.folders.run import Run, damage_errors
 from bertsmith.folders.study import Study
 from bertsmith.report.study import advice, write_study_report
 from bertsmith.tasks.registry import get_task
@@ -106,7 +106,8 @@ def _train_final(
     name: str, run: Run, table: Table, config: Config, observe: StudyListener, stop: Callable[[], bool]
 ) -> Run:
     info = run.info if run.layout.run.is_file() else {}
-    known = known_settings(info["config"]) if info else {}
+    with damage_errors(run.layout.run):
+        known = known_settings(info["config"]) if info else {}
     # Older versions also compared the columns of the defaults.
     if known and {**known, "no_ablation": config.no_ablation} == config.dump():
         if info.get("status") == "finished":

@@ -18,8 +18,9 @@ from bertsmith.errors import ConfigError, DeviceError, Interrupted, listing, num
 from bertsmith.events import Finished, RunFinished, RunListener, TrainingEstimated
 from bertsmith.folders.atomic import write_json
 from bertsmith.folders.claim import claim
+from bertsmith.folders.layout import Layout
 from bertsmith.folders.new_run import RunFolder
-from bertsmith.folders.run import Layout, Run, damage_errors
+from bertsmith.folders.run import Run, damage_errors
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.explain import explain_mistakes
 from bertsmith.report.card import write_card

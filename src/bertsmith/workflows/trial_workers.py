@@ -138,13 +138,15 @@ def _run_claimed(
 ) -> tuple[str, tuple[float, ...], str]:
     """Run a trial; return its state, its values and why it failed."""
     start, study_config = time.perf_counter(), search.study_config
-    objectives, reported = study_config.objectives, set[int]()
+    objectives = study_config.objectives
 
     def on_score(at: float, score: float) -> None:
         observe(TrialScored(trial.number, at, score))
         step = round(at if study_config.cv else at * STEPS_PER_EPOCH)
-        if len(objectives) == 1 and step not in reported:  # Optuna keeps the first score of a step, before a rollback
-            reported.add(step)
+        if len(objectives) == 1:
+            # After a rollback, steps repeat. Optuna would ignore their new scores, and prune by the scores from before.
+            reported = trial._cached_frozen_trial
+            reported.intermediate_values = {s: v for s, v in reported.intermediate_values.items() if s < step}
             store.report(trial, score, step)
             if store.retry(trial.should_prune):
                 raise optuna.TrialPruned

@@ -213,7 +213,8 @@ def _in_memory(run: Run) -> list[str]:
 def _settings(run: Run) -> Config:
     """Return the settings to read a table with, or to train on it: those of the run without its sources."""
     known = {name: value for name, value in run.info["config"].items() if name in Config.model_fields}
-    return Config.model_validate({**known, **dict.fromkeys(("sql", "db", *_in_memory(run)))})
+    with damage_errors(run.layout.run):
+        return Config.model_validate({**known, **dict.fromkeys(("sql", "db", *_in_memory(run)))})
 
 
 def _retrain(run: Run, table: Any, device: str) -> list[Check]:

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from bertsmith.data.texts import is_missing
+from bertsmith.data.texts import is_missing, json_ready
 from bertsmith.errors import DataError
 
 Record = dict[str, Any]
@@ -198,7 +198,7 @@ def as_task(tool: str, text: str, facts: Record) -> Record:
 
 def write_tasks(tool: str, texts: Iterable[str], facts: Iterable[Record]) -> str:
     """Return texts as a file of tasks: a JSON array for Label Studio and Argilla, else JSON Lines; see `as_task`."""
-    tasks = [as_task(tool, text, some) for text, some in zip(texts, facts, strict=True)]
+    tasks = [as_task(tool, text, json_ready(some)) for text, some in zip(texts, facts, strict=True)]
     if tool in ("labelstudio", "argilla"):
         return json.dumps(tasks, ensure_ascii=False, indent=1, default=str) + "\n"
     return "".join(json.dumps(task, ensure_ascii=False, default=str) + "\n" for task in tasks)

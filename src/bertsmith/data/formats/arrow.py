@@ -190,14 +190,23 @@ def _is_nested(arrow_type: Any) -> bool:
 def common_types(chunks: Iterable[Mapping[str, list[Any]]]) -> dict[str, Any]:
     """Return for every column the Arrow type that holds its values in all chunks, or string if none does."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     found: dict[str, Any] = {}
+    bounds: dict[str, list[int]] = {}
     for cells in chunks:
         for name, values in cells.items():
             try:
-                arrow_type = pa.array(values, from_pandas=True).type
-                schemas = [pa.schema([(name, each)]) for each in (found.get(name, arrow_type), arrow_type)]
+                array = pa.array(values, from_pandas=True)
+                schemas = [pa.schema([(name, each)]) for each in (found.get(name, array.type), array.type)]
                 found[name] = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+                if pa.types.is_integer(array.type):
+                    bounds.setdefault(name, []).extend(pc.min_max(array).as_py().values())
             except (pa.ArrowException, TypeError, OverflowError):
                 found[name] = pa.string()
+    for name, integers in bounds.items():  # floats, or int64 for chunks of int64 and uint64, do not hold all integers
+        try:
+            pa.array(integers, type=found[name])
+        except (pa.ArrowException, OverflowError):
+            found[name] = pa.string()
     return found

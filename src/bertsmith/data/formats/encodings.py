@@ -145,7 +145,7 @@ def open_text(binary: BinaryIO, name: str, encoding: str | None = None) -> TextF
     if encoding is not None:
         try:
             invalid = _first_invalid(binary, encoding)
-        except LookupError as error:
+        except (LookupError, ValueError) as error:
             invalid = _InvalidByte(str(error))
         if invalid:
             raise _not_in(encoding, name, invalid.reason)

@@ -70,7 +70,7 @@ def _table(
     def chunks() -> Iterator[Cells]:
         remaining = records()
         while chunk := list(itertools.islice(remaining, chunk_rows)):
-            yield {replace_surrogates(key): [_clean(record.get(key)) for record in chunk] for key in keys}
+            yield {replace_surrogates(key): [replace_surrogates(record.get(key)) for record in chunk] for key in keys}
 
     columns = [replace_surrogates(key) for key in keys]
     return ChunkedTable(file.path.name, columns, chunks, n_rows, nested, file.text.notes)
@@ -113,10 +113,6 @@ def _check_record(record: Any, where: str, error_type: type[DataError] = DataErr
             where=where,
             remedy='Save the table as an array of rows, in pandas with to_json(…, orient="records").',
         )
-
-
-def _clean(value: Any) -> Any:
-    return replace_surrogates(value) if isinstance(value, str) else value
 
 
 def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
