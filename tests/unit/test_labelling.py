@@ -302,6 +302,8 @@ def test_labels_are_not_renamed_to_what_cannot_be_a_label(project, old, new):
 def test_labels_are_merged_only_after_a_confirmation(project, cli):
     decide(project, "ann", "good")
     arguments = ("label", "-o", project.path, "--rename-label")
+    assert cli(*arguments, "bad", "worse", "--labels", "new")[0] == 2
+    assert "bad" in project.labels
     assert cli(*arguments, "bad", "worse")[0] == 0
     assert cli(*arguments, "good", "worse")[0] == 2
     assert project.labels == ["worse", "good", "so so"]

@@ -79,6 +79,11 @@ def label(
     from bertsmith.workflows.labelling_gain import estimate_project
 
     if rename_label is not None:
+        if pool is not None or settings.sql is not None or labels is not None:
+            raise ConfigError(
+                "--rename-label cannot be combined with a pool or --labels",
+                remedy="Rename the label first, then run bertsmith label again with the other arguments.",
+            )
         _rename(Project(output), *rename_label, yes=yes)
         return
     names = [name.strip() for name in labels.split(",") if name.strip()] if labels else []
