@@ -698,7 +698,11 @@ def test_without_labels_the_shares_are_counted_with_a_note(finished, corpus, mon
         bs.measure(finished, corpus / "corpus.csv")
     monkeypatch.setattr("bertsmith.workflows.label_shift.FEWEST", 3)
     monkeypatch.setattr("bertsmith.workflows.label_shift.FEWEST_IN_GROUP", 170)  # the months have 166 or 167 texts
-    monkeypatch.setattr("bertsmith.workflows.label_shift.stored_groups", lambda frame: np.arange(len(frame)) // 2)
+    size = 1000
+    monkeypatch.setattr("bertsmith.workflows.label_shift.stored_groups", lambda frame: np.arange(len(frame)) // size)
+    with pytest.raises(DataError):  # one group of test texts
+        bs.measure(finished, corpus / "corpus.csv")
+    size = 2
     tested = []
 
     def accept(targets, features, texts, n_classes):
@@ -713,6 +717,8 @@ def test_without_labels_the_shares_are_counted_with_a_note(finished, corpus, mon
     assert len(found.notes) == 3  # the assumption, groups of test texts, and months without a test of their own
     assert found.shares[0].labelled_share is None
     assert tested == [(True, True, 500, 3)] * 2  # axes and clusters
+    size = 10
+    assert len(bs.measure(finished, corpus / "corpus.csv", by="month").notes) == 4  # few groups of test texts
     monkeypatch.setattr("bertsmith.workflows.label_shift.label_shift_test", lambda *arguments: 0.01)
     with pytest.raises(DataError) as caught:
         bs.measure(finished, corpus / "corpus.csv")

@@ -29,7 +29,11 @@ def exact_accuracy(right: np.ndarray, groups: np.ndarray | None = None) -> tuple
 
 
 def wilson(right: np.ndarray) -> tuple[float, float]:
-    """Return the interval of a share by Wilson (1927), which has a width also at 0 and 1; ``right``: bool, shape (n,)."""
+    """Return the interval of a share by Wilson (1927), which has a width at 0 and 1 too.
+
+    Args:
+        right: whether each text counts, bool, shape (n,).
+    """
     from scipy.stats import binomtest
 
     interval = binomtest(int(right.sum()), len(right)).proportion_ci(LEVEL, method="wilson")
