@@ -70,6 +70,9 @@ def test_groups_that_differ_widen_the_interval():
     widths = [each.high - each.low for each in (alone, *found)]
     assert 0.8 * widths[0] < widths[1] < 1.25 * widths[0]
     assert widths[2] > 2 * widths[0]
+    assert [each.groups for each in (alone, *found)] == [None, 500, 20]
+    one = expect_accuracy(bins, predicted, *held_out, groups=np.zeros(500))
+    assert (one.low, one.high, one.groups) == (0, 1, 1)
 
 
 def test_a_lower_confidence_lowers_the_expected_accuracy():

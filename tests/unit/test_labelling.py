@@ -420,6 +420,19 @@ def test_the_ceiling_is_the_share_of_texts_with_the_same_labels():
     assert found.ceiling.interval[0] < 0.6 < found.ceiling.interval[1]
 
 
+@pytest.mark.parametrize("different", [0, 1])
+def test_nearly_perfect_agreement_is_not_certain(different):
+    given = ("x" * 30, "x" * 29 + "y") if different else ("xy" * 15, "xy" * 15)
+    codes = {(i, coder): frozenset(some[i]) for coder, some in zip("ab", given, strict=True) for i in range(30)}
+    found = measure_agreement(codes, "xy", "single-label")
+    (pair,) = found.pairs.values()
+    assert (pair.value, pair.interval) == (1 - different, None)
+    low, high = found.ceiling.interval
+    assert low < 0.89 < 0.98 < high
+    if not different:
+        assert (found.alpha.value, found.alpha.interval) == (1, None)
+
+
 def test_the_interval_of_alpha_contains_the_true_value_as_often_as_it_says():
     rng = np.random.default_rng(0)
     counts = np.zeros((20_000, 2))

@@ -553,6 +553,35 @@ def test_clusters_have_the_standard_errors_of_the_jackknife():
     assert (found.freedom, few.freedom) == (6, 2)
 
 
+@pytest.mark.parametrize(("n", "given"), [(0, None), (1, None), (2, 1), (4, 1), (5, 0)])
+@pytest.mark.parametrize("on", ["month", "late"])
+def test_values_with_few_labelled_texts_or_clusters_are_noted_or_refused(n, given, on):
+    frame = _outcomes(0, n=400, labelled=40).assign(month=["m1"] * 200 + ["m2"] * 200)
+    known = np.arange(400) % 10 == 0
+    known[200:] = np.arange(200) < n
+    labelled = frame.assign(inclusion_probability=np.where(known, 0.1, np.nan))
+    author = [*range(20)] * 10 + [20 + i % n for i in range(200)] if n else None
+    for some, clusters in ((labelled, None), *([(frame.assign(a=author), "a")] if n else [])):
+        if given is None:
+            with pytest.raises(DataError):
+                fit_regression(some, "hate", [on], clusters=clusters)
+        else:
+            found = fit_regression(some, "hate", [on], clusters=clusters)
+            assert len(found.notes) == given
+            assert all(note in repr(found) for note in found.notes)
+
+
+def test_numbers_that_vary_in_one_cluster_or_in_no_labelled_text_have_no_coefficient():
+    frame = _outcomes(0, n=400, labelled=40).assign(a=np.arange(400) // 40, x=np.maximum(np.arange(400) - 360, 0))
+    with pytest.raises(DataError):
+        fit_regression(frame, "hate", ["late", "x"], clusters="a")
+    known = np.where(np.arange(400) % 10 == 0, 0.1, np.nan)
+    assert np.isfinite(fit_regression(frame.assign(inclusion_probability=known), "hate", ["x"]).errors).all()
+    known[360:] = np.nan
+    with pytest.raises(DataError):
+        fit_regression(frame.assign(inclusion_probability=known), "hate", ["x"])
+
+
 @pytest.mark.parametrize(
     ("label", "on", "model", "error"),
     [
@@ -629,8 +658,10 @@ def test_the_command_measures_a_corpus(finished, corpus, cli, tmp_path):
     assert table["labelled"].sum() == 120
     for share in whole:  # the pseudo-outcomes have the corrected share as their mean
         assert table[f"outcome {share['label_text']}"].mean() == pytest.approx(share["share"], abs=1e-6)
-    assert bs.regress(tmp_path / "r.csv", "animals", ["month"]).names[1:] == ("month_2025-02", "month_2025-03")
-    assert "labelled" in bs.regress(ArrowTable(table), "animals", ["month", "labelled"]).names
+    for source in (tmp_path / "r.csv", ArrowTable(table)):
+        assert bs.regress(source, "animals", ["month"]).names[1:] == ("month_2025-02", "month_2025-03")
+    with pytest.raises(DataError):  # texts without a label have no labelled texts
+        bs.regress(table, "animals", ["month", "labelled"])
     page = (tmp_path / "p.html").read_text(encoding="utf-8")
     assert page.count("<svg") == 4
     code, _, _ = cli(*arguments)
@@ -698,7 +729,11 @@ def test_without_labels_the_shares_are_counted_with_a_note(finished, corpus, mon
         bs.measure(finished, corpus / "corpus.csv")
     monkeypatch.setattr("bertsmith.workflows.label_shift.FEWEST", 3)
     monkeypatch.setattr("bertsmith.workflows.label_shift.FEWEST_IN_GROUP", 170)  # the months have 166 or 167 texts
-    monkeypatch.setattr("bertsmith.workflows.label_shift.stored_groups", lambda frame: np.arange(len(frame)) // 2)
+    size = 1000
+    monkeypatch.setattr("bertsmith.workflows.label_shift.stored_groups", lambda frame: np.arange(len(frame)) // size)
+    with pytest.raises(DataError):  # one group of test texts
+        bs.measure(finished, corpus / "corpus.csv")
+    size = 2
     tested = []
 
     def accept(targets, features, texts, n_classes):
@@ -713,6 +748,8 @@ def test_without_labels_the_shares_are_counted_with_a_note(finished, corpus, mon
     assert len(found.notes) == 3  # the assumption, groups of test texts, and months without a test of their own
     assert found.shares[0].labelled_share is None
     assert tested == [(True, True, 500, 3)] * 2  # axes and clusters
+    size = 10
+    assert len(bs.measure(finished, corpus / "corpus.csv", by="month").notes) == 4  # few groups of test texts
     monkeypatch.setattr("bertsmith.workflows.label_shift.label_shift_test", lambda *arguments: 0.01)
     with pytest.raises(DataError) as caught:
         bs.measure(finished, corpus / "corpus.csv")

@@ -125,8 +125,12 @@ def regress(
         clusters: a column of groups, such as authors, whose texts depend on each other. If you labelled a sample of
             groups, pass their column.
 
+    Returns:
+        The coefficients, and notes about values with fewer than five labelled texts (or clusters).
+
     Raises:
-        UserError: if a column is missing, or the regression has no solution.
+        UserError: if a column is missing, if a value of a column has fewer than two labelled texts (or clusters), or if
+            the regression has no solution.
     """
     from bertsmith.measuring.regression import fit_regression
 

@@ -99,11 +99,10 @@ def _print_agreement(table: Table) -> None:
     from bertsmith.evaluation.agreement import Coefficient
 
     def show(name: str, found: Coefficient) -> None:
-        if found.value is not None and found.interval is not None:
-            low, high = found.interval
+        if found.value is not None:
+            interval = "not available" if found.interval is None else "{:.2f} to {:.2f}".format(*found.interval)
             stdout_console().print(
-                f"  {found.value:.2f}  (95 % interval {low:.2f} to {high:.2f}, {counted(found.texts, 'text')})  {name}",
-                markup=False,
+                f"  {found.value:.2f}  (95 % interval {interval}, {counted(found.texts, 'text')})  {name}", markup=False
             )
 
     found = _agreement(table)

@@ -210,11 +210,19 @@ def _print_summary(predictions: Predictions, template: Template) -> None:
             markup=False,
         )
     if expected := predictions.expected_accuracy:
+        from bertsmith.measuring.expected_accuracy import FEW_GROUPS
+
         stderr_console().print(
             f"expected accuracy {expected.value:.3f} (95 % interval {expected.low:.3f} to {expected.high:.3f}), from "
             f"{expected.held_out:,} held-out texts; to check this estimate, label some of the new texts",
             markup=False,
         )
+        if expected.groups is not None and expected.groups < FEW_GROUPS:
+            effect = "says nothing about other groups" if expected.groups == 1 else "has an unreliable interval"
+            stderr_console().print(
+                f"[yellow]note:[/] the held-out texts form only {counted(expected.groups, 'group')}, so the expected "
+                f"accuracy {effect}"
+            )
         if expected.unlike:
             stderr_console().print(
                 "[yellow]note:[/] these texts differ from the held-out texts, so the interval begins at 0; bertsmith "

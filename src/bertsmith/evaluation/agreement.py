@@ -14,10 +14,13 @@ import numpy as np
 
 from bertsmith.bootstrap import TAILS, draw_resamples
 from bertsmith.data.table import MULTI_LABEL, ORDINAL
+from bertsmith.evaluation.intervals import wilson
 
 LabelSet = frozenset[str]
 Coded = Mapping[tuple[int, str], LabelSet]
 """The labels that a coder gave to a text, by text and coder."""
+NO_WIDTH = 1e-9
+"""An interval of at most this width comes from equal resamples, and says nothing about other texts."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class Coefficient:
 
     Attributes:
         value: ``None`` if it is undefined, as when every text has the same label.
-        interval: bounds of the 95 % bootstrap interval over texts; ``None`` if undefined.
+        interval: bounds of the 95 % interval: of the bootstrap over texts; of a share by Wilson (1927). ``None`` if
+            undefined, or if the value is the same in nearly every resample, as when the coders always agree.
         texts: number of texts with labels of at least two coders.
     """
 
@@ -148,8 +152,8 @@ def kappa(one: np.ndarray, two: np.ndarray, weights: np.ndarray) -> Coefficient:
 
 def _same(one: np.ndarray, two: np.ndarray) -> Coefficient:
     """Return the share of texts with the same value, from value indices of shape (texts,)."""
-    same = (one == two).astype(float)
-    return _with_interval(lambda drawn: np.asarray(drawn @ same / drawn.sum(axis=1)), len(same))
+    same = one == two
+    return Coefficient(float(same.mean()), wilson(same), len(same))
 
 
 def _mean(found: Sequence[Coefficient]) -> Coefficient:
@@ -168,7 +172,7 @@ def _with_interval(of: Callable[[np.ndarray], np.ndarray], n: int) -> Coefficien
     drawn = np.concatenate([of(some) for some in draw_resamples(n, None, np.random.default_rng(0))])
     drawn = drawn[np.isfinite(drawn)]
     low, high = np.percentile(drawn, TAILS).tolist() if len(drawn) else (value, value)
-    return Coefficient(value, (low, high), n)
+    return Coefficient(value, (low, high) if high - low > NO_WIDTH else None, n)
 
 
 def _order(labels: Sequence[str]) -> Callable[[LabelSet], list[int]]:

@@ -28,6 +28,18 @@ def exact_accuracy(right: np.ndarray, groups: np.ndarray | None = None) -> tuple
     return float(exact.low), float(exact.high)
 
 
+def wilson(right: np.ndarray) -> tuple[float, float]:
+    """Return the interval of a share by Wilson (1927), which has a width at 0 and 1 too.
+
+    Args:
+        right: whether each text counts, bool, shape (n,).
+    """
+    from scipy.stats import binomtest
+
+    interval = binomtest(int(right.sum()), len(right)).proportion_ci(LEVEL, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
 def resampled_average_precision(truth: np.ndarray, probabilities: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     """Return the macro average precision of every resample, shape (resamples,).
 

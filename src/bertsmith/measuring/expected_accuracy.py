@@ -17,6 +17,8 @@ BINS = 10
 """Bins of confidence with equal numbers of held-out texts."""
 FEWEST = 100
 """Fewest held-out texts, and fewest new texts."""
+FEW_GROUPS = 5
+"""With fewer groups of held-out texts, intervals are unreliable. One group says nothing about others."""
 DRAWS, EM_STEPS = 400, 1000
 """With many classes, a quarter of the draws and a tenth of the steps."""
 MANY_CLASSES, CONVERGED = 20, 1e-5
@@ -43,6 +45,8 @@ class ExpectedAccuracy:
         unlike: whether both assumptions may fail, because the new texts are shorter or longer, or because no plausible
             class shares explain the predicted labels. The interval then begins at 0: on other texts, a model can be
             worse than a random guess.
+        groups: number of groups of the held-out texts; ``None`` for independent texts. If there is one group, the
+            interval is 0 to 1: one group says nothing about others. With few groups, the interval is unreliable.
     """
 
     value: float
@@ -50,6 +54,7 @@ class ExpectedAccuracy:
     high: float
     held_out: int
     unlike: bool = False
+    groups: int | None = None
 
 
 def expect_accuracy(
@@ -97,9 +102,11 @@ def expect_accuracy(
         bounds.append(np.quantile(observed, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
     low, high = np.min(bounds, axis=0)[0], np.max(bounds, axis=0)[1]
     value, unlike = float(by_confidence.mean()), contradicts or (lengths is not None and _are_unlike(*lengths))
-    if unlike:
+    n_groups = None if groups is None else len(np.unique(groups))
+    if unlike or n_groups == 1:
         low = 0.0
-    return ExpectedAccuracy(value, float(low), float(high), len(targets), unlike)
+    high = 1.0 if n_groups == 1 else float(high)
+    return ExpectedAccuracy(value, float(low), high, len(targets), unlike, n_groups)
 
 
 def grid_of(confidence: float) -> int:

@@ -56,7 +56,8 @@ def adjusted_count(
         targets, predicted: class indices of the held-out texts, shape (n,); every class occurs.
         counts: texts of the corpus by predicted class, shape (classes,).
         outcomes: of the texts of each class, from 0 to 1, shape (classes, columns); ``None`` for the shares.
-        groups: group of each held-out text, such as its author, shape (n,); ``None`` for independent texts.
+        groups: group of each held-out text, such as its author, shape (n,), at least two; ``None`` for independent
+            texts.
 
     The interval has the percentiles of draws from the posterior of the error rates. With groups, the rates come from a
     bootstrap over groups.

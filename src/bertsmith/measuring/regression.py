@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from scipy import stats
 
 from bertsmith.bootstrap import LEVEL
 from bertsmith.data.formats.registry import to_data_frame
-from bertsmith.errors import ConfigError, DataError, counted, did_you_mean, listing
+from bertsmith.errors import ConfigError, DataError, counted, did_you_mean, listing, quoted
 from bertsmith.measuring.pseudo_outcomes import INCLUSION, LEVEL_NAME, NUMBER_NAME, OUTCOME
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 INTERCEPT = "(intercept)"
 MAX_STEPS = 100
 TOLERANCE = 1e-10
+FEWEST, FEW = 2, 5
+"""Fewest labelled texts (or clusters) with each value of a column, and the number below which a note says so."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Regression:
         covariance: of the coefficients, robust against unequal variances, shape (coefficients, coefficients).
         texts: number of texts.
         freedom: degrees of freedom of the t distribution: labelled texts, or clusters with a labelled text, minus 1.
+        notes: sentences about unreliable intervals.
     """
 
     names: tuple[str, ...]
@@ -40,6 +44,7 @@ class Regression:
     covariance: np.ndarray
     texts: int
     freedom: int
+    notes: tuple[str, ...] = ()
 
     @property
     def errors(self) -> np.ndarray:
@@ -63,7 +68,8 @@ class Regression:
         )
 
     def __repr__(self) -> str:
-        return f"{self.to_frame().to_string(float_format='{:.4g}'.format)}\n{counted(self.texts, 'text')}"
+        table = self.to_frame().to_string(float_format="{:.4g}".format)
+        return "\n".join([table, counted(self.texts, "text"), *(f"note: {note}" for note in self.notes)])
 
 
 def fit_regression(
@@ -79,12 +85,12 @@ def fit_regression(
     on = [on] if isinstance(on, str) else on
     table = to_data_frame(table)
     frame = table if isinstance(table, pd.DataFrame) else _read(Path(table))
-    outcome = f"{OUTCOME}{label_text}"
+    outcome, where = f"{OUTCOME}{label_text}", str(table) if isinstance(table, str | Path) else "the data frame"
     for name in (outcome, *on, *([clusters] if clusters else [])):
         if name not in frame.columns:
             raise DataError(
                 f"the table has no column {name!r}.{did_you_mean(name, map(str, frame.columns))}",
-                where=str(table) if isinstance(table, str | Path) else "the data frame",
+                where=where,
                 remedy=f"Name one of {listing(frame.columns)}."
                 if any(str(known).startswith(OUTCOME) for known in frame.columns)
                 else "Pass the file that bertsmith measure --for-regression wrote.",
@@ -92,8 +98,18 @@ def fit_regression(
     if missing := [name for name in on if frame[name].isna().any()]:
         raise DataError(
             f"columns with missing values: {listing(missing)}",
+            where=where,
             remedy="Remove the rows without a value, or fill in the values.",
         )
+    groups = np.arange(len(frame)) if clusters is None else np.asarray(pd.factorize(frame[clusters])[0])
+    alone = groups < 0  # a row without a cluster is one of its own
+    groups[alone] = groups.max() + 1 + np.arange(alone.sum())
+    weights, units = np.ones(len(frame)), "texts" if clusters is None else "clusters"
+    if INCLUSION in frame.columns:
+        weights = 1 / frame[INCLUSION].fillna(np.inf).to_numpy(dtype=np.float64)  # 0 without a label
+        units = "labelled texts" if clusters is None else "clusters with a labelled text"
+    known = weights > 0
+    notes = _few(frame[list(on)], np.where(known, groups, -1), units, where)
     columns = pd.get_dummies(frame[list(on)], drop_first=True, dtype=float)
     values = columns.to_numpy(dtype=np.float64)
     # Of standardised columns, so that large numbers, such as times in seconds, lose no precision.
@@ -101,23 +117,61 @@ def fit_regression(
     spread[spread == 0] = 1
     x = np.column_stack([np.ones(len(frame)), (values - center) / spread])
     y = frame[outcome].to_numpy(dtype=np.float64)
-    if np.linalg.matrix_rank(x) < x.shape[1]:
-        raise DataError(f"the columns {listing(on)} are linearly dependent", remedy="Leave out one of them.")
+    for rows, among in ((slice(None), ""), (known, "among the labelled texts, ")):
+        if np.linalg.matrix_rank(x[rows]) < x.shape[1]:
+            what = f"{among}the columns {listing(on)} are constant or linearly dependent"
+            raise DataError(what, where=where, remedy="Leave out one of them.")
     coefficients = np.linalg.lstsq(x, y, rcond=None)[0] if model == "linear" else _logistic(x, y)
-    groups = np.arange(len(frame)) if clusters is None else np.asarray(pd.factorize(frame[clusters])[0])
-    alone = groups < 0  # a row without a cluster is one of its own
-    groups[alone] = groups.max() + 1 + np.arange(alone.sum())
-    weights = np.ones(len(frame))
-    if INCLUSION in frame.columns:
-        weights = 1 / frame[INCLUSION].fillna(np.inf).to_numpy(dtype=np.float64)  # 0 without a label
     # A mistake about a class is one step. A mistake about a number has no such size.
     steps = np.zeros(len(frame)) if label_text == NUMBER_NAME else weights
-    covariance = _covariance(x, y, coefficients, steps, groups, logistic=model == "logistic")
-    freedom = max(len(np.unique(groups[weights > 0])) - 1, 1)
+    names = (INTERCEPT, *map(str, columns.columns))
+    covariance = _covariance(x, y, coefficients, steps, groups, names, logistic=model == "logistic")
     original = np.diag([1, *1 / spread])
     original[0, 1:] = -center / spread
-    names = (INTERCEPT, *map(str, columns.columns))
-    return Regression(names, original @ coefficients, original @ covariance @ original.T, len(frame), freedom)
+    freedom = len(np.unique(groups[known])) - 1
+    return Regression(names, original @ coefficients, original @ covariance @ original.T, len(frame), freedom, notes)
+
+
+def _few(columns: pd.DataFrame, known: np.ndarray, units: str, where: str) -> tuple[str, ...]:
+    """Count the labelled texts (or clusters) with each value of a column of words, or of two numbers.
+
+    Without labelled texts of a value, its predictions are not corrected. One text or cluster gives no variance.
+
+    Args:
+        columns: the explanatory variables.
+        known: the labelled text or cluster of each row, -1 for rows without a label, shape (n,).
+        units: name of what is counted.
+        where: names the table in an error.
+
+    Returns:
+        Notes about values with fewer than `FEW`.
+
+    Raises:
+        DataError: if a value has fewer than `FEWEST`.
+    """
+    import pandas as pd
+
+    notes, labelled = [], known >= 0
+    if (n := len(np.unique(known[labelled]))) < FEWEST:
+        what = f"a regression needs at least {FEWEST} {units}, but the table has {n}"
+        raise DataError(what, where=where, remedy="Label more texts.")
+    for name, column in columns.items():
+        codes, values = pd.factorize(column)
+        if len(values) > 2 and pd.api.types.is_numeric_dtype(column):
+            continue
+        pairs = np.unique(codes[labelled] * len(known) + known[labelled])
+        counts = np.bincount(pairs // len(known), minlength=len(values))
+        for limit in (FEWEST, FEW):
+            if few := [f"{quoted(value)} ({n})" for value, n in zip(values, counts, strict=True) if n < limit]:
+                shown = f"fewer than {limit} {units}: {', '.join(few[:10])}{', …' if len(few) > 10 else ''}"
+                if limit == FEWEST:
+                    raise DataError(
+                        f"column {quoted(name)} has values with {shown}",
+                        where=where,
+                        remedy="Merge them with others, label more texts that have them, or leave out the column.",
+                    )
+                notes.append(f"differences of {quoted(name)} have unreliable intervals for values with {shown}")
+    return tuple(notes)
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -152,7 +206,14 @@ def _logistic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _covariance(
-    x: np.ndarray, y: np.ndarray, b: np.ndarray, weights: np.ndarray, groups: np.ndarray, *, logistic: bool
+    x: np.ndarray,
+    y: np.ndarray,
+    b: np.ndarray,
+    weights: np.ndarray,
+    groups: np.ndarray,
+    names: Sequence[str],
+    *,
+    logistic: bool,
 ) -> np.ndarray:
     """Return the robust covariance (HC1; with clusters the jackknife), shape (coefficients, coefficients).
 
@@ -166,12 +227,17 @@ def _covariance(
         x, y, b: inputs, outcomes and coefficients.
         weights: inverse inclusion probability of texts whose label can show a mistake, 0 for others, shape (n,).
         groups: cluster of each text, from 0, shape (n,).
+        names: of the coefficients.
         logistic: whether the regression is logistic.
+
+    Raises:
+        DataError: if coefficients are unknown without some cluster.
     """
     fitted = 1 / (1 + np.exp(-x @ b)) if logistic else x @ b
-    sloped = x * (fitted * (1 - fitted))[:, None] if logistic else x
-    hessian, scores, n = sloped.T @ x, x * (y - fitted)[:, None], len(y)
-    bread, n_groups = np.linalg.inv(hessian), int(groups.max()) + 1
+    scores, n, n_groups = x * (y - fitted)[:, None], len(y), int(groups.max()) + 1
+    q, r = np.linalg.qr(x * np.sqrt(fitted * (1 - fitted))[:, None] if logistic else x)
+    root = np.linalg.inv(r)  # the Hessian is r.T @ r
+    bread = root @ root.T
     mistake = (x * (weights * np.maximum(weights - 1, 0))[:, None]).T @ x / max(np.count_nonzero(weights), 1)
     if n_groups == n:
         meat = n / max(n - x.shape[1], 1) * scores.T @ scores
@@ -179,7 +245,15 @@ def _covariance(
     covariance = bread @ mistake @ bread
     order = np.argsort(groups, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
-        # Without the only cluster with some value, its coefficient is unknown: the inverse leaves it as it is.
-        change = np.linalg.pinv(hessian - sloped[rows].T @ x[rows], 1e-10, hermitian=True) @ scores[rows].sum(axis=0)
+        left = np.eye(x.shape[1]) - q[rows].T @ q[rows]
+        sizes, directions = np.linalg.eigh(left)
+        if sizes[0] < TOLERANCE:
+            change = abs(root @ directions[:, sizes < TOLERANCE]).max(axis=1)[1:]
+            unknown = compress(names[1:], change > 1e-6 * change.max())
+            raise DataError(
+                f"without one of the clusters, these coefficients are unknown: {listing(unknown)}",
+                remedy="Leave out their columns, or add texts of other clusters with other values in these columns.",
+            )
+        change = root @ np.linalg.solve(left, root.T @ scores[rows].sum(axis=0))
         covariance += (n_groups - 1) / n_groups * np.outer(change, change)
     return covariance

@@ -12,6 +12,7 @@ from bertsmith.data.template import Texts, flat, stored_groups, texts_of
 from bertsmith.errors import DataError, counted, listing, quoted
 from bertsmith.folders.run import Run
 from bertsmith.measuring.estimate import Totals, sum_totals
+from bertsmith.measuring.expected_accuracy import FEW_GROUPS
 from bertsmith.measuring.label_shift import (
     ALPHA,
     FEWEST,
@@ -63,7 +64,7 @@ class HeldOut:
         """Read the test predictions of a run.
 
         Raises:
-            DataError: if the run has no test split, or if a class has too few test texts.
+            DataError: if the run has no test split, if a class has too few test texts, or if all are in one group.
         """
         if "by" in run.metrics["splits"]["test"]:  # by cross-validation
             raise DataError(
@@ -82,7 +83,19 @@ class HeldOut:
                 where=str(run.path),
                 remedy="Pass a labelled sample of the corpus with --labelled.",
             )
+        if held_out.n_groups == 1:
+            raise DataError(
+                "without --labelled, bertsmith measure needs test texts of several groups: those of the run form one "
+                "group, which says nothing about others",
+                where=str(run.path),
+                remedy="Pass a labelled sample of the corpus with --labelled.",
+            )
         return held_out
+
+    @property
+    def n_groups(self) -> int | None:
+        """The number of groups; ``None`` for independent texts."""
+        return None if self.groups is None else len(np.unique(self.groups))
 
     @classmethod
     def _read(cls, run: Run, frame: pd.DataFrame) -> HeldOut:
@@ -184,8 +197,13 @@ def measure_under_label_shift(
         "without labelled texts, the shares assume that, within each class, the corpus resembles the run's test texts. "
         f"A test does not reject this assumption (p-value {p_value:.2g}, significance level {ALPHA})"
     ]
-    if held_out.groups is not None:
+    if held_out.n_groups is not None:
         notes.append(GROUPED)
+        if held_out.n_groups < FEW_GROUPS:
+            notes.append(
+                f"the run's test texts form only {counted(held_out.n_groups, 'group')}, so the intervals are "
+                "unreliable, and usually too narrow"
+            )
     if (found.high - found.low).max() > USELESS_WIDTH:
         notes.append(
             "at least one 95 % interval covers more than half of the possible values: label about 200 random texts of "

@@ -6,11 +6,10 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
-from scipy.stats import binomtest
 from threadpoolctl import threadpool_limits
 
-from bertsmith.bootstrap import LEVEL
 from bertsmith.config import Config
+from bertsmith.evaluation.intervals import wilson
 from bertsmith.evaluation.learning_curve import ExpectedGain, learning_curve, stopping_rule
 from bertsmith.evaluation.multi_label import best_thresholds
 from bertsmith.evaluation.rule import Rule
@@ -141,8 +140,7 @@ def score_on_random(
         task, features[chosen], targets[chosen], features[drawn_at_random], n_labels, seed=seed, fit_rule=fit_rule
     )
     right = task.is_right(targets[drawn_at_random], scores)
-    interval = binomtest(int(right.sum()), len(right)).proportion_ci(LEVEL, method="wilson")
-    return float(right.mean()), float(interval.low), float(interval.high)
+    return float(right.mean()), *wilson(right)
 
 
 def _thresholds(task: Task, targets: np.ndarray, scores: np.ndarray) -> Rule:
