@@ -810,6 +810,20 @@ def test_drawn_texts_without_a_label_are_named_or_refused(finished, corpus, tmp_
         measured(range(8), random=sample.index < 80)
 
 
+def test_texts_without_a_label_count_by_their_weight(finished, corpus, tmp_path):
+    def read(chance):
+        sample = pd.read_csv(corpus / "sample.csv").assign(inclusion_probability=0.5)
+        sample.loc[[10, 20, 30, 40, 50], ["Label Text", "inclusion_probability"]] = None, chance
+        sample.to_csv(tmp_path / "s.csv", index=False)
+        return read_sample(open_run(finished), tmp_path / "s.csv", Config(), None)
+
+    assert len(read(0.5).rows) == 115  # 4.2 %
+    with pytest.raises(DataError) as error:
+        read(0.01)  # they represent 500 of 730 texts
+    assert "11, 21" in error.value.what
+    assert "68.5" in error.value.what
+
+
 @pytest.mark.parametrize("label", [None, "another"], ids=["copies", "contradictions"])
 def test_copies_of_labelled_texts_are_refused(label, finished, corpus, tmp_path):
     sample = pd.read_csv(corpus / "sample.csv")
