@@ -21,6 +21,7 @@ from bertsmith.folders.run import open_run
 from bertsmith.measuring.design import read_design
 from bertsmith.measuring.drift import compare_counts, compare_positions, compare_scalars
 from bertsmith.measuring.estimate import (
+    Estimates,
     Sample,
     Totals,
     corrected_means,
@@ -231,6 +232,18 @@ def test_more_labels_give_the_width_that_was_planned():
     needed = int(labels_for_target(few, 400, 60_000)[0])
     estimate = corrected_means(_sample(outcomes, predictions, needed, 2), totals)
     assert (estimate.high[0] - estimate.low[0]) / 2 == pytest.approx(0.01, rel=0.15)
+
+
+def test_labels_outside_of_the_corpus_have_no_finite_population_correction():
+    spread, correlation, n_corpus = 0.21, 0.5, 2000
+
+    def estimates(correlation, n):
+        error = np.sqrt([spread * (1 - correlation * n_corpus / (n_corpus + n)) / n])
+        return Estimates(error, error, error, error, error)
+
+    needed = int(labels_for_target(estimates(correlation, 200), 200, n_corpus, estimates(0, 200))[0])
+    assert needed > n_corpus
+    assert 1.96 * estimates(correlation, needed).error[0] == pytest.approx(0.01, rel=1e-3)
 
 
 def test_the_interval_of_a_share_is_that_of_wilson():
@@ -876,6 +889,7 @@ def test_texts_that_are_not_in_the_corpus_give_another_interval(finished, corpus
     together = bs.measure(finished, corpus / "corpus.csv", **given)
     width = [np.subtract(*m.shares[0].interval[::-1]) for m in (apart, together)]
     assert width[0] > width[1]
+    assert max(together.more_labels.values()) <= 380 < min(apart.more_labels.values())
     with pytest.raises(DataError):
         bs.measure(finished, tmp_path / "rest.csv", **given, for_regression=tmp_path / "r.csv")
 

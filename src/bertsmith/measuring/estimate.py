@@ -239,19 +239,30 @@ def share_interval(
     return np.clip(center - half, 0, 1), np.clip(center + half, 0, 1)
 
 
-def labels_for_target(estimates: Estimates, n: int, n_corpus: int) -> np.ndarray:
+def labels_for_target(estimates: Estimates, n: int, n_corpus: int, alone: Estimates | None = None) -> np.ndarray:
     """Return how many labelled texts in all give intervals of ± `TARGET`, shape (columns,).
+
+    Outside of the corpus, the variance with n texts is s (1 − r N / (N + n)) / n. Here s / n is that of the labelled
+    texts alone, r the squared correlation with the predictions, and N the size of the corpus.
 
     Args:
         estimates: of a random sample.
         n: its number of texts.
         n_corpus: number of texts in the corpus.
+        alone: the estimates from the labelled texts alone, if these are not in the corpus.
     """
-    per_text = estimates.error**2 / max(1 / n - 1 / n_corpus, 1e-12)
     z = stats.norm.ppf(0.5 + LEVEL / 2)
-    needed = 1 / (TARGET**2 / z**2 / np.maximum(per_text, 1e-12) + 1 / n_corpus)
+    target = TARGET**2 / z**2
+    if alone is None:
+        per_text = estimates.error**2 / max(1 / n - 1 / n_corpus, 1e-12)
+        needed = 1 / (target / np.maximum(per_text, 1e-12) + 1 / n_corpus)
+    else:
+        s = n * alone.error**2
+        rest = np.maximum(s * n_corpus - (s - n * estimates.error**2) * (n_corpus + n), 0)  # s (1 − r) N
+        linear = s - target * n_corpus
+        needed = (linear + np.sqrt(linear**2 + 4 * target * rest)) / (2 * target)
     needed = np.ceil(np.maximum(needed, z / TARGET))  # the rule of one mistake, see `share_interval`
-    return np.minimum(needed, n_corpus).astype(np.int64)
+    return np.minimum(needed, n_corpus if alone is None else np.inf).astype(np.int64)
 
 
 def correlations(sample: Sample) -> np.ndarray:
