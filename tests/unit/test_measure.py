@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 import bertsmith as bs
 from bertsmith.config import Config
@@ -97,6 +98,51 @@ def test_unequal_chances_are_corrected_for():
         estimate = corrected_means(Sample(outcomes[rows], predictions[rows], chances[rows]), totals)
         covered.append(estimate.low[0] <= truth <= estimate.high[0])
     assert 0.92 < np.mean(covered) < 0.985
+
+
+@pytest.mark.parametrize(
+    ("texts", "labelled", "shares"),
+    [((1000, 9000), (200, 100), (0.3, 0.01)), ((900, 100), (900, 10), (0.5, 0.1))],
+    ids=["a few texts stand for most", "a part is labelled to the last text"],
+)
+def test_mistakes_where_few_texts_are_labelled_are_allowed_for(texts, labelled, shares):
+    covered = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        outcomes = np.concatenate([rng.random(n) < share for n, share in zip(texts, shares, strict=True)])[:, None]
+        first = np.arange(len(outcomes))[:, None] < texts[0]
+        predictions = np.where(outcomes & first, 0.99, 0.01)  # right in the first part, never finds the second
+        rows = np.r_[
+            rng.choice(texts[0], labelled[0], replace=False), texts[0] + rng.permutation(texts[1])[: labelled[1]]
+        ]
+        sample = Sample(1.0 * outcomes[rows], predictions[rows], np.repeat(np.divide(labelled, texts), labelled))
+        estimate = corrected_means(sample, Totals.of(predictions, predictions > 0.5))
+        covered.append(estimate.low[0] <= outcomes.mean() <= estimate.high[0])
+    assert np.mean(covered) > 0.93
+
+
+def test_the_texts_that_stand_for_most_others_decide_about_an_interval():
+    """All 200 texts with a keyword are labelled, and 50 of 9,800 others."""
+    chances, predictions = np.repeat([1, 50 / 9800], [200, 50]), np.full((250, 1), 0.01)
+    totals = Totals(10_000, np.array([100.0]), np.array([1.0]), np.array([0.0]))
+    none = corrected_means(Sample(np.zeros((250, 1)), predictions, chances), totals)
+    assert (none.low[0], none.high[0]) == (0, pytest.approx(0.07, abs=0.005))  # 7.0 % by Clopper and Pearson
+    numbers = labelled_means(Sample(np.arange(250.0)[:, None], predictions, chances, bounded=False), totals)
+    quantile = (numbers.high - numbers.value) / numbers.error
+    assert quantile[0] == pytest.approx(stats.t.ppf(0.975, 49))
+    all_of_them = labelled_means(Sample(np.eye(250)[:, :1], predictions, np.ones(250)), totals)
+    assert (all_of_them.low[0], all_of_them.high[0]) == (pytest.approx(1 / 250, abs=1e-6),) * 2
+
+
+@pytest.mark.parametrize("clusters", [None, np.arange(150) // 3], ids=["texts", "clusters"])
+def test_equal_chances_have_as_many_units_as_the_sample(clusters):
+    outcomes, predictions = _population()
+    estimate = labelled_means(
+        _sample(outcomes, predictions, 150, 0, clusters=clusters), Totals.of(predictions, outcomes)
+    )
+    n = 150 if clusters is None else 50
+    low, high = share_interval(estimate.value, estimate.error**2, n, alone=0.95 / n, mistake=0.95 / n**2)
+    assert (estimate.low[0], estimate.high[0]) == (pytest.approx(low[0]), pytest.approx(high[0]))
 
 
 def test_a_rare_class_without_a_labelled_text_has_an_interval_with_a_width():
