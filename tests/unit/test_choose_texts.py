@@ -77,6 +77,15 @@ def test_parts_of_a_pool_that_grew_have_their_own_chances():
     assert set(inclusion_probabilities(range(1, 61), [(300, 300), (310, 310)]).values()) == {60 / 310}
 
 
+def test_a_pool_that_grows_in_small_steps_has_strata():
+    sizes = [(1000 + 100 * i, 1000 + 100 * i) for i in range(31)]  # the pool ends with 4,000 rows
+    old, new = [*range(1, 201)], [*range(1005, 4000, 10)]
+    found = inclusion_probabilities([*old, *new], sizes)
+    assert {found[row] for row in old} == {200 / 1000}
+    assert {found[row] for row in new} == {20 / 200}
+    assert inclusion_probabilities(old, sizes) == {}  # it does not represent the new rows
+
+
 def test_the_sample_of_a_pool_that_grew_has_the_mean_of_the_pool():
     values, weighted, plain = np.repeat([0.0, 1.0], [300, 600]), [], []
     for seed in range(300):

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 import bertsmith as bs
 from bertsmith.config import Config
@@ -21,6 +22,7 @@ from bertsmith.folders.run import open_run
 from bertsmith.measuring.design import read_design
 from bertsmith.measuring.drift import compare_counts, compare_embeddings, compare_scalars
 from bertsmith.measuring.estimate import (
+    Estimates,
     Sample,
     Totals,
     corrected_means,
@@ -96,6 +98,51 @@ def test_unequal_chances_are_corrected_for():
         estimate = corrected_means(Sample(outcomes[rows], predictions[rows], chances[rows]), totals)
         covered.append(estimate.low[0] <= truth <= estimate.high[0])
     assert 0.92 < np.mean(covered) < 0.985
+
+
+@pytest.mark.parametrize(
+    ("texts", "labelled", "shares"),
+    [((1000, 9000), (200, 100), (0.3, 0.01)), ((900, 100), (900, 10), (0.5, 0.1))],
+    ids=["a few texts stand for most", "a part is labelled to the last text"],
+)
+def test_mistakes_where_few_texts_are_labelled_are_allowed_for(texts, labelled, shares):
+    covered = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        outcomes = np.concatenate([rng.random(n) < share for n, share in zip(texts, shares, strict=True)])[:, None]
+        first = np.arange(len(outcomes))[:, None] < texts[0]
+        predictions = np.where(outcomes & first, 0.99, 0.01)  # right in the first part, never finds the second
+        rows = np.r_[
+            rng.choice(texts[0], labelled[0], replace=False), texts[0] + rng.permutation(texts[1])[: labelled[1]]
+        ]
+        sample = Sample(1.0 * outcomes[rows], predictions[rows], np.repeat(np.divide(labelled, texts), labelled))
+        estimate = corrected_means(sample, Totals.of(predictions, predictions > 0.5))
+        covered.append(estimate.low[0] <= outcomes.mean() <= estimate.high[0])
+    assert np.mean(covered) > 0.93
+
+
+def test_the_texts_that_stand_for_most_others_decide_about_an_interval():
+    """All 200 texts with a keyword are labelled, and 50 of 9,800 others."""
+    chances, predictions = np.repeat([1, 50 / 9800], [200, 50]), np.full((250, 1), 0.01)
+    totals = Totals(10_000, np.array([100.0]), np.array([1.0]), np.array([0.0]))
+    none = corrected_means(Sample(np.zeros((250, 1)), predictions, chances), totals)
+    assert (none.low[0], none.high[0]) == (0, pytest.approx(0.07, abs=0.005))  # 7.0 % by Clopper and Pearson
+    numbers = labelled_means(Sample(np.arange(250.0)[:, None], predictions, chances, bounded=False), totals)
+    quantile = (numbers.high - numbers.value) / numbers.error
+    assert quantile[0] == pytest.approx(stats.t.ppf(0.975, 49))
+    all_of_them = labelled_means(Sample(np.eye(250)[:, :1], predictions, np.ones(250)), totals)
+    assert (all_of_them.low[0], all_of_them.high[0]) == (pytest.approx(1 / 250, abs=1e-6),) * 2
+
+
+@pytest.mark.parametrize("clusters", [None, np.arange(150) // 3], ids=["texts", "clusters"])
+def test_equal_chances_have_as_many_units_as_the_sample(clusters):
+    outcomes, predictions = _population()
+    estimate = labelled_means(
+        _sample(outcomes, predictions, 150, 0, clusters=clusters), Totals.of(predictions, outcomes)
+    )
+    n = 150 if clusters is None else 50
+    low, high = share_interval(estimate.value, estimate.error**2, n, alone=0.95 / n, mistake=0.95 / n**2)
+    assert (estimate.low[0], estimate.high[0]) == (pytest.approx(low[0]), pytest.approx(high[0]))
 
 
 def test_a_rare_class_without_a_labelled_text_has_an_interval_with_a_width():
@@ -231,6 +278,18 @@ def test_more_labels_give_the_width_that_was_planned():
     needed = int(labels_for_target(few, 400, 60_000)[0])
     estimate = corrected_means(_sample(outcomes, predictions, needed, 2), totals)
     assert (estimate.high[0] - estimate.low[0]) / 2 == pytest.approx(0.01, rel=0.15)
+
+
+def test_labels_outside_of_the_corpus_have_no_finite_population_correction():
+    spread, correlation, n_corpus = 0.21, 0.5, 2000
+
+    def estimates(correlation, n):
+        error = np.sqrt([spread * (1 - correlation * n_corpus / (n_corpus + n)) / n])
+        return Estimates(error, error, error, error, error)
+
+    needed = int(labels_for_target(estimates(correlation, 200), 200, n_corpus, estimates(0, 200))[0])
+    assert needed > n_corpus
+    assert 1.96 * estimates(correlation, needed).error[0] == pytest.approx(0.01, rel=1e-3)
 
 
 def test_the_interval_of_a_share_is_that_of_wilson():
@@ -847,6 +906,20 @@ def test_drawn_texts_without_a_label_are_named_or_refused(finished, corpus, tmp_
         measured(range(8), random=sample.index < 80)
 
 
+def test_texts_without_a_label_count_by_their_weight(finished, corpus, tmp_path):
+    def read(chance):
+        sample = pd.read_csv(corpus / "sample.csv").assign(inclusion_probability=0.5)
+        sample.loc[[10, 20, 30, 40, 50], ["Label Text", "inclusion_probability"]] = None, chance
+        sample.to_csv(tmp_path / "s.csv", index=False)
+        return read_sample(open_run(finished), tmp_path / "s.csv", Config(), None)
+
+    assert len(read(0.5).rows) == 115  # 4.2 %
+    with pytest.raises(DataError) as error:
+        read(0.01)  # they represent 500 of 730 texts
+    assert "11, 21" in error.value.what
+    assert "68.5" in error.value.what
+
+
 @pytest.mark.parametrize("label", [None, "another"], ids=["copies", "contradictions"])
 def test_copies_of_labelled_texts_are_refused(label, finished, corpus, tmp_path):
     sample = pd.read_csv(corpus / "sample.csv")
@@ -899,6 +972,7 @@ def test_texts_that_are_not_in_the_corpus_give_another_interval(finished, corpus
     together = bs.measure(finished, corpus / "corpus.csv", **given)
     width = [np.subtract(*m.shares[0].interval[::-1]) for m in (apart, together)]
     assert width[0] > width[1]
+    assert max(together.more_labels.values()) <= 380 < min(apart.more_labels.values())
     with pytest.raises(DataError):
         bs.measure(finished, tmp_path / "rest.csv", **given, for_regression=tmp_path / "r.csv")
 

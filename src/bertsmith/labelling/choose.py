@@ -33,7 +33,7 @@ SPARE = 1.5
 
 
 SMALL_PART = 0.05
-"""A part of the pool with a smaller share of its texts is no stratum. It can change an estimate by at most as much."""
+"""Smallest share of the pool's texts in a stratum. A smaller part can change an estimate by at most as much."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,9 @@ def inclusion_probabilities(rows: Sequence[int], sizes: Sequence[tuple[int, int]
     """Return the inclusion probability of each random text by row, for a pool that may have grown.
 
     Random texts drawn before the pool grew come from its first part only. So each part is a stratum: the probability is
-    the share of its texts that are in the sample. A part with less than `SMALL_PART` of the texts counts with the part
-    before it, because its own share would be that of a few texts.
+    the share of its texts that are in the sample. Successive parts form one stratum until they have `SMALL_PART` of the
+    texts, because the share of a small part would be that of a few texts. If the last parts have fewer texts in total,
+    they belong to the stratum before them.
 
     Args:
         rows: of the random texts, from 1.
@@ -91,11 +92,11 @@ def inclusion_probabilities(rows: Sequence[int], sizes: Sequence[tuple[int, int]
     Returns:
         The probabilities; none if a part has no random text, because the sample does not represent this part.
     """
-    kept: list[tuple[int, int]] = []
-    for size in sizes:
-        if kept and size[1] - kept[-1][1] < SMALL_PART * sizes[-1][1]:
-            kept.pop()
-        kept.append(size)
+    kept = [sizes[0]]
+    for size in sizes[1:]:
+        if size[1] - kept[-1][1] >= SMALL_PART * sizes[-1][1]:
+            kept.append(size)
+    kept[-1] = sizes[-1]
     found: dict[int, float] = {}
     start, before = 0, 0
     for end, texts in kept:

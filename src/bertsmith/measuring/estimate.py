@@ -196,24 +196,43 @@ def _estimate(sample: Sample, totals: Totals, tuning: np.ndarray | None) -> Esti
         left = _moments(sample, units[None, :] == some[:, None])
         parts.append(_estimates(left, _tuning(left, sample, totals) if tuning is None else tuning[None], totals))
     deviations = np.concatenate(parts) - value
-    remaining = np.ones(n_units)
-    if sample.in_corpus:  # finite population correction
-        remaining -= np.bincount(units, sample.inclusion, n_units) / np.bincount(units, minlength=n_units)
+    chance = np.bincount(units, sample.inclusion, n_units) / np.bincount(units, minlength=n_units)
+    remaining = 1 - chance if sample.in_corpus else np.ones(n_units)  # finite population correction
     variance = (n_units - 1) / n_units * (remaining[:, None] * deviations**2).sum(axis=0)
     if not sample.in_corpus:
         variance += tuned[0] ** 2 * (totals.squares / totals.texts - totals.mean**2) / totals.texts
+    n, alone, mistake = _precision(chance, remaining)
     if not sample.bounded:
-        half = stats.t.ppf(0.5 + LEVEL / 2, max(n_units - 1, 1)) * np.sqrt(variance)
+        half = stats.t.ppf(0.5 + LEVEL / 2, max(n - 1, 1)) * np.sqrt(variance)
         return Estimates(value, value - half, value + half, np.sqrt(variance), tuned[0])
     value = np.clip(value, 0, 1)
-    weights = np.bincount(units, 1 / sample.inclusion)
-    mistake = float((weights.min() / weights.sum()) ** 2)
-    low, high = share_interval(value, variance, n_units, mistake=mistake, remaining=float(remaining.mean()))
+    sizes = np.bincount(units)
+    mistake *= (sizes.min() / sizes.mean()) ** 2  # in the smallest cluster
+    low, high = share_interval(value, variance, n, alone=alone, mistake=mistake)
     return Estimates(value, low, high, np.sqrt(variance), tuned[0])
 
 
+def _precision(chance: np.ndarray, remaining: np.ndarray) -> tuple[float, float, float]:
+    """Return what the inclusion probabilities of n units say about the precision of a mean.
+
+    Args:
+        chance: inclusion probability of each unit, shape (n,).
+        remaining: the share of the units like it that are not labelled, shape (n,).
+
+    Returns:
+        The effective number of units (Satterthwaite 1946, for outcomes with equal variances), n for equal
+        probabilities; the variance of the weighted mean of outcomes with a variance of 1; and the variance that one
+        wrong prediction causes, as the mean over the units of the corpus that are not labelled.
+    """
+    share = 1 / chance / (1 / chance).sum()
+    parts, unknown = remaining * share**2, remaining * share
+    alone = float(parts.sum())
+    n = alone**2 / max(float((parts**2).sum()), 1e-99)
+    return n, alone, float(unknown @ parts) / max(float(unknown.sum()), 1e-99)
+
+
 def share_interval(
-    value: np.ndarray, variance: np.ndarray, n: int, *, mistake: float | None = None, remaining: float = 1.0
+    value: np.ndarray, variance: np.ndarray, n: float, *, alone: float | None = None, mistake: float | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the score interval (Wilson 1927) of shares, for the size of a random sample with the same variance.
 
@@ -222,16 +241,16 @@ def share_interval(
     Args:
         value: shares from 0 to 1, shape (columns,).
         variance: their variances, shape (columns,).
-        n: number of labelled texts or clusters.
-        mistake: the variance that a single wrong prediction in the sample causes; that of equal weights if ``None``.
-        remaining: the share of the corpus that is not labelled.
+        n: effective number of labelled texts or clusters.
+        alone: the variance of the labelled texts alone, relative to that of an outcome; 1 / n if ``None``.
+        mistake: the variance that a single wrong prediction in the sample causes; 1 / n² if ``None``.
     """
     plain = value * (1 - value)
-    alone = plain * remaining / n
+    alone = 1 / n if alone is None else alone
     # Without mistakes, the variance is 0: use that of one mistake, or that without a model if it is smaller.
-    variance = np.maximum(variance, np.minimum(remaining * (mistake or 1 / n**2), alone))
+    variance = np.maximum(variance, np.minimum(1 / n**2 if mistake is None else mistake, plain * alone))
     certain = variance < 1e-15  # a standard error below 3e-8 is a rounding error: all outcomes are equal
-    worth = np.where(certain, n / max(remaining, 1e-12), plain / np.maximum(variance, 1e-15))
+    worth = np.where(certain, 1 / max(alone, 1e-15), plain / np.maximum(variance, 1e-15))
     worth = np.maximum(worth, 1e-12)
     t2 = stats.t.ppf(0.5 + LEVEL / 2, max(n - 1, 1)) ** 2
     center = (value + t2 / (2 * worth)) / (1 + t2 / worth)
@@ -239,19 +258,30 @@ def share_interval(
     return np.clip(center - half, 0, 1), np.clip(center + half, 0, 1)
 
 
-def labels_for_target(estimates: Estimates, n: int, n_corpus: int) -> np.ndarray:
+def labels_for_target(estimates: Estimates, n: int, n_corpus: int, alone: Estimates | None = None) -> np.ndarray:
     """Return how many labelled texts in all give intervals of ± `TARGET`, shape (columns,).
+
+    Outside of the corpus, the variance with n texts is s (1 − r N / (N + n)) / n. Here s / n is that of the labelled
+    texts alone, r the squared correlation with the predictions, and N the size of the corpus.
 
     Args:
         estimates: of a random sample.
         n: its number of texts.
         n_corpus: number of texts in the corpus.
+        alone: the estimates from the labelled texts alone, if these are not in the corpus.
     """
-    per_text = estimates.error**2 / max(1 / n - 1 / n_corpus, 1e-12)
     z = stats.norm.ppf(0.5 + LEVEL / 2)
-    needed = 1 / (TARGET**2 / z**2 / np.maximum(per_text, 1e-12) + 1 / n_corpus)
+    target = TARGET**2 / z**2
+    if alone is None:
+        per_text = estimates.error**2 / max(1 / n - 1 / n_corpus, 1e-12)
+        needed = 1 / (target / np.maximum(per_text, 1e-12) + 1 / n_corpus)
+    else:
+        s = n * alone.error**2
+        rest = np.maximum(s * n_corpus - (s - n * estimates.error**2) * (n_corpus + n), 0)  # s (1 − r) N
+        linear = s - target * n_corpus
+        needed = (linear + np.sqrt(linear**2 + 4 * target * rest)) / (2 * target)
     needed = np.ceil(np.maximum(needed, z / TARGET))  # the rule of one mistake, see `share_interval`
-    return np.minimum(needed, n_corpus).astype(np.int64)
+    return np.minimum(needed, n_corpus if alone is None else np.inf).astype(np.int64)
 
 
 def correlations(sample: Sample) -> np.ndarray:

@@ -29,7 +29,7 @@ FEWEST_LABELLED = 20
 """Fewest labelled texts of a sample."""
 SEEN = "also in the training or validation texts of the run"
 UNLABELLED = 0.05
-"""Largest accepted fraction of drawn texts without a label. They change an estimated share by at most as much."""
+"""Largest accepted fraction, by weight, of drawn texts without a label. An estimated share changes at most as much."""
 SORTED = 4
 """A sample whose last rows have no label is sorted if its labels have a stronger trend, in standard errors."""
 NO_GROUP = "(missing)"
@@ -170,16 +170,16 @@ def read_sample(
     design = read_design(
         columns, drawn.frame["row"].tolist(), table.name, declared_random=random_sample, unlabelled={*blank}
     )
-    gaps = drawn.frame["row"].to_numpy()[design.usable & ~labelled]
+    blank_notes = _check_blanks(table, design, drawn.frame["row"].to_numpy(), labelled, outcomes)
+    n_blank = int((design.usable & ~labelled).sum())
     drawn_from = None if design.inclusion is None else float((1 / design.inclusion[design.usable]).sum())
     design = Design(design.usable[labelled], None if design.inclusion is None else design.inclusion[labelled])
-    blank_notes = _check_blanks(table, design.usable, gaps, outcomes)
     hashes, trained = hash_texts(texts), run.training_hashes
     seen = hashes.isin(trained).to_numpy()
     usable = np.flatnonzero(design.usable & ~seen)
     left_out = {
         **cleaned.counts,
-        NO_LABEL: len(gaps),
+        NO_LABEL: n_blank,
         NOT_RANDOM: int((~design.usable).sum()),
         SEEN: int((design.usable & seen).sum()),
     }
@@ -225,38 +225,45 @@ def read_sample(
     )
 
 
-def _check_blanks(table: Table, is_drawn: np.ndarray, blank: np.ndarray, outcomes: np.ndarray) -> list[str]:
+def _check_blanks(
+    table: Table, design: Design, rows: np.ndarray, labelled: np.ndarray, outcomes: np.ndarray
+) -> list[str]:
     """Check that few drawn texts have no label: without its difficult texts, a sample is not random.
 
     Args:
         table: the n rows of the sample that have a label.
-        is_drawn: whether each of them was drawn, shape (n,). The others say nothing about the sample.
-        blank: numbers of the drawn rows without a label.
+        design: of these rows and those without a label, m rows in total. Rows that were not drawn do not count.
+        rows: numbers of the m rows, shape (m,).
+        labelled: whether they have a label, shape (m,).
         outcomes: 0 or 1 for each label of the n rows, shape (n, labels).
 
     Returns:
         Notes on rows without a label. Those after the last labelled row are the rest of an unfinished sample.
     """
-    gaps = blank[blank < table.frame["row"].max()]
-    drawn = len(gaps) + int(is_drawn.sum())
+    blank, is_drawn = design.usable & ~labelled, design.usable[labelled]
+    is_gap = blank & (rows < rows[labelled].max(initial=0))
+    gaps, counts = rows[is_gap], is_gap | (design.usable & labelled)
+    weights = np.ones(len(rows)) if design.inclusion is None else 1 / design.inclusion
+    missing = weights[is_gap].sum() / max(weights[counts].sum(), 1)
     notes = []
-    if len(gaps) > UNLABELLED * drawn:
+    if missing > UNLABELLED:
+        by_weight = "" if design.inclusion is None else f", and represent {100 * missing:.1f} % of the texts"
         raise DataError(
-            f"{len(gaps):,} of {drawn:,} rows {number_form(len(gaps), 'has', 'have')} no label "
+            f"{len(gaps):,} of {counts.sum():,} rows {number_form(len(gaps), 'has', 'have')} no label{by_weight} "
             f"({number_form(len(gaps), 'row')} {listing(gaps.tolist(), 5)}): if unlabelled texts are the difficult "
             "ones, the others are not a random sample",
             where=table.name,
             remedy="Label these rows too, each with the label that fits best. Remove rows that you did not draw.",
         )
     if len(gaps):
-        off = f"each share can be off by up to {100 * len(gaps) / drawn:.1f} percentage points"
+        off = f"each share can be off by up to {100 * missing:.1f} percentage points"
         notes.append(
             f"{number_form(len(gaps), 'row')} {listing(gaps.tolist(), 5)} of the sample "
             f"{number_form(len(gaps), 'has', 'have')} no label. If "
             f"{number_form(len(gaps), 'this text is', 'these texts are')} unlike the others, "
             + ("the mean can be off" if table.task == REGRESSION else off)
         )
-    if rest := len(blank) - len(gaps):
+    if rest := int(blank.sum()) - len(gaps):
         if is_drawn.sum() > 1 and order_z_score(outcomes[is_drawn]) > SORTED:
             raise DataError(
                 "the drawn rows seem to be sorted by label, and the last "

@@ -246,8 +246,8 @@ def _corrected(
             "write the probability of each text into the column inclusion_probability.",
         )
     results = Results(quantities, "PPI++" if sample.equal_chances else "DSL")
-    estimates = corrected_means(sample, whole)
-    results.add(None, estimates, whole, len(sample), labelled_means(sample, whole))
+    estimates, without_model = corrected_means(sample, whole), labelled_means(sample, whole)
+    results.add(None, estimates, whole, len(sample), without_model)
     notes, found = list(labelled.notes), int(labelled.found.sum())
     if not sample.in_corpus:
         notes.append(
@@ -292,7 +292,8 @@ def _corrected(
         results.add(group, some, totals, int(inside.sum()), alone)
     if few:
         notes.append(f"groups with fewer than {FEWEST_IN_GROUP} labelled texts have no estimate: {listing(few)}")
-    needed = np.maximum(labels_for_target(estimates, len(sample), whole.texts) - len(sample), 0)
+    n, outside = len(sample), None if sample.in_corpus else without_model
+    needed = np.maximum(labels_for_target(estimates, n, whole.texts, outside) - n, 0)
     more_labels = dict(zip(share_names, needed.tolist(), strict=False))
     widths = np.sqrt(1 - correlations(sample)[: len(quantities.labels)] ** 2)
     least_widths = dict(zip(quantities.names, widths.tolist(), strict=False))
