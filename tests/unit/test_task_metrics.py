@@ -509,7 +509,8 @@ def test_texts_without_labels_do_not_empty_the_sets_of_the_others():
     sets = MULTI.set_columns(np.array([[0.6, 0.8], [0.1, 0.2]]), 0.9, Labels((0, 1), ("a", "b")))
     assert sets == {"label_set": [["b", "a"], []]}
     nothing = np.zeros_like(targets)
-    assert np.isfinite(MULTI.abstention(nothing, scores, (nothing, scores))["conformal"][0]["empirical_coverage"])
+    for entry in MULTI.abstention(nothing, scores, (nothing, scores))["conformal"]:
+        assert entry["empirical_coverage"] is entry["by_threshold"] is entry["expected"] is None
 
 
 # -- losses ------------------------------------------------------------------------------------------------------------
