@@ -43,8 +43,11 @@ def evaluate(
     """
     over = "texts" if groups is None else "groups"
     result: dict[str, Any] = {
+    interval = {"level": LEVEL, "resamples": RESAMPLES, "method": f"percentile bootstrap over {over}"}
+    if groups is not None:
+        interval["groups"] = len(np.unique(groups))
         "texts": len(targets),
-        "interval": {"level": LEVEL, "resamples": RESAMPLES, "method": f"percentile bootstrap over {over}"},
+        "interval": interval,
         "metrics": _metrics(task, targets, scores, seed, groups),
     }
     if detail:
