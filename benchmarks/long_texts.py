@@ -19,6 +19,7 @@ import pandas as pd
 from sklearn.metrics import f1_score
 
 import bertsmith as bs
+from bertsmith.data.texts import signed_interval
 from bertsmith.evaluation.evaluate import paired_difference
 from bertsmith.tasks.registry import get_task
 
@@ -72,10 +73,17 @@ def run_table(folder: Path, options: argparse.Namespace, seed: int) -> None:
                 targets = names.map(index).to_numpy(dtype=np.int64)
                 predicted = found.argmax(axis=1)
                 reference = found if reference is None else reference
-                value, low, high = paired_difference(get_task(run.task), targets, found, reference, seed=seed)
+                change = paired_difference(get_task(run.task), targets, found, reference, seed=seed)
                 score = f1_score(targets, predicted, average="macro")
                 loss = -np.log(np.clip(found[np.arange(len(targets)), targets], 1e-12, None)).mean()
-                cells = (folder.name, seed, trained, read, f"{score:.3f}", f"{value:+.3f} [{low:+.3f}, {high:+.3f}]")
+                cells = (
+                    folder.name,
+                    seed,
+                    trained,
+                    read,
+                    f"{score:.3f}",
+                    f"{change['value']:+.3f} {signed_interval(change['interval'])}",
+                )
                 times = (f"{seconds:.0f} s", f"{1000 * predicting / len(texts):.0f} ms")
                 print("|", " | ".join(map(str, (*cells, f"{loss:.3f}", *times))), "|", flush=True)
 

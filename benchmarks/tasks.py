@@ -112,9 +112,11 @@ def compare(name: str, data: Path, rows: int, test_rows: int, seed: int, folder:
         found["MiniLM at 0.5, without tuned thresholds"] = bs.load(run, device="cpu", decide=False).predict_proba(texts)
     comparisons = []
     for opponent, scores in found.items():
-        value, low, high = paired_difference(task, targets, own_scores, scores, seed=seed)
+        ahead = paired_difference(task, targets, own_scores, scores, seed=seed)
         theirs = task.scalar_metrics(targets, scores)
-        comparisons.append({"opponent": opponent, "metrics": theirs, "ahead": value, "interval": [low, high]})
+        comparisons.append(
+            {"opponent": opponent, "metrics": theirs, "ahead": ahead["value"], "interval": ahead["interval"]}
+        )
     return {
         "table": name,
         "task": task.name,

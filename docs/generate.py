@@ -393,8 +393,10 @@ _PREDICTIONS = {
 }
 _SPLIT = {
     "texts": "number of texts",
-    "interval": "confidence level, number of resamples, and method of the intervals",
-    "metrics": "every metric with `value` and `interval`; an undefined value is `null`",
+    "interval": "confidence level, number of resamples, and method of the intervals; with `--group-column`, also the "
+    "number of groups",
+    "metrics": "every metric with `value` and `interval`; an undefined value is `null`, and so is an interval of one "
+    "group or without width",
     "per_class": "precision, recall, F1, average precision and counts of each class; not for numbers",
     "confusion": "confusion matrix; rows are the true classes, columns the predicted ones; for one label per text",
     "cooccurrence": "for several labels, two matrices over pairs of labels: `labels` counts the texts that have both, "

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from bertsmith.errors import counted
+
 LEVEL = 0.95
 """Confidence level of all intervals."""
 TAILS = [50 * (1 - LEVEL), 50 * (1 + LEVEL)]
@@ -18,6 +20,22 @@ RESAMPLES = 1000
 """Default number of resamples."""
 MAX_CELLS = 2_000_000
 """Resamples times texts held in memory at a time."""
+FEW_GROUPS = 5
+"""With fewer groups, the report and a warning call the intervals unreliable."""
+
+
+def is_one_group(groups: np.ndarray | None) -> bool:
+    """Return whether all texts are in one group, which says nothing about others: every resample is the data itself."""
+    return groups is not None and len(np.unique(groups)) < 2
+
+
+def warn_of_few_groups(groups: np.ndarray | None, texts: str) -> str | None:
+    """Return what fewer than `FEW_GROUPS` groups mean for intervals; ``texts`` names the texts in the sentence."""
+    n = FEW_GROUPS if groups is None else len(np.unique(groups))
+    if n >= FEW_GROUPS:
+        return None
+    effect = "their metrics have no intervals" if n < 2 else "their intervals are unreliable, and usually too narrow"
+    return f"the {texts} form only {counted(n, 'group')}, so {effect}"
 
 
 def draw_resamples(

@@ -189,6 +189,17 @@ def test_label_shift_is_detected():
     assert not label_shift(np.array([500, 9, 0]), np.array([50, 0, 0]), (1000, 100))["shifted"]
 
 
+def test_a_rare_class_by_chance_is_not_a_shift():
+    """With 20 such classes, a chi-squared test of all of them calls one random sample in 100 a shift."""
+    rare = np.full(20, 5)
+    drawn = np.array([88, 4, 4, 4, *[0] * 17])
+    assert stats.chi2_contingency([[900, *rare], drawn]).pvalue < 0.001
+    assert not label_shift(np.array([900, *rare]), drawn)["shifted"]
+    assert label_shift(np.array([900, *rare]), np.array([60, *[2] * 20]))["shifted"]  # together, they are frequent
+    one = label_shift(np.array([500, 3]), np.array([50, 3]), (1000, 100))
+    assert one["p"] == pytest.approx(2 * stats.fisher_exact([[3, 997], [3, 97]]).pvalue)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_random_split_is_not_shifted(seed):
     rng = np.random.default_rng(seed)

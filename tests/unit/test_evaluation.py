@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sk
 
-from bertsmith.bootstrap import draw_resamples
+from bertsmith.bootstrap import draw_resamples, warn_of_few_groups
 from bertsmith.data.table import Labels
 from bertsmith.evaluation import evaluate as evaluation
 from bertsmith.evaluation.baseline import bag_of_words, verdict
 from bertsmith.evaluation.calibration import calibration_metrics, fit_temperature, reliability, softmax, to_logits
-from bertsmith.evaluation.evaluate import evaluate, paired_difference
+from bertsmith.evaluation.evaluate import compare_classifiers, evaluate, paired_difference
 from bertsmith.evaluation.intervals import resampled_average_precision, resampled_label_metrics
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_table
@@ -259,7 +259,9 @@ def test_a_paired_difference_has_a_narrower_interval():
     targets = rng.integers(0, 3, 400)
     one = np.where(rng.random(400) < 0.85, targets, rng.integers(0, 3, 400))
     two = np.where(rng.random(400) < 0.9, one, (one + 1) % 3)  # wrong where `one` is, and in some more places
-    value, low, high = paired_difference(SINGLE, targets, np.eye(3)[one], np.eye(3)[two], seed=0)
+    found = paired_difference(SINGLE, targets, np.eye(3)[one], np.eye(3)[two], seed=0)
+    value, (low, high) = found["value"], found["interval"]
+    assert found["metric"] == "macro_f1"
     assert value == pytest.approx(
         sk.f1_score(targets, one, average="macro") - sk.f1_score(targets, two, average="macro")
     )
@@ -267,7 +269,28 @@ def test_a_paired_difference_has_a_narrower_interval():
     intervals = [_intervals(targets, np.eye(3)[p], seed=0)["macro_f1"] for p in (one, two)]
     assert high - low < sum(b - a for a, b in intervals) / 2
     same = paired_difference(SINGLE, targets, np.eye(3)[one], np.eye(3)[one], seed=0)
-    assert same == (0, 0, 0)
+    assert same == {"metric": "macro_f1", "value": 0, "interval": [0, 0]}
+
+
+def test_one_group_has_no_intervals_and_decides_no_comparison():
+    targets, probabilities = _random(1, 60, 3)
+    others = np.roll(probabilities, 1, axis=1)
+    groups = np.zeros(60, dtype=np.int64)
+    found = evaluate(SINGLE, targets, probabilities, ABC, seed=0, groups=groups)
+    assert found["interval"]["groups"] == 1
+    assert {entry["interval"] for entry in found["metrics"].values()} == {None}
+    scores = {"first": np.eye(3)[targets], "second": others}
+    _, second = compare_classifiers(SINGLE, targets, scores, seeds=[0, 0], groups=groups)
+    assert second["difference"]["value"] < -0.1
+    assert (second["difference"]["interval"], second["difference"]["distinguishable"]) == (None, False)
+    assert verdict(second["difference"], 60).startswith("not distinguishable")
+    assert paired_difference(SINGLE, targets, probabilities, others, seed=0, groups=np.arange(60) % 2)["interval"]
+
+
+@pytest.mark.parametrize(("n_groups", "warned"), [(1, True), (4, True), (5, False)])
+def test_few_groups_are_named(n_groups, warned):
+    assert (warn_of_few_groups(np.arange(20) % n_groups, "texts") is not None) == warned
+    assert warn_of_few_groups(None, "texts") is None
 
 
 def test_the_baseline_learns_words_and_accepts_odd_texts():
@@ -311,10 +334,10 @@ def test_the_margins_of_the_baseline_are_calibrated():
 
 @pytest.mark.parametrize(
     ("interval", "expected"),
-    [((0.1, 0.05, 0.2), "better than"), ((-0.1, -0.2, -0.05), "worse than"), ((0.1, -0.1, 0.2), "not distinguishable")],
+    [([0.05, 0.2], "better than"), ([-0.2, -0.05], "worse than"), ([-0.1, 0.2], "not distinguishable")],
 )
 def test_the_verdict_follows_the_interval(interval, expected):
-    assert verdict(*interval, 100).startswith(expected)
+    assert verdict({"value": np.mean(interval), "interval": interval}, 100).startswith(expected)
 
 
 def test_the_bootstrap_resamples_whole_groups():

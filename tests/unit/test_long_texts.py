@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import torch
 
 import bertsmith as bs
 from bertsmith.config import Config
+from bertsmith.data.read import read_table
 from bertsmith.data.template import Template
 from bertsmith.errors import RunFolderError
 from bertsmith.inference.classifier import Classifier
@@ -20,11 +22,12 @@ from bertsmith.inference.export import MAX_DIFFERENCE
 from bertsmith.inference.exported import ExportInfo
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.tokens import Tokens
-from bertsmith.testing import WORDS, tiny_model
+from bertsmith.tasks.registry import get_task
+from bertsmith.testing import WORDS, tiny_model, tiny_table
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.recipe import Recipe
 from bertsmith.workflows import trials
-from bertsmith.workflows.long_texts import BY_COST, candidates
+from bertsmith.workflows.long_texts import BY_COST, candidates, choose_reading
 from tests.conftest import train
 
 NAMES = list(WORDS)[:3]
@@ -303,6 +306,21 @@ def test_candidates_are_those_that_are_needed_and_fit_the_time():
     assert _candidates([9000] * 1000) == ("truncate", "head-tail")
     assert _candidates([100] * 1000, long="window") == ("truncate", "window")
     assert _candidates([9000] * 1000, long="truncate") == ("truncate",)
+
+
+@pytest.mark.parametrize(("n_authors", "long"), [(1, "truncate"), (20, "window")])
+def test_validation_texts_of_one_group_choose_no_reading(n_authors, long):
+    frame = tiny_table(60).assign(author=np.arange(60) % n_authors)
+    table = read_table(frame, Config(group_column="author"))
+    task, right = get_task("single-label"), np.eye(3)[table.targets]
+    readings = {"truncate": np.roll(right, 1, axis=1), "window": right}
+    classifier = SimpleNamespace(task=task, long="truncate", max_length=8)
+    tokens = {"train": SimpleNamespace(full_lengths=np.full(60, 9)), "validation": None}
+    found = choose_reading(
+        classifier, ("truncate", "window"), table, tokens, Config(), SimpleNamespace(readings=readings)
+    )
+    assert found.long == classifier.long == long
+    assert found.compared["window"]["gain"] == 1
 
 
 @pytest.mark.slow

@@ -130,6 +130,39 @@ def test_texts_of_groups_get_no_range_of_chance(own_run):
     assert held_out_predictions(run).groups is None
 
 
+def test_metrics_and_differences_without_an_interval_are_shown(own_run):
+    """As with test texts of one group."""
+    from bertsmith.folders.atomic import write_json
+    from bertsmith.report.card import write_card
+    from bertsmith.report.methods import write_methods
+
+    run = open_run(own_run)
+    run.predictions.assign(group="one").to_parquet(run.layout.predictions / "test.parquet")
+    metrics, before = run.metrics, write_methods(run).sources
+    test = metrics["splits"]["test"]
+    test["interval"]["groups"] = 1
+    for entry in test["metrics"].values():
+        entry["interval"] = None
+    none = {"metric": "macro_f1", "value": -0.1, "interval": None}
+    metrics["long_texts"] |= {"long": "window", "test": {**none, "truncate": 0.5, "texts": 9, "longer": 3}}
+    metrics["seeds"] = {
+        "each": [{"seed": seed, "test": {"macro_f1": 0.5}} for seed in (1, 2)],
+        "best": 1,
+        "test": {"macro_f1": {"mean": 0.5, "standard_deviation": 0.0}},
+        "ensemble": {"metrics": {"macro_f1": {"value": 0.4}}, "difference": none},
+    }
+    write_json(run.layout.metrics, metrics)
+    run = open_run(own_run)
+    page = write_report(run).read_text()
+    _check_inert(page)
+    assert "1 group</b>" in page
+    assert {place for _, place in before} - {place for _, place in write_methods(run).sources} == {
+        f"metrics.json: splits.test.metrics.{name}.interval.{i}" for name in ("macro_f1", "accuracy") for i in (0, 1)
+    }
+    write_card(run)
+    assert "1 group;" in (run.layout.model / "README.md").read_text()
+
+
 def test_many_classes_are_drawn_as_a_heatmap(finished, tmp_path):
     """A run with 151 classes, made from a small one by writing its figures."""
     from bertsmith.folders.atomic import write_json

@@ -246,8 +246,8 @@ def test_every_metric_has_an_interval_around_its_value(name):
     grouped = evaluate(task, targets, scores, labels, seed=0, groups=halves)["metrics"][task.primary]
     assert grouped["value"] == result["metrics"][task.primary]["value"]
     assert grouped["interval"] != result["metrics"][task.primary]["interval"]
-    value, low, high = paired_difference(task, targets, scores, scores, seed=0)
-    assert (value, low, high) == (0, 0, 0)
+    found = paired_difference(task, targets, scores, scores, seed=0)
+    assert found == {"metric": task.primary, "value": 0, "interval": [0, 0]}
 
 
 @pytest.mark.parametrize(
@@ -279,6 +279,8 @@ def test_without_a_mistake_metrics_of_1_have_the_exact_interval_of_accuracy(name
     low = 0.025 ** (1 / (n_groups or 12))  # of no mistakes in n trials, the closed form
     for metric in perfect:
         assert metrics[metric]["interval"] == pytest.approx([low, 1]), metric
+    for metric, largest in (("mae", 2), ("hamming_loss", 1)):
+        assert metric not in metrics or metrics[metric]["interval"] == pytest.approx([0, largest * (1 - low)])
     wrong = scores.copy()
     wrong[0] = scores[1]
     metrics = evaluate(TASKS[name], targets, wrong, labels, seed=0, groups=groups)["metrics"]
@@ -288,7 +290,31 @@ def test_without_a_mistake_metrics_of_1_have_the_exact_interval_of_accuracy(name
 def test_exact_numbers_have_no_interval_of_accuracy():
     targets = np.arange(12.0)
     metrics = evaluate(TASKS["regression"], targets, targets[:, None], Labels((0,), ("score",)), seed=0)["metrics"]
-    assert metrics["r2"] == {"value": 1, "interval": [1, 1]}
+    assert metrics["r2"] == {"value": 1, "interval": None}
+    assert metrics["mae"] == {"value": 0, "interval": None}
+
+
+@pytest.mark.parametrize("n_groups", [None, 4])
+def test_a_metric_at_the_end_of_its_scale_has_an_exact_interval_in_spite_of_mistakes(n_groups):
+    levels, groups = np.arange(12) % 3, None if n_groups is None else np.arange(12) % n_groups
+    near = np.where(np.arange(12) < 4, np.abs(levels - 1), levels)  # four predictions, at most one step off
+    scores = 0.02 + 0.94 * np.eye(3)[near]
+    metrics = evaluate(TASKS["ordinal"], levels, scores, Labels((0, 1, 2), tuple("abc")), seed=0, groups=groups)[
+        "metrics"
+    ]
+    assert metrics["accuracy"]["value"] < 1
+    assert metrics["within_one"]["interval"] == pytest.approx([0.025 ** (1 / (n_groups or 12)), 1])
+    truth = np.eye(3, dtype=bool)[levels]
+    scores = np.where(truth, 0.9, 0.1)
+    scores[:5] = 0.1  # misses, and seven texts with a prediction
+    metrics = evaluate(MULTI, truth, scores, Labels((0, 1, 2), tuple("abc")), seed=0, groups=groups)["metrics"]
+    for metric in ("macro_precision", "micro_precision"):
+        assert metrics[metric]["interval"] == pytest.approx([0.025 ** (1 / (n_groups or 7)), 1])
+    assert metrics["micro_recall"]["interval"][1] < 1
+    scores = 1 - np.where(truth, 0.9, 0.1)  # all wrong
+    metrics = evaluate(MULTI, truth, scores, Labels((0, 1, 2), tuple("abc")), seed=0, groups=groups)["metrics"]
+    assert metrics["subset_accuracy"]["interval"] == pytest.approx([0, 1 - 0.025 ** (1 / (n_groups or 12))])
+    assert metrics["macro_f1"] == {"value": 0, "interval": None}
 
 
 def test_texts_and_labels_without_positives_are_defined():
@@ -509,7 +535,8 @@ def test_texts_without_labels_do_not_empty_the_sets_of_the_others():
     sets = MULTI.set_columns(np.array([[0.6, 0.8], [0.1, 0.2]]), 0.9, Labels((0, 1), ("a", "b")))
     assert sets == {"label_set": [["b", "a"], []]}
     nothing = np.zeros_like(targets)
-    assert np.isfinite(MULTI.abstention(nothing, scores, (nothing, scores))["conformal"][0]["empirical_coverage"])
+    for entry in MULTI.abstention(nothing, scores, (nothing, scores))["conformal"]:
+        assert entry["empirical_coverage"] is entry["by_threshold"] is entry["expected"] is None
 
 
 # -- losses ------------------------------------------------------------------------------------------------------------

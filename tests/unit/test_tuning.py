@@ -405,6 +405,8 @@ def test_advice_depends_on_the_space_and_the_curve():
     assert any("depends on dropout" in s for s in said)
     assert any("not distinguishable" in s for s in said)
     assert len(said) == 4  # nothing of layer_decay, which ends at 1
+    result["difference"]["interval"] = None  # one group
+    assert advice(info, result) == said
     result["difference"]["interval"] = [-0.3, -0.1]
     assert any("worse than the defaults" in s for s in advice(info, result))
     assert advice({**info, "trials": info["trials"][:9]}, result) == []  # too few to conclude anything

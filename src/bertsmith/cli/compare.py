@@ -9,7 +9,7 @@ import typer
 
 from bertsmith.cli.options import Json
 from bertsmith.cli.terminal import print_json, stdout_console
-from bertsmith.data.texts import decimals
+from bertsmith.data.texts import decimals, signed_interval
 
 
 def compare(
@@ -46,7 +46,7 @@ def compare(
         first, change = metrics[shown[0]], ""
         low, high = map(decimals, first["interval"] or (None, None))
         if difference is not None:
-            change = f"{difference['value']:+.3f} " + "[{:+.3f}, {:+.3f}]".format(*difference["interval"])
+            change = f"{difference['value']:+.3f} {signed_interval(difference['interval'])}"
             change += "" if difference["distinguishable"] else " not distinguishable"
         table.add_row(
             Text(entry["name"], overflow="fold"),

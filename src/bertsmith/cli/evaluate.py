@@ -10,7 +10,7 @@ from bertsmith.api.keyword_types import EvaluateSettings
 from bertsmith.cli.options import Json, RunArgument, TableArgument, with_settings
 from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, ModelConfig
-from bertsmith.data.texts import decimals
+from bertsmith.data.texts import decimals, show_interval
 from bertsmith.errors import counted
 
 
@@ -56,6 +56,6 @@ def evaluate(
         if entry["value"] is None:
             out.print(f"{metric:<24} undefined on these texts", markup=False)
             continue
-        interval = "  (95 % interval {} to {})".format(*map(decimals, entry["interval"])) if entry["interval"] else ""
-        out.print(f"{metric:<24} {decimals(entry['value'])}{interval}", markup=False)
+        interval = show_interval(entry["interval"])
+        out.print(f"{metric:<24} {decimals(entry['value'])}  (95 % interval {interval})", markup=False)
     out.print(f"saved to {evaluation.path}", markup=False)

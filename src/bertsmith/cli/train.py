@@ -19,7 +19,7 @@ import typer
 from bertsmith.cli.options import Json, TableArgument, with_settings
 from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
-from bertsmith.data.texts import decimals
+from bertsmith.data.texts import decimals, show_interval, signed_interval
 from bertsmith.errors import ConfigError, counted, listing, lower_first
 from bertsmith.folders.remote import RemoteRun, run_output
 from bertsmith.folders.run import Run
@@ -148,10 +148,9 @@ def run_and_show(
     source = "cross-validated" if "by" in test else "test"
     for name in task.headline:
         entry = test["metrics"][name]
-        low, high = map(decimals, entry["interval"] or (None, None))
         out.print(
             f"{source} {lower_first(task.metric_names[name][0])}  [bold]{decimals(entry['value'])}[/]  "
-            f"(95 % interval {low} to {high}; {task.naive_name}: {decimals(baseline['test'][name])})"
+            f"(95 % interval {show_interval(entry['interval'])}; {task.naive_name}: {decimals(baseline['test'][name])})"
         )
     few = "; with so few texts, the metrics are imprecise" if test["texts"] < FEW_TEST_TEXTS else ""
     how = "not used for training"
@@ -174,10 +173,10 @@ def run_and_show(
     rule, name = metrics["decision_rule"], task.primary_name
     where = "in cross-validation" if "by" in metrics["splits"]["validation"] else "on the validation texts"
     if worth := metrics["long_texts"]["test"]:
-        (low, high), how = worth["interval"], metrics["long_texts"]["long"]
         out.print(
-            f"--long {how}: compared with reading only the beginnings, {source} {name} changes by "
-            f"{worth['value']:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"
+            f"--long {metrics['long_texts']['long']}: compared with reading only the beginnings, {source} {name} "
+            f"changes by {worth['value']:+.3f} {signed_interval(worth['interval'])}",
+            markup=False,
         )
     if rule["used"]:
         out.print(

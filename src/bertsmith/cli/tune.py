@@ -12,7 +12,7 @@ from bertsmith.cli.options import Json, TableArgument, with_settings
 from bertsmith.cli.terminal import print_json, stderr_console, stdout_console
 from bertsmith.cli.train import Track, stoppable
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
-from bertsmith.data.texts import decimals
+from bertsmith.data.texts import decimals, show_interval
 from bertsmith.errors import ConfigError, Interrupted, counted
 from bertsmith.load_config import resolve
 from bertsmith.tuning.config import StudyConfig
@@ -115,7 +115,6 @@ def _show(folder: Path, outcome: dict[str, Any]) -> None:
     from bertsmith.tasks.registry import get_task
 
     out = stdout_console()
-    low, high = map(decimals, outcome["test"]["interval"] or (None, None))
     metric = get_task(Study(folder).best.task).primary_name
     counts = outcome["trials"]
     n = sum(counts.values())
@@ -126,8 +125,8 @@ def _show(folder: Path, outcome: dict[str, Any]) -> None:
     latency = f", {outcome['values']['latency']:.1f} ms per text" if "latency" in outcome["values"] else ""
     out.print(
         f"winner: trial {outcome['trial']}, {metric} {outcome['score']:.3f} {where}{latency}; "
-        f"test {metric} [bold]{decimals(outcome['test']['value'])}[/]  (95 % interval {low} to {high}) "
-        f"on {counted(outcome['texts'], 'text')}"
+        f"test {metric} [bold]{decimals(outcome['test']['value'])}[/]  "
+        f"(95 % interval {show_interval(outcome['test']['interval'])}) on {counted(outcome['texts'], 'text')}"
     )
     if seeds := outcome.get("seeds"):
         best, defaults = (

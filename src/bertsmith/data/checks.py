@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from bertsmith.bootstrap import FEW_GROUPS, warn_of_few_groups
 from bertsmith.data.clean import AVERAGED, CONFLICT, DUPLICATE, EMPTY, IN_TEST, IN_VALIDATION, NO_LABEL, UNITED
 from bertsmith.data.columns import canonical
 from bertsmith.data.findings import MAX_EXAMPLES, Finding, Inspected, join_names
@@ -152,7 +153,7 @@ def check_near_duplicates(inspected: Inspected) -> Iterator[Finding]:
 
 
 def check_groups(inspected: Inspected) -> Iterator[Finding]:
-    """Report groups that are in several given splits, and groups of one row each."""
+    """Report groups that are in several given splits, groups of one row each, and too few groups to test."""
     frame, column = inspected.cleaned.table.frame, inspected.table.columns.group
     if column is not None and inspected.table.frame["group"].is_unique:
         yield Finding(
@@ -162,6 +163,11 @@ def check_groups(inspected: Inspected) -> Iterator[Finding]:
             f"column {quoted(column)} is empty, or has a different value in every row",
             "without effect: every row is its own group; name the right column with --group-column",
         )
+    tested = None if inspected.test is None else inspected.test.groups
+    if tested is not None and (message := warn_of_few_groups(tested, "test texts")):
+        n, total = len(np.unique(tested)), frame["group"].nunique()
+        several = f"pass --test-size 0 --cv {min(total, FEW_GROUPS)}, which tests the model on all groups"
+        yield Finding("few-groups", "warning", n, message, several if n < total else "label texts of more groups")
     n_splits = frame.assign(split=frame["split"].fillna("")).groupby("group")["split"].transform("nunique")
     rows = frame[frame["split"].isin(["validation", "test"]) & (n_splits > 1)]
     if len(rows):

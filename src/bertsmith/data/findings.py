@@ -277,6 +277,7 @@ class Inspected:
         tokens: the tokens of the usable texts, if a tokenizer is available.
         symbol_names: for each symbol that the tokenizer reads as its name, the name.
         config: the settings for the split, if they are known.
+        test: the texts that train scores at the end, if they are known.
     """
 
     table: Table
@@ -287,6 +288,7 @@ class Inspected:
     tokens: Tokens | None
     symbol_names: Mapping[str, str]
     config: Config | None
+    test: Table | None = None
 
     def rows(self, kind: str, severity: str, rows: pd.DataFrame, message: str, action: str) -> Finding:
         """Return a finding about some rows of the table. The message follows their number: ``"3 rows" + message``."""

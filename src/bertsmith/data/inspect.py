@@ -34,6 +34,7 @@ def inspect(
     max_length: int | None = None,
     cleaned: Cleaned | None = None,
     config: Config | None = None,
+    test: Table | None = None,
 ) -> Findings:
     """Inspect a table, without changing it.
 
@@ -44,6 +45,7 @@ def inspect(
         max_length: maximum number of tokens that training keeps of a text; chosen by `choose_max_length` by default.
         cleaned: the cleaned table, if it is available.
         config: the settings for the split; with them, a table that train refuses is a finding.
+        test: the texts that train scores at the end, if they are known.
     """
     cleaned = cleaned or clean(table)
     usable = cleaned.table
@@ -54,7 +56,7 @@ def inspect(
     n_characters = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
     counts, by_split = usable.counts, _counts_by_split(usable)
     imbalances = {name: _imbalance(split_counts) for name, split_counts in by_split.items()}
-    inspected = Inspected(table, cleaned, texts, lengths, max_length, tokens, symbol_names or {}, config)
+    inspected = Inspected(table, cleaned, texts, lengths, max_length, tokens, symbol_names or {}, config, test)
     findings = [finding for check in CHECKS for finding in check(inspected)]
     return Findings(
         name=table.name,

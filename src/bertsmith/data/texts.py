@@ -171,6 +171,16 @@ def guarded_cell(cell: Any) -> Any:
     return cell
 
 
+def show_interval(interval: Sequence[float] | None) -> str:
+    """Return the interval of a metric as ``low to high``, or a dash."""
+    return " to ".join(map(decimals, interval)) if interval else "–"
+
+
+def signed_interval(interval: Sequence[float] | None) -> str:
+    """Return the interval of a difference; ``None`` is that of a single group."""
+    return "[{:+.3f}, {:+.3f}]".format(*interval) if interval else "(one group has no interval)"
+
+
 def decimals(value: float | None) -> str:
     """Return a metric with three decimals, or a dash if it is undefined.
 

@@ -16,6 +16,8 @@ TARGET_COVERAGES = (0.8, 0.9, 0.95, 0.99)
 """Coverages of label sets that every run is evaluated at."""
 TARGET_ACCURACIES = (0.9, 0.95, 0.99)
 """Accuracies among the answered texts that every run is evaluated at."""
+LEAST_EXPECTED = 5
+"""Expected count that the chi-squared test needs in every class (Cochran 1954)."""
 
 
 def accuracy_coverage_curve(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, float]]:
@@ -119,7 +121,8 @@ def evaluate_abstention(
         JSON-ready. ``accuracy_coverage`` is the curve. ``thresholds`` has one entry per target accuracy.
         ``conformal`` has one entry per target coverage. Its ``empirical_coverage`` is the coverage of the sets of texts
         with a label. ``by_threshold`` counts only labels above the threshold, without the predicted label that a set
-        may contain in addition. ``expected`` is the 95 % interval of ``by_threshold`` if the guarantee holds.
+        may contain in addition. ``expected`` is the 95 % interval of ``by_threshold`` if the guarantee holds. The
+        three are ``None`` if the evaluation texts have no labels.
     """
     thresholds = []
     for accuracy in TARGET_ACCURACIES:
@@ -137,13 +140,14 @@ def evaluate_abstention(
     for coverage in TARGET_COVERAGES:
         threshold = conformal_threshold(held_out.conformity, coverage)
         covered, sizes = evaluate_sets(threshold)
+        expected = coverage_interval(coverage, len(held_out.conformity), len(test.conformity))
         conformal.append(
             {
                 "coverage": coverage,
                 "threshold": threshold,
                 "empirical_coverage": _share(covered),
                 "by_threshold": _share(test.conformity >= threshold),
-                "expected": list(coverage_interval(coverage, len(held_out.conformity), len(test.conformity))),
+                "expected": list(expected) if len(test.conformity) else None,
                 "mean_labels": float(sizes.mean()),
                 "single_label": float((sizes == 1).mean()),
             }
@@ -155,8 +159,8 @@ def evaluate_abstention(
     }
 
 
-def _share(right: np.ndarray) -> float:
-    return float(right.mean()) if len(right) else 1.0
+def _share(right: np.ndarray) -> float | None:
+    return float(right.mean()) if len(right) else None
 
 
 def label_shift(held_out: np.ndarray, test: np.ndarray, texts: Sequence[int] | None = None) -> dict[str, Any]:
@@ -169,22 +173,34 @@ def label_shift(held_out: np.ndarray, test: np.ndarray, texts: Sequence[int] | N
 
     Returns:
         JSON-ready: ``distance`` (total variation; with ``texts``, the largest difference of a label's share), ``p`` of
-        a chi-squared test (with ``texts``, corrected for the number of labels), and ``shifted`` (p below 0.001).
+        a chi-squared test (with ``texts``, Fisher's exact test, corrected for the number of labels), and ``shifted`` (p
+        below 0.001). The chi-squared test counts rare classes as one; see `_merge_rare`.
     """
-    from scipy.stats import chi2_contingency
+    from scipy.stats import chi2_contingency, fisher_exact
 
     counts = np.stack([held_out, test])
     if texts is not None:
         n = np.array(texts)
         tables = [np.stack([label, n - label]) for label in counts.T]
-        lowest = min((float(chi2_contingency(t).pvalue) for t in tables if t.sum(axis=1).all()), default=1.0)
+        lowest = min((float(fisher_exact(t).pvalue) for t in tables if t.sum(axis=1).all()), default=1.0)
         p, difference = min(1.0, lowest * len(tables)), abs(counts[0] / n[0] - counts[1] / n[1])
         return {"distance": float(difference.max()), "p": p, "shifted": p < 0.001}
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    present = counts[:, counts.sum(axis=0) > 0]
-    testable = present.shape[1] > 1 and bool(present.sum(axis=1).all())
-    p = float(chi2_contingency(present).pvalue) if testable else 1.0
+    merged = _merge_rare(counts)
+    p = float(chi2_contingency(merged).pvalue) if merged.shape[1] > 1 else 1.0
     return {"distance": float(abs(shares[0] - shares[1]).sum() / 2), "p": p, "shifted": p < 0.001}
+
+
+def _merge_rare(counts: np.ndarray) -> np.ndarray:
+    """Merge the rarest classes of two sets of texts into one, until each has `LEAST_EXPECTED` labels in expectation.
+
+    Args:
+        counts: number of labels of each class in each set, shape (2, classes).
+    """
+    ordered = counts[:, np.argsort(counts.sum(axis=0), kind="stable")]
+    expected = ordered.sum(axis=0) * ordered.sum(axis=1).min() / max(ordered.sum(), 1)  # in the smaller set
+    n = np.count_nonzero(np.minimum(expected, np.cumsum(expected) - expected) < LEAST_EXPECTED)
+    return np.column_stack([ordered[:, :n].sum(axis=1), ordered[:, n:]])
 
 
 def coverage_interval(coverage: float, held_out: int, texts: int) -> tuple[float, float]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from bertsmith.data.template import Text, segments
+from bertsmith.data.texts import signed_interval
 from bertsmith.evaluation.calibration import log_sum_exp, softmax
 from bertsmith.evaluation.decision import stratified_folds
 
@@ -204,9 +205,7 @@ def tfidf_vectorizer() -> Any:
 
 
 def verdict(
-    difference: float,
-    low: float,
-    high: float,
+    difference: Mapping[str, Any],
     texts: int,
     *,
     metric: str = "macro-F1",
@@ -214,10 +213,11 @@ def verdict(
     kind: str = "test texts",
     if_worse: str = ". Label more texts, or use a scikit-learn model instead",
 ) -> str:
-    """Phrase a difference in the primary metric and its 95 % interval as a sentence that follows "The model is"."""
-    interval = f"[{low:+.3f}, {high:+.3f}]"
+    """Phrase a `paired_difference` as a sentence that follows "The model is"."""
+    value, (low, high) = difference["value"], difference["interval"] or (0, 0)
+    interval = signed_interval(difference["interval"])
     if low > 0:
-        return f"better than {rival} by {difference:.3f} {metric} {interval}"
+        return f"better than {rival} by {value:.3f} {metric} {interval}"
     if high < 0:
-        return f"worse than {rival} by {-difference:.3f} {metric} {interval}{if_worse}"
-    return f"not distinguishable from {rival} on {texts:,} {kind}: {difference:+.3f} {metric} {interval}"
+        return f"worse than {rival} by {-value:.3f} {metric} {interval}{if_worse}"
+    return f"not distinguishable from {rival} on {texts:,} {kind}: {value:+.3f} {metric} {interval}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bertsmith.bootstrap import draw_resamples
+from bertsmith.bootstrap import draw_resamples, is_one_group
 from bertsmith.config import PRIMARY
 from bertsmith.evaluation.calibration import to_logits
 from bertsmith.evaluation.intervals import resampled_label_metrics
@@ -108,7 +108,7 @@ def tune(
         groups: as for `draw_resamples`.
     """
     n, n_outputs = logits.shape
-    if n < MIN_TEXTS or (groups is not None and len(np.unique(groups)) < 2):
+    if n < MIN_TEXTS or is_one_group(groups):
         return TunedOffsets(np.zeros(n_outputs), False, 0.0, float("nan"))
     if model is not None and len(np.unique(model)) > 1:
         fold = model

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertsmith.bootstrap import LEVEL, RESAMPLES, TAILS, draw_resamples
+from bertsmith.bootstrap import LEVEL, RESAMPLES, TAILS, draw_resamples, is_one_group
 from bertsmith.data.table import Labels
-from bertsmith.evaluation.intervals import RANKING_RESAMPLES, exact_accuracy
+from bertsmith.evaluation.intervals import RANKING_RESAMPLES, exact_interval
 
 if TYPE_CHECKING:
     from bertsmith.tasks.base import Task
@@ -39,12 +39,16 @@ def evaluate(
 
     Returns:
         ``texts`` (n), ``interval`` (how intervals are computed) and ``metrics`` (name to ``value`` and ``interval``,
-        ``None`` if undefined). ``detail`` adds `Task.details`.
+        ``None`` if undefined). An interval is also ``None`` if all texts are in one group, or if it would have no
+        width. ``detail`` adds `Task.details`.
     """
     over = "texts" if groups is None else "groups"
+    interval = {"level": LEVEL, "resamples": RESAMPLES, "method": f"percentile bootstrap over {over}"}
+    if groups is not None:
+        interval["groups"] = len(np.unique(groups))
     result: dict[str, Any] = {
         "texts": len(targets),
-        "interval": {"level": LEVEL, "resamples": RESAMPLES, "method": f"percentile bootstrap over {over}"},
+        "interval": interval,
         "metrics": _metrics(task, targets, scores, seed, groups),
     }
     if detail:
@@ -71,16 +75,17 @@ def compare_classifiers(
 
     Returns:
         One entry per classifier, in order: ``name``, ``metrics`` (``value`` and ``interval`` by name) and
-        ``difference`` of the primary metric to the first classifier (``value``, ``interval``, ``distinguishable``).
-        ``difference`` of the first is ``None``.
+        ``difference`` to the first classifier, as from `paired_difference`, with ``distinguishable``. ``difference``
+        of the first is ``None``.
     """
     names = list(scores)
     entries = []
     for (name, table), seed in zip(scores.items(), seeds, strict=True):
         difference = None
         if name != names[0]:
-            value, low, high = paired_difference(task, targets, table, scores[names[0]], seed=seeds[0], groups=groups)
-            difference = {"value": value, "interval": [low, high], "distinguishable": low > 0 or high < 0}
+            difference = paired_difference(task, targets, table, scores[names[0]], seed=seeds[0], groups=groups)
+            low, high = difference["interval"] or (0, 0)
+            difference["distinguishable"] = low > 0 or high < 0
         metrics = _metrics(task, targets, table, seed, groups)
         entries.append({"name": name, "metrics": metrics, "difference": difference})
     return entries
@@ -88,11 +93,19 @@ def compare_classifiers(
 
 def paired_difference(
     task: Task, targets: np.ndarray, one: np.ndarray, two: np.ndarray, *, seed: int, groups: np.ndarray | None = None
-) -> tuple[float, float, float]:
-    """Return the difference of the primary metric and its 95 % interval; see `paired_differences`."""
+) -> dict[str, Any]:
+    """Compare the scores of two models; see `paired_differences`.
+
+    Returns:
+        JSON-ready: ``metric`` (the primary one), ``value`` and ``interval``, as from `difference_interval`.
+    """
     value, draws = paired_differences(task, targets, one, two, seed=seed, groups=groups)
-    low, high = np.percentile(draws, TAILS)
-    return value, float(low), float(high)
+    return {"metric": task.primary, "value": value, "interval": difference_interval(draws, groups)}
+
+
+def difference_interval(draws: np.ndarray, groups: np.ndarray | None) -> list[float] | None:
+    """Return the 95 % interval of a difference from its values on resamples; ``None`` if all texts are in one group."""
+    return None if is_one_group(groups) else np.percentile(draws, TAILS).tolist()
 
 
 def paired_differences(
@@ -117,20 +130,23 @@ def _metrics(
 ) -> dict[str, dict[str, Any]]:
     """Return the value and the interval of every single-number metric, by name.
 
-    If all predictions are correct, every metric of 1 has the interval of `exact_accuracy`. If none is, accuracy has it.
+    At the end of its scale, a metric has the same value in every resample. Its interval is then exact, or ``None``.
     """
     values = task.scalar_metrics(targets, scores)
-    intervals = _intervals(task, targets, scores, seed, groups)
-    right = task.is_right(targets, scores)
-    if task.decides and (exact := exact_accuracy(right, groups)):
-        perfect = [name for name, value in values.items() if value is not None and isclose(value, 1)]
-        # Recall weighted by support is accuracy. Of label sets, only the subset accuracy depends on `is_right` alone.
-        wrong = ["accuracy", "weighted_recall"] if task.one_class else ["subset_accuracy"]
-        intervals |= dict.fromkeys(perfect if right.all() else wrong, exact)
+    found = {} if is_one_group(groups) else _intervals(task, targets, scores, seed, groups)
+    if found and task.decides:
+        outcomes = {**dict.fromkeys(values, task.is_right(targets, scores)), **task.outcomes(targets, scores)}
+        for name, right in outcomes.items():
+            if exact := exact_interval(name, values[name], right, groups, largest_error=scores.shape[1] - 1):
+                found[name] = exact
     return {
-        name: {"value": value, "interval": None if value is None else list(intervals[name])}
+        name: {"value": value, "interval": None if value is None else _with_width(*found.get(name, (np.nan, np.nan)))}
         for name, value in values.items()
     }
+
+
+def _with_width(low: float, high: float) -> list[float] | None:
+    return [low, high] if low < high and not isclose(low, high, abs_tol=1e-12) else None
 
 
 def _intervals(

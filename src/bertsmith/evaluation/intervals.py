@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+from math import isclose
+
 import numpy as np
 
 from bertsmith.bootstrap import LEVEL
 
 RANKING_RESAMPLES = 200
 """Fewer, because average precision is computed class by class, and ranks resample by resample."""
+SHARES = ("accuracy", "weighted_recall", "subset_accuracy", "within_one")
+"""Metrics that are the share of the right texts."""
+
+
+def exact_interval(
+    name: str, value: float | None, right: np.ndarray, groups: np.ndarray | None, *, largest_error: int
+) -> tuple[float, float] | None:
+    """Return the interval of a metric at the end of its scale, from `exact_accuracy`; ``None`` if it is not there.
+
+    A mean of errors is at most the share of the wrong texts times the largest error of a text.
+
+    Args:
+        name: of the metric.
+        value: of the metric.
+        right: whether each text is right, shape (n,); NaN for the texts that the metric leaves out.
+        groups: as for `exact_accuracy`.
+        largest_error: most steps between two classes, for the mean absolute error.
+    """
+    counted = ~np.isnan(right.astype(np.float64))
+    right = right[counted].astype(bool)
+    exact = exact_accuracy(right, None if groups is None else groups[counted])
+    if exact is None or value is None:
+        return None
+    if right.all() and name in ("mae", "hamming_loss"):
+        return 0.0, (1 - exact[0]) * (largest_error if name == "mae" else 1)
+    return exact if name in SHARES or (right.all() and isclose(value, 1)) else None
 
 
 def exact_accuracy(right: np.ndarray, groups: np.ndarray | None = None) -> tuple[float, float] | None:
@@ -21,7 +49,7 @@ def exact_accuracy(right: np.ndarray, groups: np.ndarray | None = None) -> tuple
     """
     from scipy.stats import binomtest  # the light base has no scipy
 
-    if right.any() and not right.all():
+    if not len(right) or (right.any() and not right.all()):
         return None
     trials = len(right) if groups is None else len(np.unique(groups))
     exact = binomtest(trials if right.all() else 0, trials).proportion_ci(LEVEL, method="exact")

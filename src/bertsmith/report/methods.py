@@ -145,8 +145,12 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
             told = n("study.json", "result.told")
             unseen += f" In all, the search has shown us {told} test results."
     task = get_task(run.task)
-    first, *others = (name for name in task.headline if test["metrics"][name]["interval"])  # those that are defined
-    interval = " to ".join(n("metrics.json", f"splits.test.metrics.{first}.interval.{i}", decimals) for i in (0, 1))
+
+    def interval(name: str, how: str = "") -> str:
+        bounds = (n("metrics.json", f"splits.test.metrics.{name}.interval.{i}", decimals) for i in (0, 1))
+        return f" ({how}{' to '.join(bounds)})" if test["metrics"][name]["interval"] else ""
+
+    first, *others = (name for name in task.headline if test["metrics"][name]["value"] is not None)
     count, calibrated = len(run.labels), ""
     if task.decides:
         count = int(n("labels.json", "classes", lambda v: str(len(v))))
@@ -184,12 +188,11 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
     rest = ""
     for second in others:
         value = n("metrics.json", f"splits.test.metrics.{second}.value", decimals)
-        low, high = (n("metrics.json", f"splits.test.metrics.{second}.interval.{i}", decimals) for i in (0, 1))
-        rest = f" The {_name(task, second)} is {value} ({low} to {high})."
+        rest = f" The {_name(task, second)} is {value}{interval(second)}."
     result.sentences.append(
         f"{unseen.format(n('metrics.json', 'splits.test.texts'))} The "
-        f"{_name(task, first)} is {n('metrics.json', f'splits.test.metrics.{first}.value', decimals)} "
-        f"(95 % {_interval_name(test['metrics'][first])} {interval}).{rest} "
+        f"{_name(task, first)} is {n('metrics.json', f'splits.test.metrics.{first}.value', decimals)}"
+        f"{interval(first, _interval_name(test['metrics'][first]))}.{rest} "
         f"The {_name(task, first)} of a bag-of-words baseline is "
         f"{n('metrics.json', f'baseline.bag_of_words.test.{first}', decimals)}. We used bertsmith "
         f"{n('run.json', 'versions.bertsmith', str)}, transformers {n('run.json', 'versions.transformers', str)} "
@@ -265,9 +268,10 @@ def _listed(items: Iterable[str]) -> str:
 
 
 def _interval_name(metric: Mapping[str, Any]) -> str:
-    """Return how the interval of the first metric was computed: the bootstrap needs a mistake."""
-    exact = metric["value"] == 1 and metric["interval"][0] < 1
-    return "exact interval of accuracy [@clopper1934exact]" if exact else "bootstrap interval [@efron1979bootstrap]"
+    """Return how the interval of the first metric was computed, before the interval: the bootstrap needs a mistake."""
+    exact = metric["value"] == 1 and metric["interval"] and metric["interval"][0] < 1
+    how = "exact interval of accuracy [@clopper1934exact]" if exact else "bootstrap interval [@efron1979bootstrap]"
+    return f"95 % {how} "
 
 
 def _reading(run: Run, n: Callable[..., str]) -> str:

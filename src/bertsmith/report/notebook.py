@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from bertsmith.data.table import REGRESSION
-from bertsmith.data.texts import decimals
+from bertsmith.data.texts import decimals, show_interval
 from bertsmith.errors import counted
 from bertsmith.folders.atomic import write_text
 from bertsmith.folders.run import Run
@@ -145,7 +145,7 @@ def run_html(run: Run) -> str:
         test = run.metrics["splits"]["test"]
         head = ("metric", "cross-validated texts" if "by" in test else "test texts", "95 % interval")
         entries = [(title, test["metrics"][name]) for name, (title, _) in task.metric_names.items()]
-        rows = [(title, decimals(e["value"]), _interval(e.get("interval"))) for title, e in entries]
+        rows = [(title, decimals(e["value"]), show_interval(e.get("interval"))) for title, e in entries]
         after = [f"{counted(test['texts'], 'text')} · {info['model']['name']}", f"report: {run.layout.report}"]
     else:
         head, last = ("validation", "last evaluation"), run.history[-1:]
@@ -164,7 +164,7 @@ def study_html(study: Study) -> str:
     if result is not None:
         test = result["test"]
         after.append(
-            f"winner: trial {result['trial']}, {decimals(test['value'])} on test, {_interval(test['interval'])}"
+            f"winner: trial {result['trial']}, {decimals(test['value'])} on test, {show_interval(test['interval'])}"
         )
         after += [str(result["verdict"]), f"report: {study.report}"]
     return _card(f"Study {study.path}", ("trial", "score", "settings"), rows, after)
@@ -197,10 +197,6 @@ def _card(title: str, head: Sequence[str], rows: Iterable[Sequence[Any]], after:
             '{}<div class="bertsmith"><b>{}</b><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>{}</div>'
         ).format(_STYLE, title, heads, cells, lines)
     )
-
-
-def _interval(interval: Sequence[float] | None) -> str:
-    return " to ".join(map(decimals, interval)) if interval else "–"
 
 
 def _settings(settings: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from bertsmith.bootstrap import FEW_GROUPS
 from bertsmith.data.findings import Findings, label_count
 from bertsmith.data.table import MULTI_LABEL, ORDINAL, REGRESSION
 from bertsmith.data.template import flat_texts
@@ -134,6 +135,7 @@ def report_page(run: Run, *, quotes: bool = True) -> str:
             columns=metrics.get("columns"),
             long=metrics.get("long_texts"),  # absent from older runs
             groups=predictions["group"].nunique() if "group" in predictions.columns else 0,
+            few_groups=FEW_GROUPS,
             lengths=_length_figure(findings),
             balance=_balance(findings),
             history=curves(run.history, best_epoch(run), task),

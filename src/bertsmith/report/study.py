@@ -113,7 +113,7 @@ def advice(info: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
             "so that the search varies the other settings more."
         )
     if difference := result.get("difference"):
-        low, high = difference["interval"]
+        low, high = difference["interval"] or (0, 0)
         if high < 0:
             sentences.append(
                 "On test, the best trial is worse than the defaults: use the defaults, or search with more validation "

@@ -147,6 +147,16 @@ class Task(ABC):
         """Return whether each prediction is correct, bool, shape (n,)."""
         return self.predicted(scores) == targets
 
+    def outcomes(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
+        """Return whether each text is right for the metrics with another meaning of this than `is_right`.
+
+        NaN is for texts that do not count.
+
+        Returns:
+            By name of the metric, each of shape (n,). The metric is 1 only if all texts that count are right.
+        """
+        return {}
+
     def is_same(self, first: np.ndarray, second: np.ndarray, tie: float = 0.0) -> np.ndarray:
         """Return whether the decisions of two models agree, or are a tie within a tolerance, bool, shape (n,)."""
         best = self.predicted(second)

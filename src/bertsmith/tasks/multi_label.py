@@ -113,6 +113,16 @@ class MultiLabel(LabelTask):
         """Return whether all labels of each text are correct, bool, shape (n,)."""
         return (self.predicted(scores) == targets).all(axis=1)
 
+    def outcomes(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
+        """Return whether all predicted labels of a text are correct, and whether all its labels are predicted."""
+        predicted, truth = self.predicted(scores), targets.astype(bool)
+        sides = {"precision": (predicted, truth), "recall": (truth, predicted)}
+        found = {
+            name: np.where(some.any(axis=1), (others | ~some).all(axis=1), np.nan)
+            for name, (some, others) in sides.items()
+        }
+        return {f"{average}_{name}": right for name, right in found.items() for average in ("macro", "micro")}
+
     def is_same(self, first: np.ndarray, second: np.ndarray, tie: float = 0.0) -> np.ndarray:
         """Return whether all decisions on a text agree, or are a tie within a tolerance, bool, shape (n,)."""
         agree = self.predicted(first) == self.predicted(second)

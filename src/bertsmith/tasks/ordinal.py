@@ -70,6 +70,10 @@ class Ordinal(SingleLabel):
         metrics = resampled_level_metrics(drawn, targets, self.predicted(scores), scores.shape[1])
         return {**metrics, "log_loss": drawn @ log_losses(targets, scores) / drawn.sum(axis=1)}
 
+    def outcomes(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
+        """Return whether each prediction is at most one step from the label."""
+        return {"within_one": abs(self.predicted(scores) - targets) <= 1}
+
     def undefined(self, targets: np.ndarray, scores: np.ndarray) -> set[str]:
         """Return Spearman's correlation if labels or predictions are constant, and kappa if both are the same class."""
         labels, predicted = set(targets.tolist()), set(self.predicted(scores).tolist())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import pandas as pd
 from bertsmith.config import Config
 from bertsmith.data.table import Table
 from bertsmith.data.template import Template, texts_of
-from bertsmith.data.texts import normalise
+from bertsmith.data.texts import normalise, signed_interval
 from bertsmith.errors import listing
 from bertsmith.evaluation.evaluate import paired_difference
 from bertsmith.events import AblationStarted, RunListener
@@ -86,7 +86,7 @@ def compare_columns(
             predicted = _train(tables, soft_labels, config, recipe, stop)
         without = _train(alone, soft_labels, config, recipe, stop)
     task, groups = get_task(scored.task), scored.groups
-    value, low, high = paired_difference(task, scored.targets, predicted, without, seed=config.seed, groups=groups)
+    difference = paired_difference(task, scored.targets, predicted, without, seed=config.seed, groups=groups)
     values = [task.scalar_metrics(scored.targets, scores)[task.primary] for scores in (predicted, without)]
     return {
         "added": list(template.added),
@@ -94,8 +94,8 @@ def compare_columns(
         "texts": {"train": n_train, "scored": len(scored)},
         "with": values[0],
         "without": values[1],
-        "difference": {"metric": task.primary, "value": value, "interval": [low, high]},
-        "verdict": _verdict(template, task.primary_name, value, low, high),
+        "difference": difference,
+        "verdict": _verdict(template, task.primary_name, difference),
     }
 
 
@@ -156,10 +156,11 @@ def _cross_validate(
     return scores["truncate"]
 
 
-def _verdict(template: Template, metric: str, value: float, low: float, high: float) -> str:
+def _verdict(template: Template, metric: str, difference: Mapping[str, Any]) -> str:
     """Phrase the difference and its interval as a sentence."""
     plural = len(template.added) > 1
-    columns, interval = listing(template.added, 5), f"[{low:+.3f}, {high:+.3f}]"
+    value, (low, high) = difference["value"], difference["interval"] or (0, 0)
+    columns, interval = listing(template.added, 5), signed_interval(difference["interval"])
     if low > 0 or high < 0:
         effect = "raise" if low > 0 else "lower"
         return f"{columns} {effect}{'' if plural else 's'} {metric} by {abs(value):.3f} {interval}"

@@ -167,12 +167,12 @@ def baselines(
             frozen_scores[outside[rows]] = frozen.baseline_scores(inside, outside[rows], seed)
 
     def compare(classifier: str, baseline: np.ndarray, model: np.ndarray, table: Table, name: str) -> dict[str, Any]:
-        value, low, high = paired_difference(task, table.targets, model, baseline, seed=seed, groups=table.groups)
+        difference = paired_difference(task, table.targets, model, baseline, seed=seed, groups=table.groups)
         return {
             "classifier": classifier,
             "test": task.scalar_metrics(table.targets, baseline),
-            "difference": {"metric": task.primary, "value": value, "interval": [low, high]},
-            "verdict": verdict(value, low, high, len(table), metric=task.primary_name, rival=name, kind=kind),
+            "difference": difference,
+            "verdict": verdict(difference, len(table), metric=task.primary_name, rival=name, kind=kind),
         }
 
     naive, naive_scores = task.naive_baseline(train.targets, len(test), test.labels)

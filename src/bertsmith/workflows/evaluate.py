@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from bertsmith.bootstrap import warn_of_few_groups
 from bertsmith.config import Config
 from bertsmith.data.clean import clean
 from bertsmith.data.columns import canonical
@@ -205,7 +206,8 @@ def run_evaluation(
     )
     metrics |= {"left_out": cleaned.counts, "seen_in_training": seen}
     notes = _notes(cleaned.table) if classifier.task.has_labels else far_number_notes(cleaned.table)
-    metrics["notes"] = [*notes, *_design_notes(cleaned.table)]
+    few = warn_of_few_groups(cleaned.table.groups, "texts")
+    metrics["notes"] = [*notes, *_design_notes(cleaned.table), *([few] if few else [])]
     content = {"table": table.name, **description, "long": classifier.long, **metrics}
     with atomic.disk_errors(folder):
         run.layout.evaluations.mkdir(exist_ok=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bertsmith.bootstrap import is_one_group
 from bertsmith.config import Config
 from bertsmith.data.table import Table
 from bertsmith.data.template import Template, Texts, texts_of
@@ -113,7 +114,7 @@ def choose_reading(
             gain, drawn = paired_differences(
                 task, table.targets, found[name], found[best], seed=config.seed, groups=groups
             )
-            error = float(drawn.std())
+            error = float("nan") if is_one_group(groups) else float(drawn.std())  # which no gain exceeds
         score = task.scalar_metrics(table.targets, found[name])[task.primary]
         compared[name] = {task.primary: score, "gain": gain, "standard_error": error, "over": best}
         best = name if gain > error else best
@@ -164,12 +165,9 @@ def measure_reading(
         else:
             texts = texts_of(test.take(longer).frame)
             truncated[longer] = predict_reading(classifier, "truncate", tokens.take(longer), texts)
-        value, low, high = paired_difference(
-            task, test.targets, with_choice, truncated, seed=config.seed, groups=test.groups
-        )
+        difference = paired_difference(task, test.targets, with_choice, truncated, seed=config.seed, groups=test.groups)
         score = task.scalar_metrics(test.targets, truncated)[task.primary]
-        measured = {"metric": task.primary, "truncate": score, "value": value, "interval": [low, high]}
-        measured |= {"texts": len(test), "longer": len(longer)}
+        measured = {**difference, "truncate": score, "texts": len(test), "longer": len(longer)}
     return {
         "long": reading.long,
         "setting": config.long,

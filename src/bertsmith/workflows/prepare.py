@@ -167,6 +167,7 @@ def prepared_event(table: Table, splits: Splits, inputs: TrainingInputs, recipe:
         symbol_names=loaded.emoji_names,
         max_length=loaded.max_length,
         cleaned=splits.cleaned,
+        test=splits.scored_tables["test"],
     )
     return Prepared(
         findings,

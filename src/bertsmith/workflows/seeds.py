@@ -157,13 +157,12 @@ def _compare(members: list[Run], best: Run, seed: int) -> dict[str, Any]:
     groups = stored_groups(best.predictions)
     ensemble = evaluate(task, targets, scores, best.labels, seed=seed, detail=False, groups=groups)
     single = task.stored_scores(best.predictions)
-    difference, low, high = paired_difference(task, targets, scores, single, seed=seed, groups=groups)
     return {
         "each": each,
         "best": int(best.path.name),
         "test": spread,
         "ensemble": {
             "metrics": ensemble["metrics"],
-            "difference": {"metric": task.primary, "value": difference, "interval": [low, high]},
+            "difference": paired_difference(task, targets, scores, single, seed=seed, groups=groups),
         },
     }

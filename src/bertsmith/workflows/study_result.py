@@ -12,13 +12,12 @@ import optuna
 from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
-from bertsmith.bootstrap import TAILS
 from bertsmith.config import Config
 from bertsmith.data.table import Table
 from bertsmith.data.template import stored_groups
 from bertsmith.errors import ConfigError, RunFolderError
 from bertsmith.evaluation.baseline import verdict
-from bertsmith.evaluation.evaluate import paired_differences
+from bertsmith.evaluation.evaluate import difference_interval, paired_differences
 from bertsmith.events import FinalStarted, StudyListener
 from bertsmith.folders import atomic
 from bertsmith.folders.claim import known_settings
@@ -141,12 +140,9 @@ def _result(
     if is_default:
         result["verdict"] = "no trial was better on validation than the default settings"
         return result
-    value, low, high = _difference(best, baseline)
-    result["difference"] = {"metric": primary, "value": value, "interval": [low, high]}
+    result["difference"] = _difference(best, baseline)
     sentence = verdict(
-        value,
-        low,
-        high,
+        result["difference"],
         result["texts"],
         metric=get_task(best.task).primary_name,
         rival="the default settings",
@@ -157,7 +153,7 @@ def _result(
     return result
 
 
-def _difference(best: Run, baseline: Run) -> tuple[float, float, float]:
+def _difference(best: Run, baseline: Run) -> dict[str, Any]:
     """Return the difference of two runs in the primary test metric, averaged over seeds, and its interval."""
     values, draws, task = [], [], get_task(best.task)
     for pair in zip(best.members or [best], baseline.members or [baseline], strict=True):
@@ -175,8 +171,8 @@ def _difference(best: Run, baseline: Run) -> tuple[float, float, float]:
         value, drawn = paired_differences(task, targets, first, second, seed=seed, groups=groups)
         values.append(value)
         draws.append(drawn)
-    low, high = np.percentile(np.mean(draws, axis=0), TAILS)
-    return float(np.mean(values)), float(low), float(high)
+    interval = difference_interval(np.mean(draws, axis=0), groups)
+    return {"metric": task.primary, "value": float(np.mean(values)), "interval": interval}
 
 
 def _importance(study: optuna.Study) -> dict[str, float]:
