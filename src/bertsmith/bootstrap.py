@@ -20,8 +20,8 @@ RESAMPLES = 1000
 """Default number of resamples."""
 MAX_CELLS = 2_000_000
 """Resamples times texts held in memory at a time."""
-FEW_GROUPS = 5
-"""With fewer groups, the report and a warning call the intervals unreliable."""
+FEW_GROUPS = 10
+"""With fewer groups, bertsmith calls the intervals unreliable: in simulations, they contain the truth in 82 to 89 %."""
 
 
 def is_one_group(groups: np.ndarray | None) -> bool:

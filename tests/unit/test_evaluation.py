@@ -287,7 +287,7 @@ def test_one_group_has_no_intervals_and_decides_no_comparison():
     assert paired_difference(SINGLE, targets, probabilities, others, seed=0, groups=np.arange(60) % 2)["interval"]
 
 
-@pytest.mark.parametrize(("n_groups", "warned"), [(1, True), (4, True), (5, False)])
+@pytest.mark.parametrize(("n_groups", "warned"), [(1, True), (9, True), (10, False)])
 def test_few_groups_are_named(n_groups, warned):
     assert (warn_of_few_groups(np.arange(20) % n_groups, "texts") is not None) == warned
     assert warn_of_few_groups(None, "texts") is None

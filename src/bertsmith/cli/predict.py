@@ -210,7 +210,7 @@ def _print_summary(predictions: Predictions, template: Template) -> None:
             markup=False,
         )
     if expected := predictions.expected_accuracy:
-        from bertsmith.measuring.expected_accuracy import FEW_GROUPS
+        from bertsmith.bootstrap import FEW_GROUPS
 
         stderr_console().print(
             f"expected accuracy {expected.value:.3f} (95 % interval {expected.low:.3f} to {expected.high:.3f}), from "

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from bertsmith.bootstrap import FEW_GROUPS, warn_of_few_groups
+from bertsmith.bootstrap import warn_of_few_groups
 from bertsmith.data.clean import AVERAGED, CONFLICT, DUPLICATE, EMPTY, IN_TEST, IN_VALIDATION, NO_LABEL, UNITED
 from bertsmith.data.columns import canonical
 from bertsmith.data.findings import MAX_EXAMPLES, Finding, Inspected, join_names
@@ -166,7 +166,7 @@ def check_groups(inspected: Inspected) -> Iterator[Finding]:
     tested = None if inspected.test is None else inspected.test.groups
     if tested is not None and (message := warn_of_few_groups(tested, "test texts")):
         n, total = len(np.unique(tested)), frame["group"].nunique()
-        several = f"pass --test-size 0 --cv {min(total, FEW_GROUPS)}, which tests the model on all groups"
+        several = f"pass --test-size 0 --cv {min(total, 5)}, which tests the model on all groups"
         yield Finding("few-groups", "warning", n, message, several if n < total else "label texts of more groups")
     n_splits = frame.assign(split=frame["split"].fillna("")).groupby("group")["split"].transform("nunique")
     rows = frame[frame["split"].isin(["validation", "test"]) & (n_splits > 1)]

@@ -17,8 +17,6 @@ BINS = 10
 """Bins of confidence with equal numbers of held-out texts."""
 FEWEST = 100
 """Fewest held-out texts, and fewest new texts."""
-FEW_GROUPS = 5
-"""With fewer groups of held-out texts, intervals are unreliable. One group says nothing about others."""
 DRAWS, EM_STEPS = 400, 1000
 """With many classes, a quarter of the draws and a tenth of the steps."""
 MANY_CLASSES, CONVERGED = 20, 1e-5

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bertsmith.bootstrap import FEW_GROUPS
 from bertsmith.data.template import Texts, flat, stored_groups, texts_of
 from bertsmith.errors import DataError, counted, listing, quoted
 from bertsmith.folders.run import Run
 from bertsmith.measuring.estimate import Totals, sum_totals
-from bertsmith.measuring.expected_accuracy import FEW_GROUPS
 from bertsmith.measuring.label_shift import (
     ALPHA,
     FEWEST,
