@@ -191,6 +191,27 @@ def test_a_dataset_dict_defines_splits_and_class_names():
     assert table.frame["split"].tolist() == ["train"] * 3 + ["test"] * 3
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_splits_with_different_class_names_keep_their_own(many):
+    def part(names, rows):
+        kind = datasets.ClassLabel(names=names)
+        features = datasets.Features({"text": datasets.Value("string"), "label": datasets.List(kind) if many else kind})
+        labels = [rows[:2], [], *([n] for n in rows)] if many else rows
+        return datasets.Dataset.from_dict({"text": [*map(str, range(len(labels)))], "label": labels}, features=features)
+
+    source = datasets.DatasetDict(
+        {"train": part(["anger", "joy", "sad"], [0, 1, 2, 1, -1]), "test": part(["anger", "sad"], [1, 0, -1])}
+    )
+    table = read_table(source, DataConfig(task="multi-label" if many else "auto"))
+    found = [
+        np.array(table.labels.texts)[np.atleast_1d(target)].tolist() for target in table.outcomes.targets(table.codes)
+    ]
+    present = [names for names, code in zip(found, table.codes, strict=True) if code >= 0]
+    train, test = [["anger"], ["joy"], ["sad"], ["joy"]], [["sad"], ["anger"]]
+    assert present == ([["anger", "joy"], [], *train, ["anger", "sad"], [], *test] if many else [*train, *test])
+    assert (table.codes < 0).sum() == 2
+
+
 def test_files_become_splits_with_common_labels(tmp_path):
     FRAME.to_csv(tmp_path / "train.csv", index=False)
     FRAME[["Label Text", "Text"]].head(2).to_csv(tmp_path / "test.csv", index=False)
