@@ -46,7 +46,7 @@ def test_a_separator_of_the_user_is_used():
     _check(_read([" / ".join(row) for row in SETS], task="multi-label", label_separator="/"))
 
 
-@pytest.mark.parametrize("name", ["12345678901234567890", "①", "²", "+-5"])
+@pytest.mark.parametrize("name", ["12345678901234567890", "①", "²", "+-5", "02"])
 def test_labels_that_are_not_integers_of_64_bits_are_label_texts(name):
     table = _read([[name, "2"], ["2"], [], ["2"]] * 2)
     assert (sorted(table.labels.texts), table.labels.numbered) == (sorted([name, "2"]), False)
