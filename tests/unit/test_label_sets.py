@@ -199,6 +199,10 @@ def test_ordered_labels_follow_their_numbers():
     with pytest.raises(DataError) as caught:
         read_table(frame.drop(columns="Label"), DataConfig(task="ordinal"))
     assert "--label-column" in caught.value.remedy
+    ordered = pd.Series(pd.Categorical([*names[:7], None], ["low", "middle", "high"], ordered=True))
+    codes = ordered.cat.codes.where(ordered.notna())  # as the remedy says
+    table = read_table(frame[["Text"]].assign(Label=codes), DataConfig(task="ordinal"))
+    assert table.codes.tolist() == [0, 1, 2, 0, 1, 2, 0, -1]
 
 
 def test_equal_texts_are_duplicates_conflicts_or_averaged():

@@ -139,7 +139,8 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         if config.task == ORDINAL and not all(isinstance(label, Number) for label in self.classes_.tolist()):
             raise DataError(
                 "the task ordinal needs numbers in y, which give the order of the classes",
-                remedy="Pass the rank of each label. For an ordered categorical of pandas, pass y.cat.codes.",
+                remedy="Pass the rank of each label. For an ordered categorical of pandas, pass "
+                "y.cat.codes.where(y.notna()).",
             )
         table = _table(texts, self.template_, self.classes_, codes, groups)
         table = replace(table, task=ORDINAL) if config.task == ORDINAL else table
