@@ -163,6 +163,7 @@ def test_other_splits_of_a_dataset_are_not_used_in_training():
     source = datasets.DatasetDict({"train": part, "unsupervised": other, "test": part})
     table = read_table(source)
     assert table.frame["split"].tolist() == ["train"] * 2 + ["test"] * 2
+    assert table.frame["row"].tolist() == [1, 2, 6, 7]
     assert table.labels.numbers == (0, 1)
     assert [(note.severity, note.count) for note in table.notes] == [("warning", 3)]
     assert len(read_raw(source, DataConfig()).frame) == 7
