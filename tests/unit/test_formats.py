@@ -19,6 +19,7 @@ import pytest
 
 import bertsmith as bs
 from bertsmith.config import DataConfig
+from bertsmith.data.clean import EMPTY, clean
 from bertsmith.data.formats.encodings import decode
 from bertsmith.data.formats.registry import to_data_frame
 from bertsmith.data.read import read_table
@@ -359,6 +360,14 @@ def test_an_excel_sheet_is_selected_by_name(tmp_path):
 def test_whole_numbers_in_the_header_of_a_workbook_are_integers(tmp_path):
     pd.DataFrame({"Text": ["a"], 2020: [1], 0.5: [2]}).to_excel(tmp_path / "t.xlsx", index=False)
     assert read_raw(tmp_path / "t.xlsx", DataConfig()).frame.columns.tolist() == ["Text", "2020", "0.5"]
+
+
+def test_blank_rows_of_a_workbook_keep_the_numbers_of_the_others(tmp_path):
+    rows = [("a", 0, "train"), (None,) * 3, ("b", 1, "train"), ("c", 1, "test")]
+    pd.DataFrame(rows, columns=["Text", "Label", "Split"]).to_excel(tmp_path / "t.xlsx", index=False, startrow=2)
+    cleaned = clean(read_table(tmp_path / "t.xlsx", DataConfig(split_column="Split")))
+    assert cleaned.table.frame["row"].tolist() == [1, 3, 4]
+    assert cleaned.counts == {EMPTY: 1}
 
 
 def test_a_column_of_lists_is_no_split_column():

@@ -88,7 +88,7 @@ def _combine(
                     "text": pd.Series(text, dtype="str"),
                     **({} if pair is None else {"pair": pd.Series(pair, dtype="str")}),
                     **({"first": pd.Series(cells[0], dtype="str")} if columns.template.by_line else {}),
-                    "split": _parse_splits(raw, columns, split, name),
+                    "split": _parse_splits(raw, columns, split, name, text),
                     "group": _parse_groups(raw, columns),
                 }
             )
@@ -137,14 +137,20 @@ def _without_unknown_splits(raw: RawTable, rows: np.ndarray) -> tuple[RawTable, 
     return used, rows[is_known]
 
 
-def _parse_splits(raw: RawTable, columns: Columns, split: str | None, name: str) -> pd.Series:
-    """Return the split of every row: the given one, else from the split column or the source, else missing."""
+def _parse_splits(
+    raw: RawTable, columns: Columns, split: str | None, name: str, texts: Sequence[str | None]
+) -> pd.Series:
+    """Return the split of every row: the given one, else from the split column or the source, else missing.
+
+    A row without a text, such as a blank row of a workbook, needs no split.
+    """
     column = raw.split if columns.split is None else raw.frame[columns.split]
     if split is not None or column is None:
         return pd.Series([split] * len(raw.frame), dtype="str")
     values: list[Any] = column.to_list()
     splits = [_SPLIT_SYNONYMS.get(canonical(str(value))) for value in values]
-    unknown = sorted({str(value) for value, known in zip(values, splits, strict=True) if known is None})
+    rows = zip(values, splits, texts, strict=True)
+    unknown = sorted({str(value) for value, known, text in rows if known is None and text})
     if unknown:
         raise DataError(
             f"these values do not name a split: {listing(unknown)}",
