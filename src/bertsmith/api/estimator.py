@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from bertsmith.compute.machine import use_cores
 from bertsmith.config import DataConfig
 from bertsmith.data.table import ORDINAL, SINGLE_LABEL
-from bertsmith.data.texts import is_missing
+from bertsmith.data.texts import group_name, is_missing
 from bertsmith.errors import ConfigError, DataError, counted, listing, naming_parameters, number_form, with_article
 from bertsmith.load_config import resolve
 
@@ -254,10 +254,7 @@ def _groups(groups: Any, n_texts: int) -> list[str | None]:
     if groups is None:
         return [None] * n_texts
     values = _one_per_text(groups, "groups", "group", n_texts).tolist()
-    return [
-        f"text {i} without a group" if is_missing(value) or value == "" else str(value)
-        for i, value in enumerate(values)
-    ]
+    return [group_name(value) or f"text {i} without a group" for i, value in enumerate(values)]
 
 
 def _is_fraction(label: Any) -> bool:

@@ -17,7 +17,7 @@ from bertsmith.data.read_labels import read_labels
 from bertsmith.data.sources import read_raw
 from bertsmith.data.table import SPLITS, Labels, Note, Part, RawTable, Table
 from bertsmith.data.template import SETTINGS, Template
-from bertsmith.data.texts import to_texts
+from bertsmith.data.texts import group_name, to_texts
 from bertsmith.errors import DataError, listing, quoted
 
 _SPLIT_SYNONYMS = {
@@ -89,7 +89,7 @@ def _combine(
                     **({} if pair is None else {"pair": pd.Series(pair, dtype="str")}),
                     **({"first": pd.Series(cells[0], dtype="str")} if columns.template.by_line else {}),
                     "split": _parse_splits(raw, columns, split, name, text),
-                    "group": _parse_groups(raw, columns),
+                    "group": _parse_groups(raw, columns, name),
                 }
             )
         )
@@ -162,12 +162,12 @@ def _parse_splits(
     return pd.Series(splits, dtype="str")
 
 
-def _parse_groups(raw: RawTable, columns: Columns) -> pd.Series:
+def _parse_groups(raw: RawTable, columns: Columns, name: str) -> pd.Series:
     if columns.group is None:
         return pd.Series([None] * len(raw.frame), dtype="str")
-    values = to_texts(raw.frame[columns.group], f"{raw.name}, column {quoted(columns.group)}")
+    values = to_texts(raw.frame[columns.group], f"{name}, column {quoted(columns.group)}")
     # A row without a group gets a separate one.
-    return pd.Series([value or f"row {i} of {raw.name}" for i, value in enumerate(values, 1)], dtype="str")
+    return pd.Series([group_name(value) or f"row {i} of {name}" for i, value in enumerate(values, 1)], dtype="str")
 
 
 def _note_split_columns(columns: Columns, extra: pd.DataFrame) -> list[Note]:
