@@ -817,7 +817,13 @@ def _excel(c: _Corpus) -> None:
     rows = [["Text", "Label"], *([t, x] for t, x in zip(TEXTS, LABELS, strict=True))]
     c.repaired("good.xlsx", _book(rows))
     c.repaired("named-csv-xlsx.csv", _book(rows))
-    c.repaired("blank-rows.xlsx", _book([rows[0], [], *rows[1:], [], []]))
+    c.repaired(
+        "blank-rows.xlsx",
+        _book([[], rows[0], [], *rows[1:], [], []]),
+        ["", *TEXTS],
+        [None, *LABELS],
+        "1 row without a text",
+    )
     c.repaired("numbers.xlsx", _book([rows[0], *([t, i % 2] for i, t in enumerate(TEXTS))]), TEXTS, ["0", "1"] * 2)
     c.repaired(
         "whole-floats.xlsx", _book([rows[0], *([t, i % 2 + 0.0] for i, t in enumerate(TEXTS))]), TEXTS, ["0", "1"] * 2

@@ -276,6 +276,22 @@ def test_few_groups_in_the_test_split_are_reported(n_tested, found):
     assert counts == ([("warning", found)] if found < 10 else [])
 
 
+def test_white_space_unicode_form_and_number_format_do_not_divide_groups():
+    groups = ["a  b", " a b ", "caf\u00e9", "cafe\u0301", 7, "7.0", "007", " "]
+    frame = pd.DataFrame({"text": list("abcdefgh"), "label": [0, 1] * 4, "who": groups})
+    frame.attrs["name"] = "d.csv"
+    table = read_table(frame, DataConfig(group_column="who", test=frame))
+    assert table.frame["group"].factorize()[0].tolist() == [0, 0, 1, 1, 2, 2, 3, 4, 0, 0, 1, 1, 2, 2, 3, 5]
+
+
+def test_a_fingerprint_has_the_groups_and_older_ones_do_not():
+    frame = pd.DataFrame({"text": list("abcd"), "label": [0, 1] * 2, "who": [1, 1, 2, 2], "other": [1, 2, 1, 2]})
+    who, other = (read_table(frame, DataConfig(group_column=name)).fingerprints for name in ("who", "other"))
+    ungrouped = read_table(frame).fingerprint
+    assert len({who[0], other[0], ungrouped}) == 3
+    assert who[1] == other[1] == ungrouped
+
+
 @pytest.mark.parametrize("authors", [[""] * 60, [None] * 60, range(60)])
 def test_a_column_without_common_groups_is_reported(authors):
     table = read_table(tiny_table(60).assign(author=authors), DataConfig(group_column="author"))

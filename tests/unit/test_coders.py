@@ -66,6 +66,13 @@ def test_a_later_label_of_a_coder_replaces_an_earlier_one():
     assert read.codes.tolist() == [0, 1]
 
 
+def test_texts_are_compared_as_in_cleaning_and_rows_without_a_text_stay_apart():
+    rows = [("x", "a", "ann"), ("x ", "b", "ben"), ("\x00x", "b", "eve"), (" ", "a", "ann"), (None, "b", "ben")]
+    read = bs.read_table(coded(*rows), coder_column="Coder")
+    assert read.codes.tolist() == [1, 0, 1]
+    assert set(read.coded) == {(0, "ann"), (0, "ben"), (0, "eve")}
+
+
 def test_sets_of_labels_and_splits_stay_apart():
     rows = [
         ("x", ["a", "b"], "ann"),

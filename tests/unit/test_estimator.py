@@ -119,7 +119,7 @@ def test_groups_that_are_not_one_per_text_are_an_error(estimator, groups):
     assert "groups" in error.value.what
 
 
-@pytest.mark.parametrize("groups", [[None] * 6, np.full(6, np.nan), pd.Series([None, "a", "", pd.NA, "a", None])])
+@pytest.mark.parametrize("groups", [[None] * 6, np.full(6, np.nan), pd.Series([None, "a", " ", pd.NA, "a ", None])])
 def test_a_text_whose_group_is_missing_has_no_group(monkeypatch, estimator, groups):
     tables = []
     monkeypatch.setattr("bertsmith.workflows.fit_in_memory.fit_in_memory", lambda table, config: tables.append(table))

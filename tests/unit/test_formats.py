@@ -19,6 +19,7 @@ import pytest
 
 import bertsmith as bs
 from bertsmith.config import DataConfig
+from bertsmith.data.clean import EMPTY, clean
 from bertsmith.data.formats.encodings import decode
 from bertsmith.data.formats.registry import to_data_frame
 from bertsmith.data.read import read_table
@@ -163,6 +164,7 @@ def test_other_splits_of_a_dataset_are_not_used_in_training():
     source = datasets.DatasetDict({"train": part, "unsupervised": other, "test": part})
     table = read_table(source)
     assert table.frame["split"].tolist() == ["train"] * 2 + ["test"] * 2
+    assert table.frame["row"].tolist() == [1, 2, 6, 7]
     assert table.labels.numbers == (0, 1)
     assert [(note.severity, note.count) for note in table.notes] == [("warning", 3)]
     assert len(read_raw(source, DataConfig()).frame) == 7
@@ -189,6 +191,27 @@ def test_a_dataset_dict_defines_splits_and_class_names():
     table = read_table(datasets.DatasetDict({"train": part, "test": part}))
     assert table.labels.texts == ("neg", "pos")
     assert table.frame["split"].tolist() == ["train"] * 3 + ["test"] * 3
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_splits_with_different_class_names_keep_their_own(many):
+    def part(names, rows):
+        kind = datasets.ClassLabel(names=names)
+        features = datasets.Features({"text": datasets.Value("string"), "label": datasets.List(kind) if many else kind})
+        labels = [rows[:2], [], *([n] for n in rows)] if many else rows
+        return datasets.Dataset.from_dict({"text": [*map(str, range(len(labels)))], "label": labels}, features=features)
+
+    source = datasets.DatasetDict(
+        {"train": part(["anger", "joy", "sad"], [0, 1, 2, 1, -1]), "test": part(["anger", "sad"], [1, 0, -1])}
+    )
+    table = read_table(source, DataConfig(task="multi-label" if many else "auto"))
+    found = [
+        np.array(table.labels.texts)[np.atleast_1d(target)].tolist() for target in table.outcomes.targets(table.codes)
+    ]
+    present = [names for names, code in zip(found, table.codes, strict=True) if code >= 0]
+    train, test = [["anger"], ["joy"], ["sad"], ["joy"]], [["sad"], ["anger"]]
+    assert present == ([["anger", "joy"], [], *train, ["anger", "sad"], [], *test] if many else [*train, *test])
+    assert (table.codes < 0).sum() == 2
 
 
 def test_files_become_splits_with_common_labels(tmp_path):
@@ -337,6 +360,14 @@ def test_an_excel_sheet_is_selected_by_name(tmp_path):
 def test_whole_numbers_in_the_header_of_a_workbook_are_integers(tmp_path):
     pd.DataFrame({"Text": ["a"], 2020: [1], 0.5: [2]}).to_excel(tmp_path / "t.xlsx", index=False)
     assert read_raw(tmp_path / "t.xlsx", DataConfig()).frame.columns.tolist() == ["Text", "2020", "0.5"]
+
+
+def test_blank_rows_of_a_workbook_keep_the_numbers_of_the_others(tmp_path):
+    rows = [("a", 0, "train"), (None,) * 3, ("b", 1, "train"), ("c", 1, "test")]
+    pd.DataFrame(rows, columns=["Text", "Label", "Split"]).to_excel(tmp_path / "t.xlsx", index=False, startrow=2)
+    cleaned = clean(read_table(tmp_path / "t.xlsx", DataConfig(split_column="Split")))
+    assert cleaned.table.frame["row"].tolist() == [1, 3, 4]
+    assert cleaned.counts == {EMPTY: 1}
 
 
 def test_a_column_of_lists_is_no_split_column():

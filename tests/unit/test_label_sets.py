@@ -46,7 +46,7 @@ def test_a_separator_of_the_user_is_used():
     _check(_read([" / ".join(row) for row in SETS], task="multi-label", label_separator="/"))
 
 
-@pytest.mark.parametrize("name", ["12345678901234567890", "①", "²", "+-5"])
+@pytest.mark.parametrize("name", ["12345678901234567890", "①", "²", "+-5", "02"])
 def test_labels_that_are_not_integers_of_64_bits_are_label_texts(name):
     table = _read([[name, "2"], ["2"], [], ["2"]] * 2)
     assert (sorted(table.labels.texts), table.labels.numbered) == (sorted([name, "2"]), False)
@@ -199,6 +199,10 @@ def test_ordered_labels_follow_their_numbers():
     with pytest.raises(DataError) as caught:
         read_table(frame.drop(columns="Label"), DataConfig(task="ordinal"))
     assert "--label-column" in caught.value.remedy
+    ordered = pd.Series(pd.Categorical([*names[:7], None], ["low", "middle", "high"], ordered=True))
+    codes = ordered.cat.codes.where(ordered.notna())  # as the remedy says
+    table = read_table(frame[["Text"]].assign(Label=codes), DataConfig(task="ordinal"))
+    assert table.codes.tolist() == [0, 1, 2, 0, 1, 2, 0, -1]
 
 
 def test_equal_texts_are_duplicates_conflicts_or_averaged():

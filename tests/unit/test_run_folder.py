@@ -430,13 +430,13 @@ def test_a_changed_setting_is_named_once(tmp_path):
     model = {"files": "digest", "max_length": 32}
     config = Config(max_length=32).dump()
     run.update(config=config, data={"fingerprint": "table"}, model=model)
-    check_same(run, config=config, fingerprint="table", model=model)
+    check_same(run, config=config, fingerprints=("new", "table"), model=model)
     longer = {**model, "max_length": 48}
     for changed in ({"config": Config(max_length=48).dump(), "model": longer}, {"config": config, "model": longer}):
         with pytest.raises(RunFolderError) as error:
-            check_same(run, fingerprint="table", **changed)
+            check_same(run, fingerprints=("table",), **changed)
         assert error.value.what.count("max_length") == 1
     other_files = {**model, "files": "other"}
-    for changed in ({"fingerprint": "other", "model": model}, {"fingerprint": "table", "model": other_files}):
+    for changed in ({"fingerprints": ("other",), "model": model}, {"fingerprints": ("table",), "model": other_files}):
         with pytest.raises(RunFolderError):
             check_same(run, config=config, **changed)

@@ -92,6 +92,9 @@ def test_an_empty_line_of_a_table_with_one_column_is_an_empty_text(tmp_path):
     with open_stream(tmp_path / "t.csv", DataConfig()) as stream:
         assert [text for _, texts in stream.chunks() for text in texts] == ["one", "", "", "two"]
         assert stream.n_rows == 4
+    pd.DataFrame({"Text": ["one", None, None, "two", None]}).to_excel(tmp_path / "t.xlsx", index=False)
+    with open_stream(tmp_path / "t.xlsx", DataConfig()) as stream:
+        assert [text for _, texts in stream.chunks() for text in texts] == ["one", "", "", "two"]
 
 
 def test_a_stream_needs_no_label_column():

@@ -722,16 +722,25 @@ def test_a_study_of_an_older_version_can_be_overwritten(tmp_path):
         study.check(overwrite=True)
 
 
+def test_a_study_is_resumed_with_a_fingerprint_of_its_table(tmp_path):
+    study, settings = bs.Study(tmp_path), Config().dump()
+    searched = {"settings": settings, "objectives": [], "cv": None, "space": {}, "data": "older"}
+    begin_or_resume(study, searched, fingerprints=("older",), overwrite=False)
+    begin_or_resume(study, {**searched, "data": "new"}, fingerprints=("new", "older"), overwrite=False)
+    with pytest.raises(RunFolderError):
+        begin_or_resume(study, {**searched, "data": "new"}, fingerprints=("new", "other"), overwrite=False)
+
+
 def test_an_interrupted_overwrite_leaves_a_study(tmp_path, monkeypatch):
     def interrupt(folder):
         raise KeyboardInterrupt
 
     (tmp_path / "best").mkdir()
     study = bs.Study(tmp_path)
-    begin_or_resume(study, {}, overwrite=False)
+    begin_or_resume(study, {}, fingerprints=(), overwrite=False)
     monkeypatch.setattr(shutil, "rmtree", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        begin_or_resume(study, {}, overwrite=True)
+        begin_or_resume(study, {}, fingerprints=(), overwrite=True)
     assert study.file.is_file()
 
 

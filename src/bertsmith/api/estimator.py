@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from bertsmith.compute.machine import use_cores
 from bertsmith.config import DataConfig
 from bertsmith.data.table import ORDINAL, SINGLE_LABEL
-from bertsmith.data.texts import is_missing
+from bertsmith.data.texts import group_name, is_missing
 from bertsmith.errors import ConfigError, DataError, counted, listing, naming_parameters, number_form, with_article
 from bertsmith.load_config import resolve
 
@@ -139,7 +139,8 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         if config.task == ORDINAL and not all(isinstance(label, Number) for label in self.classes_.tolist()):
             raise DataError(
                 "the task ordinal needs numbers in y, which give the order of the classes",
-                remedy="Pass the rank of each label. For an ordered categorical of pandas, pass y.cat.codes.",
+                remedy="Pass the rank of each label. For an ordered categorical of pandas, pass "
+                "y.cat.codes.where(y.notna()).",
             )
         table = _table(texts, self.template_, self.classes_, codes, groups)
         table = replace(table, task=ORDINAL) if config.task == ORDINAL else table
@@ -253,10 +254,7 @@ def _groups(groups: Any, n_texts: int) -> list[str | None]:
     if groups is None:
         return [None] * n_texts
     values = _one_per_text(groups, "groups", "group", n_texts).tolist()
-    return [
-        f"text {i} without a group" if is_missing(value) or value == "" else str(value)
-        for i, value in enumerate(values)
-    ]
+    return [group_name(value) or f"text {i} without a group" for i, value in enumerate(values)]
 
 
 def _is_fraction(label: Any) -> bool:

@@ -12,7 +12,7 @@ import pandas as pd
 from bertsmith.data.columns import canonical
 from bertsmith.data.outcomes import majority
 from bertsmith.data.table import MISSING, ORDINAL, REGRESSION, SINGLE_LABEL, Labels, Note, Table
-from bertsmith.data.template import texts_of
+from bertsmith.data.template import is_empty, normalise_text, texts_of
 from bertsmith.data.texts import is_missing, to_text
 from bertsmith.errors import ConfigError, DataError, counted, did_you_mean, listing
 
@@ -23,8 +23,8 @@ SHARE = "share_of_coders"
 def merge_coders(table: Table, column: str) -> Table:
     """Keep one row per text, with the `majority` of its labels. A tie leaves the label missing, with a note.
 
-    Rows without a coder stay as they are. A coder's later label of a text replaces an earlier one. If rows can have
-    several labels, but none does, a coder's labels of a text are those of all its rows.
+    Rows without a coder or a text stay as they are. A coder's later label of a text replaces an earlier one. If rows
+    can have several labels, but none does, a coder's labels of a text are those of all its rows.
 
     Args:
         table: the table; its ``extra`` has the column.
@@ -51,14 +51,15 @@ def merge_coders(table: Table, column: str) -> Table:
             remedy="Leave out --coder-column: the number of a text is then the mean of its rows.",
         )
     codes, rows = table.codes, table.frame["row"].tolist()
-    splits, texts = table.frame["split"].tolist(), texts_of(table.frame.fillna({"text": "", "pair": ""}))
+    splits = table.frame["split"].tolist()
+    texts = list(map(normalise_text, texts_of(table.frame.fillna({"text": "", "pair": ""}))))  # as `clean` compares
     votes: dict[tuple[object, object], dict[str, int]] = {}
     first: dict[tuple[object, object], int] = {}
     keep, outcomes, changed = np.zeros(len(table), dtype=bool), table.outcomes, set[int]()
     unites = outcomes.one_label_per_row
     for i, cell in enumerate(table.extra[name].tolist()):
         coder = "" if is_missing(cell) else to_text(cell).strip()  # CSV has "" for an empty cell
-        if not coder:
+        if not coder or is_empty(texts[i]):
             keep[i] = True
             continue
         key: tuple[object, object] = (splits[i], texts[i])

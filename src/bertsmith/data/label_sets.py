@@ -10,7 +10,7 @@ import pandas as pd
 
 from bertsmith.config import DataConfig
 from bertsmith.data.joined_labels import SEPARATORS, split_parts, unpack_lists
-from bertsmith.data.labels import check_labelled, link_labels
+from bertsmith.data.labels import LEADING_ZERO, check_labelled, link_labels
 from bertsmith.data.outcomes import LabelSets
 from bertsmith.data.table import MISSING, MULTI_LABEL, Labels, Note, Part, ReadLabels
 from bertsmith.data.texts import INTEGER, is_missing, to_text
@@ -87,7 +87,8 @@ def _link_columns(
     rows: list[RowLabels] = []
     numbers: list[int | None] = []
     texts: list[str | None] = []
-    is_number = all(INTEGER.fullmatch(n) for some in with_numbers for row in some or () for n in row or ())
+    items = {label for some in with_numbers for row in some or () for label in row or ()}
+    is_number = all(INTEGER.fullmatch(item) and not LEADING_ZERO.fullmatch(item) for item in items)
     if not is_number and any(some is not None for some in with_texts):
         raise DataError(
             "the column of label numbers holds label texts", where=where, remedy="Pass only --label-text-column."

@@ -18,7 +18,8 @@ _INTEGER = re.compile(r"[+-]?\d{1,18}(\.0*)?")
 _TOO_LARGE = re.compile(r"[+-]?[1-9]\d{18,}(\.0*)?")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
 """Control characters other than white space, which a terminal might interpret."""
-_LEADING_ZERO = re.compile(r"[+-]?0\d+")
+LEADING_ZERO = re.compile(r"[+-]?0\d+")
+"""A label such as 007, which is a text, because the number 7 is another label."""
 _NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?")
 _LEVELS = (
     " For ordered classes, number them 1, 2, 3. Write values such as 1.5 into a column Label Text, and pass "
@@ -86,7 +87,7 @@ def parse_label_numbers(cells: Iterable[Any], where: str, named: Collection[str]
         number: int | None = None
         if text.casefold() in MISSING_WORDS and text not in named:
             n_unclear += bool(text)
-        elif isinstance(cell, bool | np.bool_) or _LEADING_ZERO.fullmatch(text):
+        elif isinstance(cell, bool | np.bool_) or LEADING_ZERO.fullmatch(text):
             words.append((row, text))
         elif _INTEGER.fullmatch(value):
             number = int(value.partition(".")[0])
@@ -103,7 +104,7 @@ def parse_label_numbers(cells: Iterable[Any], where: str, named: Collection[str]
             words.append((row, text))
         numbers.append(number)
     if words and (n_numbers or fractions):
-        if all(_LEADING_ZERO.fullmatch(text) for _, text in words):
+        if all(LEADING_ZERO.fullmatch(text) for _, text in words):
             return None
         check_single_label([text for _, text in words] + [str(n) for n in numbers if n is not None], where)
         if len(words) <= n_numbers:

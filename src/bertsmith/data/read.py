@@ -17,7 +17,7 @@ from bertsmith.data.read_labels import read_labels
 from bertsmith.data.sources import read_raw
 from bertsmith.data.table import SPLITS, Labels, Note, Part, RawTable, Table
 from bertsmith.data.template import SETTINGS, Template
-from bertsmith.data.texts import to_texts
+from bertsmith.data.texts import group_name, to_texts
 from bertsmith.errors import DataError, listing, quoted
 
 _SPLIT_SYNONYMS = {
@@ -72,23 +72,24 @@ def _combine(
     names = [raw.name for raw, _ in parts]
     names = [f"{raw.name} ({split})" if split and names.count(raw.name) > 1 else raw.name for raw, split in parts]
     for (given, split), name in zip(parts, names, strict=True):
-        raw = given if split is not None or config.split_column is not None else _without_unknown_splits(given)
+        raw, row_numbers = given, np.arange(1, len(given.frame) + 1, dtype=np.int64)
+        if split is None and config.split_column is None:
+            raw, row_numbers = _without_unknown_splits(raw, row_numbers)
         part_config = config if split is None else config.model_copy(update={"split_column": None})
         columns = find_columns(list(raw.frame.columns), name, part_config, template=template)
         labelled.append(Part(raw, columns, name))
-        n_rows = len(raw.frame)
         cells = columns.template.read_cells(raw.frame, columns.template.columns, name)
         text, pair = (template or labelled[0].columns.template).render(cells)
         frames.append(
             pd.DataFrame(
                 {
                     "source": name,
-                    "row": np.arange(1, n_rows + 1, dtype=np.int64),
+                    "row": row_numbers,
                     "text": pd.Series(text, dtype="str"),
                     **({} if pair is None else {"pair": pd.Series(pair, dtype="str")}),
                     **({"first": pd.Series(cells[0], dtype="str")} if columns.template.by_line else {}),
-                    "split": _parse_splits(raw, columns, split, name),
-                    "group": _parse_groups(raw, columns),
+                    "split": _parse_splits(raw, columns, split, name, text),
+                    "group": _parse_groups(raw, columns, name),
                 }
             )
         )
@@ -110,31 +111,46 @@ def _combine(
     )
 
 
-def _without_unknown_splits(raw: RawTable) -> RawTable:
-    """Return a dataset without the splits that are neither train, validation nor test, such as ``unsupervised``."""
+def _without_unknown_splits(raw: RawTable, rows: np.ndarray) -> tuple[RawTable, np.ndarray]:
+    """Return a dataset without the splits that are neither train, validation nor test, such as ``unsupervised``.
+
+    Args:
+        raw: the dataset.
+        rows: the numbers of its rows.
+
+    Returns:
+        The dataset, and the numbers of the remaining rows.
+    """
     if raw.split is None:
-        return raw
+        return raw, rows
     is_known = raw.split.map(lambda name: canonical(str(name)) in _SPLIT_SYNONYMS).to_numpy(dtype=bool)
     if is_known.all() or not is_known.any():
-        return raw
+        return raw, rows
     unknown = listing(sorted(set(raw.split[~is_known])))
     message = f"bertsmith does not use the splits {unknown} of {raw.name}, only train, validation and test"
-    return replace(
+    used = replace(
         raw,
         frame=raw.frame[is_known].reset_index(drop=True),
         split=raw.split[is_known].reset_index(drop=True),
         notes=(*raw.notes, Note("warning", message, int((~is_known).sum()))),
     )
+    return used, rows[is_known]
 
 
-def _parse_splits(raw: RawTable, columns: Columns, split: str | None, name: str) -> pd.Series:
-    """Return the split of every row: the given one, else from the split column or the source, else missing."""
+def _parse_splits(
+    raw: RawTable, columns: Columns, split: str | None, name: str, texts: Sequence[str | None]
+) -> pd.Series:
+    """Return the split of every row: the given one, else from the split column or the source, else missing.
+
+    A row without a text, such as a blank row of a workbook, needs no split.
+    """
     column = raw.split if columns.split is None else raw.frame[columns.split]
     if split is not None or column is None:
         return pd.Series([split] * len(raw.frame), dtype="str")
     values: list[Any] = column.to_list()
     splits = [_SPLIT_SYNONYMS.get(canonical(str(value))) for value in values]
-    unknown = sorted({str(value) for value, known in zip(values, splits, strict=True) if known is None})
+    rows = zip(values, splits, texts, strict=True)
+    unknown = sorted({str(value) for value, known, text in rows if known is None and text})
     if unknown:
         raise DataError(
             f"these values do not name a split: {listing(unknown)}",
@@ -146,12 +162,12 @@ def _parse_splits(raw: RawTable, columns: Columns, split: str | None, name: str)
     return pd.Series(splits, dtype="str")
 
 
-def _parse_groups(raw: RawTable, columns: Columns) -> pd.Series:
+def _parse_groups(raw: RawTable, columns: Columns, name: str) -> pd.Series:
     if columns.group is None:
         return pd.Series([None] * len(raw.frame), dtype="str")
-    values = to_texts(raw.frame[columns.group], f"{raw.name}, column {quoted(columns.group)}")
+    values = to_texts(raw.frame[columns.group], f"{name}, column {quoted(columns.group)}")
     # A row without a group gets a separate one.
-    return pd.Series([value or f"row {i} of {raw.name}" for i, value in enumerate(values, 1)], dtype="str")
+    return pd.Series([group_name(value) or f"row {i} of {name}" for i, value in enumerate(values, 1)], dtype="str")
 
 
 def _note_split_columns(columns: Columns, extra: pd.DataFrame) -> list[Note]:

@@ -104,7 +104,7 @@ def _read_levels(parts: Sequence[Part], where: str, config: DataConfig, known: L
             "--task ordinal needs label numbers, which give the order of the labels",
             where=where,
             remedy="Add a column of numbers, such as 1 to 5, and name it with --label-column. "
-            "For an ordered categorical of pandas, these are its codes (.cat.codes).",
+            "For an ordered categorical y of pandas, the column is y.cat.codes.where(y.notna()).",
         )
     return ReadLabels(ORDINAL, read.labels, read.outcomes, read.codes)
 

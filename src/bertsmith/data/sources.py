@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from bertsmith.config import DataConfig, Source, is_arrow_table
@@ -14,7 +15,7 @@ from bertsmith.data.columns import check_columns
 from bertsmith.data.formats.arrow import read_stream
 from bertsmith.data.formats.registry import collect, read_file
 from bertsmith.data.table import RawTable
-from bertsmith.data.texts import replace_surrogates
+from bertsmith.data.texts import is_missing, replace_surrogates
 from bertsmith.errors import DataError, MissingPackageError, quoted, shorten, with_article
 
 
@@ -128,14 +129,25 @@ def _read_hub(address: str) -> RawTable:
 
 def _from_datasets(source: Any, name: str) -> RawTable:
     parts: Iterable[tuple[str | None, Any]] = source.items() if hasattr(source, "items") else [(None, source)]
-    frames, splits, class_names = [], [], {}
+    frames, splits, named = [], [], []
     for split, dataset in parts:
-        frame = pd.DataFrame({c: pd.Series(dataset[c][:], dtype=object) for c in dataset.column_names})
-        for column, feature in dataset.features.items():
-            item = getattr(feature, "feature", feature)  # of a list
-            if type(item).__name__ == "ClassLabel":
-                class_names[column] = list(item.names)
-        frames.append(frame)
-        splits += [split] * len(frame)
+        frames.append(pd.DataFrame({c: pd.Series(dataset[c][:], dtype=object) for c in dataset.column_names}))
+        splits += [split] * len(frames[-1])
+        items = {c: getattr(feature, "feature", feature) for c, feature in dataset.features.items()}  # of a list
+        named.append({c: list(item.names) for c, item in items.items() if type(item).__name__ == "ClassLabel"})
+    class_names = {column: names for own in named for column, names in own.items()}
+    for column in [c for c in class_names if any(own.get(c, class_names[c]) != class_names[c] for own in named)]:
+        del class_names[column]  # in each split, a number has another meaning
+        for frame, own in zip(frames, named, strict=True):
+            if column in own:
+                frame[column] = pd.Series([_class_texts(cell, own[column]) for cell in frame[column]], dtype=object)
     split_column = pd.Series(splits, dtype=object) if any(splits) else None
     return RawTable(pd.concat(frames, ignore_index=True), name, class_names=class_names, split=split_column)
+
+
+def _class_texts(cell: Any, names: Sequence[str]) -> Any:
+    """Return the label text of a number, or those of a list of numbers; ``None`` if one is missing, such as −1."""
+    if np.ndim(cell):
+        texts = [_class_texts(number, names) for number in cell]
+        return None if None in texts else texts
+    return None if is_missing(cell) or not 0 <= cell < len(names) else names[int(cell)]

@@ -187,7 +187,15 @@ class Table:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the texts, labels, splits and votes, in order."""
+        """SHA-256 of the texts, labels, splits, votes and groups, in order."""
+        return self._digest(grouped=True)
+
+    @property
+    def fingerprints(self) -> tuple[str, str]:
+        """The fingerprint with and without the groups; older versions saved the latter."""
+        return self.fingerprint, self._digest(grouped=False)
+
+    def _digest(self, *, grouped: bool) -> str:
         digest = hashlib.sha256(self.outcomes.key())
         for pair in self.frame.get("pair", ()):
             digest.update(f"{pair}\x1d".encode())
@@ -197,6 +205,8 @@ class Table:
         for i, votes in enumerate(self.frame.get("votes", ())):
             if votes is not None:
                 digest.update(f"{i}\x1f{votes}\x1e".encode())
+        if grouped and self.frame["group"].notna().any():
+            digest.update(f"\x1d{self.frame['group'].factorize()[0].tolist()}".encode())
         return digest.hexdigest()
 
     def take(self, rows: np.ndarray) -> Table:

@@ -19,6 +19,7 @@ _DECIMAL_COMMA = re.compile(r"[+-]?(\d+(,\d*)?|,\d+)([eE][+-]?\d+)?", re.ASCII)
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}", re.ASCII)
 INTEGER = re.compile(r"[+-]?\d{1,18}")
 """A whole number that fits into 64 bits."""
+_WHOLE_FLOAT = re.compile(r"[+-]?\d+\.0+", re.ASCII)
 MISSING_WORDS = frozenset({"", "na", "n/a", "nan", "null", "none", "nat", "<na>"})
 """What stands for a missing number, in lower case."""
 _FORMULA = re.compile(r"[=+\-@\t\r]")
@@ -92,6 +93,12 @@ def to_texts(cells: Iterable[Any], where: str, first_row: int = 1, *, flag: str 
 def to_text(cell: Any) -> str:
     """Convert a cell to a text; a whole number is written as an integer."""
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
+
+
+def group_name(cell: Any) -> str:
+    """Return the group that a cell names, ``""`` if it is missing: white space and Unicode form do not matter."""
+    text = "" if is_missing(cell) else " ".join(normalise(to_text(cell)).split())
+    return text.partition(".")[0] if _WHOLE_FLOAT.fullmatch(text) else text
 
 
 def with_decimal_points(cells: Sequence[Any]) -> Sequence[Any]:

@@ -105,8 +105,14 @@ def _size(n_bytes: int) -> str:
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.3g} MB"
 
 
-def check_same(run: Run, *, config: Mapping[str, Any], fingerprint: str, model: Mapping[str, Any]) -> None:
+def check_same(run: Run, *, config: Mapping[str, Any], fingerprints: tuple[str, ...], model: Mapping[str, Any]) -> None:
     """Check that a run is resumed with the settings, data and model that it began with.
+
+    Args:
+        run: the run.
+        config: the settings.
+        fingerprints: of the table; the run has one of them.
+        model: entry of ``run.json``.
 
     Raises:
         RunFolderError: naming what differs.
@@ -114,8 +120,8 @@ def check_same(run: Run, *, config: Mapping[str, Any], fingerprint: str, model: 
     info = run.info
     changed = _changed_settings(run, config)
     if not changed:  # different settings can change splits and model, so only the settings are reported
-        if info.get("data", {}).get("fingerprint") != fingerprint:
-            changed.append("the texts, labels or splits of the table")
+        if info.get("data", {}).get("fingerprint") not in fingerprints:
+            changed.append("the texts, labels, groups or splits of the table")
         old_model = info.get("model", {})
         if old_model.get("files") != model["files"]:
             changed.append("the model's configuration or tokenizer")

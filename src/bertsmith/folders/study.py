@@ -121,12 +121,13 @@ class Study(Output):
         write_json(self.file, {**self.info, **values})
 
 
-def begin_or_resume(study: Study, searched: dict[str, Any], *, overwrite: bool) -> None:
+def begin_or_resume(study: Study, searched: dict[str, Any], *, fingerprints: tuple[str, ...], overwrite: bool) -> None:
     """Begin a study, or check that a study is resumed with the same search.
 
     Args:
         study: the folder, which is claimed.
         searched: settings, space, objectives and data, JSON-ready.
+        fingerprints: of the table; a study to resume has one of them.
         overwrite: remove the old study.
 
     Raises:
@@ -146,8 +147,8 @@ def begin_or_resume(study: Study, searched: dict[str, Any], *, overwrite: bool) 
         {"objectives": before.get("objectives"), "--cv": before.get("cv")},
         {"objectives": searched["objectives"], "--cv": searched["cv"]},
     )
-    if before.get("data") != searched["data"]:
-        changed.append("the texts, labels or splits")
+    if before.get("data") not in fingerprints:
+        changed.append("the texts, labels, groups or splits")
     if not changed and before.get("space") != searched["space"]:  # different settings also change the space
         changed.append("the search space")
     refuse_changes("study", study.path, changed)

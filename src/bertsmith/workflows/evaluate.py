@@ -189,7 +189,7 @@ def run_evaluation(
     is_file = isinstance(source, str | Path) and Path(source).is_file()
     description = {
         "source": str(Path(source).resolve()) if is_file else table.name,
-        "fingerprint": cleaned.table.fingerprint,
+        "fingerprint": cleaned.table.fingerprints[1],  # the same with and without --group-column
     }
     folder = _evaluation_folder(run, name, table.name, description, overwrite=overwrite)
     classifier = Classifier.load(path, device=config.device, long=config.long)

@@ -15,7 +15,7 @@ from bertsmith.data.clean import NO_LABEL, UNITED, clean
 from bertsmith.data.columns import canonical
 from bertsmith.data.table import REGRESSION, Table
 from bertsmith.data.template import Texts, flat, texts_of
-from bertsmith.data.texts import is_missing, to_text
+from bertsmith.data.texts import group_name
 from bertsmith.errors import DataError, counted, listing, number_form, quoted
 from bertsmith.folders.run import Run
 from bertsmith.measuring.design import NOT_RANDOM, Design, read_design
@@ -217,7 +217,7 @@ def read_sample(
         outcomes[usable],
         None if design.inclusion is None else design.inclusion[usable],
         clusters,
-        [group_name(cells[int(i)]) if known else None for i in usable],
+        [group_name(cells[int(i)]) or NO_GROUP if known else None for i in usable],
         left_out,
         tuple(notes),
         frozenset(trained.difference(hashes[~design.usable])),
@@ -289,8 +289,3 @@ def _check_labels(texts: Texts, targets: np.ndarray, rows: Sequence[int], where:
                 where=where,
                 remedy="Decide which label is correct, and keep one row for each text that you drew.",
             )
-
-
-def group_name(cell: Any) -> str:
-    """Return the name of the group that a cell holds."""
-    return NO_GROUP if is_missing(cell) else to_text(cell).strip() or NO_GROUP

@@ -13,6 +13,7 @@ import numpy as np
 from bertsmith.config import Config
 from bertsmith.data.table import ORDINAL, Cells
 from bertsmith.data.template import Text, flat, is_empty, normalise_text
+from bertsmith.data.texts import group_name
 from bertsmith.errors import ConfigError, DataError, counted, did_you_mean, listing, number_form, quoted
 from bertsmith.events import PredictionListener, RowsPredicted
 from bertsmith.folders.claim import claim
@@ -36,7 +37,7 @@ from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
 from bertsmith.workflows.corpus_sample import CorpusSample, Embedder
 from bertsmith.workflows.label_shift import HeldOut, measure_under_label_shift
-from bertsmith.workflows.labelled_sample import LabelledSample, group_name, read_sample
+from bertsmith.workflows.labelled_sample import NO_GROUP, LabelledSample, read_sample
 from bertsmith.workflows.predict import open_model, opened
 from bertsmith.workflows.predict_options import PredictOptions
 from bertsmith.workflows.score import hash_texts
@@ -215,7 +216,7 @@ class Tally:
                 remedy=f"Name one of its columns: {listing(inputs)}.",
             )
         column = cells[self.by]
-        return [group_name(column[i]) for i in rows]
+        return [group_name(column[i]) or NO_GROUP for i in rows]
 
 
 def _corrected(

@@ -119,7 +119,7 @@ def resume_run(
     """
     phases.add(run.info.get("seconds", {}))
     description = _describe(prepared, splits.data, inputs)
-    check_same(run, config=config.dump(), fingerprint=description["data"]["fingerprint"], model=description["model"])
+    check_same(run, config=config.dump(), fingerprints=splits.data.fingerprints, model=description["model"])
     checkpoint = run.last_checkpoint()
     step = step_of(checkpoint) if checkpoint else 0
     if damaged := run.remove_checkpoints_after(checkpoint):

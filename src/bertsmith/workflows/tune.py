@@ -79,7 +79,7 @@ def run_tuning(
         rows = np.concatenate([np.flatnonzero(texts.frame["split"] == name) for name in ("train", "validation")])
         cv = study_config.cv
         data = TrialData(train, validation, assign_folds(cleaned, texts, rows, cv, config, config.seed) if cv else None)
-        search, defaults = _start_search(data, config, study_config, changes, output, texts.fingerprint, overwrite)
+        search, defaults = _start_search(data, config, study_config, changes, output, texts.fingerprints, overwrite)
         store = open_store(search, observe, stop)
         try:
             store.suggest_first({n: dim.nearest(defaults[n]) for n, dim in search.space.items() if n in defaults})
@@ -111,7 +111,7 @@ def _start_search(
     study_config: StudyConfig,
     changes: Mapping[str, Dimension | Any],
     output: Path,
-    fingerprint: str,
+    fingerprints: tuple[str, ...],
     overwrite: bool,
 ) -> tuple[Search, dict[str, Any]]:
     """Build the search space, and check that the folder has no study of another search.
@@ -151,10 +151,10 @@ def _start_search(
         "space": {name: asdict(dimension) for name, dimension in space.items()},
         "objectives": list(study_config.objectives),
         "cv": study_config.cv,
-        "data": fingerprint,
+        "data": fingerprints[0],
     }
     study = Study(output)
-    begin_or_resume(study, searched, overwrite=overwrite)
+    begin_or_resume(study, searched, fingerprints=fingerprints, overwrite=overwrite)
     study.update(versions=versions(), result=None)
     search = Search(
         data,

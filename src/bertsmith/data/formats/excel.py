@@ -52,13 +52,14 @@ def read_excel(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRow | N
         raise DataError(
             f"the Excel file cannot be read: {error}", where=str(path), remedy="Save it again as .xlsx."
         ) from error
-    rows = [row for row in rows if any(cell != "" for cell in row)]
-    if not rows:
+    filled = [i for i, row in enumerate(rows) if any(cell != "" for cell in row)]
+    if not filled:
         raise DataError(
             f"the sheet {name!r} is empty",
             where=f"{path}, with the sheets {listing(names)}",
             remedy="Name another sheet with --sheet.",
         )
+    rows = rows[filled[0] : filled[-1] + 1]  # with blank rows in between, so that row numbers match those of the sheet
     header = [to_text(cell).strip() or f"column {i}" for i, cell in enumerate(rows[0], start=1)]
 
     def chunks() -> Iterator[Cells]:
