@@ -203,8 +203,10 @@ def test_near_duplicates_are_grouped():
         "",
         "!?",
         "!?",
+        "com\u00adpletely dif\u00adferent words stand here",
+        "".join(chr(ord(c) + 0xFEE0) if c > " " else c for c in "Completely different words stand here"),  # full width
     ]
-    assert group_near_duplicates(texts).tolist() == [0, 0, 2, 0, 4, 5, 6, 6]
+    assert group_near_duplicates(texts).tolist() == [0, 0, 2, 0, 4, 5, 6, 6, 4, 4]
     assert group_near_duplicates([]).tolist() == []
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import xxhash
 from datasketch import MinHash
 
+from bertsmith.data.texts import folded
+
 SIMILARITY = 0.8
 """Smallest Jaccard similarity of the shingles of two near-duplicates."""
 SHINGLE_CHARS = 5
@@ -26,9 +28,9 @@ _SEPARATORS = re.compile(r"[\W_]+")
 def group_near_duplicates(texts: Sequence[str]) -> np.ndarray:
     """Group near-duplicates: texts that are similar to each other, directly or through other texts.
 
-    Texts are compared by the sets of their five-character shingles, ignoring case, punctuation and white space. MinHash
-    (Broder 1997) finds candidate pairs, which are then compared exactly. Grouped texts are always similar, but a pair
-    just above the threshold may be missed.
+    Texts are compared by the sets of their five-character shingles, ignoring case, punctuation, white space, Unicode
+    form and invisible characters. MinHash (Broder 1997) finds candidate pairs, which are then compared exactly. Grouped
+    texts are always similar, but a pair just above the threshold may be missed.
 
     Args:
         texts: n texts.
@@ -66,7 +68,7 @@ def _root(group: list[int], i: int) -> int:
 
 
 def _shingles(text: str) -> set[str]:
-    plain = f" {_SEPARATORS.sub(' ', text.casefold()).strip()} "
+    plain = f" {_SEPARATORS.sub(' ', folded(text)).strip()} "
     if not plain.strip():  # a text of punctuation only
         plain = text
     return {plain[i : i + SHINGLE_CHARS] for i in range(max(len(plain) - SHINGLE_CHARS + 1, 1))}
