@@ -64,6 +64,19 @@ def group_near_duplicates(texts: Sequence[str]) -> np.ndarray:
     return np.array([_root(group, i) for i in range(len(texts))], dtype=np.int64)
 
 
+def merge_groups(groups: np.ndarray, similar: np.ndarray) -> np.ndarray:
+    """Merge two groupings: rows share a merged group if they share either group, directly or through other rows."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
+    # The nodes of the graph are the rows and the groups of both kinds; edges link a row to its two groups.
+    n = len(groups)
+    ends = np.concatenate([n + groups, n + groups.max() + 1 + similar])
+    size = int(ends.max()) + 1
+    graph = csr_array((np.ones(2 * n), (np.tile(np.arange(n), 2), ends)), shape=(size, size))
+    return np.unique(connected_components(graph, directed=False)[1][:n], return_inverse=True)[1]
+
+
 def _root(group: list[int], i: int) -> int:
     """Return the first text of the group of text ``i``, and shorten the path to it (union-find)."""
     while group[i] != i:
