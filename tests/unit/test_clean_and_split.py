@@ -270,6 +270,15 @@ def test_near_duplicates_stay_in_one_split(grouped):
         assert (apart.frame.assign(near=groups).groupby("near")["split"].nunique() > 1).any()
 
 
+def test_a_large_group_of_near_duplicates_is_trained_on():
+    table, is_large = clean(_read([("ab"[i % 2], f"text {i}") for i in range(400)])).table, np.arange(400) < 300
+    groups = np.where(is_large, 0, np.arange(400))
+    for seed in range(10):
+        splits = split(table, validation_size=0.1, test_size=0.1, seed=seed, near_duplicates=groups).frame["split"]
+        assert set(splits[is_large]) == {"train"}
+        assert splits.value_counts().to_dict() == {"train": 320, "validation": 40, "test": 40}
+
+
 def test_groups_in_several_given_splits_are_reported():
     frame = tiny_table(60).assign(author=[f"author {i % 10}" for i in range(60)], part=["train"] * 50 + ["test"] * 10)
     frame.loc[55:, "author"] = ["new", "new", None, "", "newer"]
