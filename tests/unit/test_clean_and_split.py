@@ -203,9 +203,23 @@ def test_near_duplicates_are_grouped():
         "",
         "!?",
         "!?",
+        "com\u00adpletely dif\u00adferent words stand here",
+        "".join(chr(ord(c) + 0xFEE0) if c > " " else c for c in "Completely different words stand here"),  # full width
     ]
-    assert group_near_duplicates(texts).tolist() == [0, 0, 2, 0, 4, 5, 6, 6]
+    assert group_near_duplicates(texts).tolist() == [0, 0, 2, 0, 4, 5, 6, 6, 4, 4]
     assert group_near_duplicates([]).tolist() == []
+
+
+def test_most_near_duplicates_just_above_the_threshold_are_found():
+    rng = np.random.default_rng(0)
+    texts = []
+    for _ in range(150):
+        words = ["".join(rng.choice(list("abcdefghij"), n)) for n in rng.integers(2, 8, 16)]
+        texts += [" ".join(words), " ".join([*words[:-2], words[0]])]
+    similar = np.array([near_duplicates._is_similar(a, b) for a, b in zip(texts[::2], texts[1::2], strict=True)])
+    groups = group_near_duplicates(texts)
+    assert similar.sum() > 100
+    assert (groups[::2] == groups[1::2])[similar].mean() > 0.9
 
 
 def test_the_work_per_text_does_not_grow_with_the_number_of_near_duplicates(monkeypatch):
@@ -254,6 +268,15 @@ def test_near_duplicates_stay_in_one_split(grouped):
     apart = split(cleaned.table, validation_size=0.2, test_size=0.2, seed=0)
     if not grouped:
         assert (apart.frame.assign(near=groups).groupby("near")["split"].nunique() > 1).any()
+
+
+def test_a_large_group_of_near_duplicates_is_trained_on():
+    table, is_large = clean(_read([("ab"[i % 2], f"text {i}") for i in range(400)])).table, np.arange(400) < 300
+    groups = np.where(is_large, 0, np.arange(400))
+    for seed in range(10):
+        splits = split(table, validation_size=0.1, test_size=0.1, seed=seed, near_duplicates=groups).frame["split"]
+        assert set(splits[is_large]) == {"train"}
+        assert splits.value_counts().to_dict() == {"train": 320, "validation": 40, "test": 40}
 
 
 def test_groups_in_several_given_splits_are_reported():
@@ -320,4 +343,4 @@ def test_near_duplicates_with_other_labels_or_splits_are_reported():
     assert found["near-duplicate"].count >= 190  # MinHash misses a few
     assert found["near-conflict"].severity == "warning"
     assert "1 ≈ 2" in found["near-conflict"].rows
-    assert found["near-leak"].rows == ("10 ≈ 9", "151 ≈ 150")
+    assert found["near-leak"].rows == ("10 ≈ 9", "151 ≈ 149")

@@ -133,8 +133,8 @@ def test_a_resumed_run_trains_only_the_remaining_folds(tmp_path, pooled):
     assert whole.metrics["splits"] == resumed.metrics["splits"]
 
 
-@pytest.mark.parametrize("is_damaged", [False, True])
-def test_a_saved_fold_is_trained_again_only_if_it_is_damaged(is_damaged, tmp_path, monkeypatch):
+@pytest.mark.parametrize("saved", ["whole", "damaged", "of other texts", "without texts"])
+def test_a_saved_fold_is_trained_again_only_if_it_is_damaged_or_has_other_texts(saved, tmp_path, monkeypatch):
     def prepare_model(*args, **settings):
         raise Interrupted("training begins")
 
@@ -145,10 +145,13 @@ def test_a_saved_fold_is_trained_again_only_if_it_is_damaged(is_damaged, tmp_pat
     monkeypatch.setattr("bertsmith.workflows.cross_validation.prepare_model", prepare_model)
     table = _table()
     file = tmp_path / "0.npy"
-    np.save(file, np.full((1, 45, 3), 1 / 3))
-    if is_damaged:
+    with file.open("wb") as stream:
+        if saved != "without texts":  # as older versions saved it
+            np.save(stream, np.arange(saved == "of other texts", 90, 2))
+        np.save(stream, np.full((1, 45, 3), 1 / 3))
+    if saved == "damaged":
         file.write_bytes(b"")
-    with pytest.raises(Interrupted if is_damaged else ValueError):
+    with pytest.raises(ValueError if saved == "whole" else Interrupted):
         score_folds(
             None,
             get_task(table.task),

@@ -267,8 +267,39 @@ def test_duplicates_conflicts_and_leaks_concern_both_segments():
 
 def test_near_duplicates_of_pairs_have_two_similar_segments():
     long, other = "the quick brown fox jumps over the lazy dog today", "an entirely different sentence about the sea"
-    frame = _pairs((long, other, 0), (f"{long}!", f"{other}.", 0), (long, "nothing of the kind", 1), (other, long, 1))
+    frame = _pairs((long, other, 0), (f"{long}!", f"{other}.", 0), (long, "nothing of the kind", 1), (long, long, 1))
     assert clean(_read(frame)).near_duplicates.tolist() == [0, 0, 2, 3]
+
+
+def test_swapped_pairs_stay_in_one_split():
+    rng = np.random.default_rng(0)
+    texts = ["".join(rng.choice(list("abcdefghij "), 30)) for _ in range(80)]
+    pairs = [(a, b, i % 2) for i, (a, b) in enumerate(zip(texts[::2], texts[1::2], strict=True))]
+    swapped = [(b, a, label) for a, b, label in pairs]
+    splits = split_cleaned(clean(_read(_pairs(*pairs, *swapped))), DataConfig(), 0).frame["split"].to_numpy()
+    assert (splits[:40] == splits[40:]).all()
+    assert set(splits) == {"train", "validation", "test"}
+    frame = _pairs(*pairs, *swapped[:5]).assign(part=["train"] * 40 + ["test"] * 5)
+    (leak,) = [f for f in bs.inspect(_read(frame, split_column="part")).findings if f.kind == "near-leak"]
+    assert leak.count == 5
+
+
+def test_rows_that_differ_only_in_further_columns_stay_in_one_split():
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefghij"), 7)) for _ in range(300)]
+    texts = [" ".join(rng.choice(words, 4)) for _ in range(20)]
+    meta = [" ".join(rng.choice(words, 9)) for _ in range(40)]
+    frame = pd.DataFrame({"text": texts * 2, "meta": meta, "label": [0, 1] * 20, "pair": meta[::-1]})
+    for settings, together in (
+        ({"text_column": "text", "with_columns": "meta"}, True),
+        ({"text_column": ("text", "meta")}, False),  # many rows can have the same title
+        ({"text_column": "text", "with_columns": "meta", "pair_column": "pair"}, False),
+    ):
+        groups = clean(bs.read_table(frame, **settings)).near_duplicates
+        assert groups.tolist() == [*range(20), *(range(20) if together else range(20, 40))]
+    settings = {"text_column": "text", "with_columns": "meta", "split_column": "part"}
+    found = bs.inspect(bs.read_table(frame.assign(part=["train"] * 20 + ["test"] * 20), **settings))
+    assert [f.count for f in found.findings if f.kind == "near-leak"] == [20]
 
 
 def test_rows_without_a_segment_are_dropped_and_the_others_split():

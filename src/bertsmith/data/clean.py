@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from bertsmith.data.near_duplicates import group_near_duplicates
+from bertsmith.data.near_duplicates import group_near_duplicates, merge_groups
 from bertsmith.data.table import MISSING, REGRESSION, Table
 from bertsmith.data.template import texts_of
 from bertsmith.data.texts import normalise
@@ -45,14 +45,17 @@ class Cleaned:
 
     @cached_property
     def near_duplicates(self) -> np.ndarray:
-        """Groups of near-duplicates among the usable rows, shape (rows,); see `group_near_duplicates`."""
-        frame = self.table.frame
-        groups = group_near_duplicates(frame["text"].tolist())
-        if "pair" in frame.columns:  # both segments must be similar: many pairs share their first text
-            key = groups * len(frame) + group_near_duplicates(frame["pair"].tolist())
-            first, inverse = np.unique(key, return_index=True, return_inverse=True)[1:]
-            groups = first[inverse]
-        return groups
+        """Groups of near-duplicates among the usable rows, shape (rows,): the position of the first row of the group.
+
+        Rows whose texts differ only in further columns (``with_columns``) are near-duplicates too. Several text columns
+        have no such rule, because many rows can have the same title. See `group_near_duplicates`.
+        """
+        frame, template = self.table.frame, self.table.columns.template
+        groups = _near_duplicates(frame["text"], frame.get("pair"))
+        if template.with_columns and len(template.text_column) == 1 and len(frame):
+            groups = merge_groups(groups, _near_duplicates(frame["first"].fillna(""), frame.get("pair")))
+        first, inverse = np.unique(groups, return_index=True, return_inverse=True)[1:]
+        return first[inverse]
 
 
 def clean(table: Table) -> Cleaned:
@@ -116,3 +119,12 @@ def clean(table: Table) -> Cleaned:
     dropped = dropped.assign(reason=reason[is_dropped].astype(str), duplicate_of=duplicate_of[is_dropped])
     cleaned = replace(table, frame=frame, outcomes=outcomes).take(~is_dropped)
     return Cleaned(cleaned, dropped, int(is_changed.sum()))
+
+
+def _near_duplicates(texts: pd.Series, others: pd.Series | None) -> np.ndarray:
+    """Group near-duplicates, or pairs whose segments are near-duplicates in either order; shape (rows,)."""
+    if others is None:
+        return group_near_duplicates(texts.tolist())
+    # Both segments must be similar, because many pairs share their first text.
+    one, two = np.sort(group_near_duplicates([*texts, *others]).reshape(2, -1), axis=0)
+    return np.unique(one * 2 * len(texts) + two, return_inverse=True)[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 
@@ -14,6 +13,7 @@ from bertsmith.data.findings import Finding, join_names
 from bertsmith.data.joined_labels import find_joined
 from bertsmith.data.split import SMALL_CLASS_RULE
 from bertsmith.data.table import MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL, Labels, Table
+from bertsmith.data.texts import folded
 from bertsmith.errors import counted
 
 MANY_CLASSES = 20
@@ -66,10 +66,10 @@ def label_findings(table: Table) -> Iterator[Finding]:
         f"{several} with fewer than 10 training texts",
         "used unchanged; the model may predict them poorly. Merge them if that is acceptable",
     )
-    n_folded = Counter(map(_folded, labels.texts))
+    n_folded = Counter(map(folded, labels.texts))
     yield from classes(
         "labels-alike",
-        [text for text in labels.texts if n_folded[_folded(text)] > 1],
+        [text for text in labels.texts if n_folded[folded(text)] > 1],
         "label texts that differ only in case, Unicode form or invisible characters",
         f"used as separate {several}; make them equal in the table if they mean the same",
     )
@@ -161,12 +161,6 @@ def describe_far_numbers(numbers: np.ndarray, is_far: np.ndarray) -> str:
     codes, others = numbers[is_far], numbers[~is_far]
     listed = join_names([f"{code:g}" for code in np.unique(codes)])
     return f"with {listed}, far from all other numbers ({others.min():g} to {others.max():g})"
-
-
-def _folded(text: str) -> str:
-    """Return a text without case, Unicode form and invisible characters."""
-    visible = (c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
-    return "".join(visible).casefold()
 
 
 def _sets(table: Table) -> Finding:

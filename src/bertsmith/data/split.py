@@ -11,6 +11,7 @@ import pandas as pd
 
 from bertsmith.config import DataConfig
 from bertsmith.data.clean import Cleaned
+from bertsmith.data.near_duplicates import merge_groups
 from bertsmith.data.outcomes import CLASSES
 from bertsmith.data.table import REGRESSION, Table
 from bertsmith.errors import ConfigError, DataError, counted
@@ -39,8 +40,8 @@ def split(
         table: a cleaned table, so that no text is in two splits.
         validation_size, test_size: share of the rows to hold out; 0 for no such split.
         seed: seed of the random number generator.
-        near_duplicates: groups of near-duplicates, shape (rows,), each of which stays in one split and counts as one
-            text of its class.
+        near_duplicates: groups of near-duplicates, shape (rows,), each of which stays in one split. It counts as one
+            text of its class, unless a group has more texts than the smallest split.
         folded: put the texts of the validation split into train, for a cross-validation. The test texts are the same
             as with a validation split.
 
@@ -67,7 +68,9 @@ def split(
         similar = np.arange(len(positions))
         if near_duplicates is not None:
             similar = np.unique(near_duplicates[positions], return_inverse=True)[1]
-        merged = _merge_groups(pd.factorize(groups)[0], similar) if groups.notna().any() else None
+        merged = merge_groups(pd.factorize(groups)[0], similar) if groups.notna().any() else None
+        if (largest := np.bincount(similar).max()) > 1 and largest > min(shares.values()) * len(positions):
+            merged = similar if merged is None else merged  # or it could be nearly all texts of a small split
         if strata.ndim == 2:
             names = np.array(["train", *shares], dtype=object)
             portions = np.array([1 - sum(shares.values()), *shares.values()])
@@ -148,7 +151,7 @@ def assign_folds(cleaned: Cleaned, data: Table, rows: np.ndarray, k: int, config
     groups = inseparable_groups(cleaned, config)[rows]
     group_column = data.frame["group"]
     if group_column.notna().any():
-        groups = _merge_groups(pd.factorize(group_column.iloc[rows])[0], np.unique(groups, return_inverse=True)[1])
+        groups = merge_groups(pd.factorize(group_column.iloc[rows])[0], np.unique(groups, return_inverse=True)[1])
     strata, n_groups = data.strata[rows], len(np.unique(groups))
     if strata.ndim == 2:
         folds = stratify_sets(strata, groups, np.full(k, 1 / k), np.random.default_rng(seed))
@@ -221,19 +224,6 @@ def _split_classes(targets: np.ndarray, shares: Mapping[str, float], rng: np.ran
             order[c] = order[c][n:]
         remaining -= take
     return result
-
-
-def _merge_groups(groups: np.ndarray, similar: np.ndarray) -> np.ndarray:
-    """Merge two groupings: rows share a merged group if they share either group, directly or through other rows."""
-    from scipy.sparse import csr_array
-    from scipy.sparse.csgraph import connected_components
-
-    # The nodes of the graph are the rows and the groups of both kinds; edges link a row to its two groups.
-    n = len(groups)
-    ends = np.concatenate([n + groups, n + groups.max() + 1 + similar])
-    size = int(ends.max()) + 1
-    graph = csr_array((np.ones(2 * n), (np.tile(np.arange(n), 2), ends)), shape=(size, size))
-    return np.unique(connected_components(graph, directed=False)[1][:n], return_inverse=True)[1]
 
 
 def _largest_remainder(ideal: np.ndarray) -> np.ndarray:

@@ -56,6 +56,13 @@ def normalise(text: str) -> str:
     return text.strip()
 
 
+def folded(text: str) -> str:
+    """Return a text without case, Unicode form and invisible characters, to compare it with others."""
+    if not text.isascii():
+        text = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
+    return text.casefold()
+
+
 def replace_surrogates(value: Any) -> Any:
     """Replace lone surrogates, which no encoding can write, by U+FFFD, also within lists and objects."""
     if isinstance(value, list):

@@ -194,7 +194,7 @@ def score_folds(
     stop: Callable[[], bool],
     soft_labels: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Train a model without each fold, and score the texts of the fold. Saved folds are not scored again.
+    """Train a model without each fold, and score the texts of the fold. Saved folds of the same texts are not scored again.
 
     Args:
         checkpoint: the checkpoint.
@@ -205,7 +205,7 @@ def score_folds(
         tokens: the tokens of the training texts.
         fold: the fold of each text, shape (texts,).
         initial_head: returns the initial head for a mask of texts, shape (texts,); ``None`` for a random head.
-        folder: the folder for the probabilities of each fold.
+        folder: the folder for the texts and the probabilities of each fold.
         readings: ways to read long texts.
         emit: called with each event.
         stop: called after every step; training is interrupted if it returns true.
@@ -228,9 +228,11 @@ def score_folds(
     for f in range(k):
         inside, outside = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
         file, saved = folder / f"{f}.npy", False
-        with contextlib.suppress(OSError, ValueError, EOFError):  # no saved fold, or a damaged one
-            result[:, outside] = np.load(file, allow_pickle=False)
-            saved = True
+        with contextlib.suppress(OSError, ValueError, EOFError), file.open("rb") as stream:  # not saved, or damaged
+            # Another version may put other texts into the fold.
+            if np.array_equal(np.load(stream, allow_pickle=False), outside):
+                result[:, outside] = np.load(stream, allow_pickle=False)
+                saved = True
         if saved:
             emit(FoldDone(f + 1, k, score(outside)))
             continue
@@ -266,6 +268,7 @@ def score_folds(
             result[i, outside] = classifier.probabilities_of(tokens.take(outside))
         folder.mkdir(exist_ok=True)
         with atomic.replaced_file(file) as temporary, temporary.open("wb") as stream:
+            np.save(stream, outside)
             np.save(stream, result[:, outside])
         emit(FoldDone(f + 1, k, score(outside)))
     return dict(zip(readings, result, strict=True))
