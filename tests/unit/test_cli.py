@@ -282,7 +282,8 @@ def test_no_option_is_given_twice_unless_it_repeats(name):
         if option.is_flag:
             twice = [[first, second] for first in option.opts for second in (long, *option.secondary_opts)]
         else:
-            twice = [[f"{long}=x", flag, "y"] for flag in option.opts]
+            first, second = ["x"] * option.nargs, ["y"] * option.nargs
+            twice = [[long, *first, flag, *second] for flag in option.opts]
         for arguments in twice:
             if option.multiple:
                 command.make_context(name, [*arguments], resilient_parsing=True)

@@ -297,7 +297,8 @@ def test_explanations_depend_on_the_runtime(ask, finished):
     assert [word["text"] for word in answer["words"]] == ["my", "cat"]
     assert ask("/info")[1]["explains"]
     batcher = Batcher(Fake(), max_wait=1)
-    with running(lambda: Service(batcher, {})) as other:
+    facts = {"model": "x", "task": "single-label", "primary": "macro_f1", "labels": [], "runtime": "torch"}
+    with running(lambda: Service(batcher, facts)) as other:
         assert other("/explain", {"inputs": "1"})[0] == 404
         assert not other("/info")[1]["explains"]
     batcher.close()
