@@ -82,7 +82,7 @@ class Evaluated:
         metrics: validation metrics by name.
         texts_per_second: training speed since the last evaluation.
         seconds: time since training began.
-        best: whether the primary metric is the best so far.
+        best: whether the metric that selects the epoch is the best so far.
     """
 
     step: int
@@ -108,7 +108,8 @@ class Saved:
 class Finished:
     """Training is finished, and the model has the weights of the best epoch, or the last ones unless ``selected``.
 
-    ``best_score`` is the best primary metric, if there are validation texts; ``seconds`` include evaluation.
+    ``best_score`` is the best value of the metric that selects the epoch, if there are validation texts: the primary
+    metric, or ``metric_for_best_model``. ``seconds`` include evaluation.
     """
 
     step: int

@@ -28,6 +28,7 @@ from bertsmith.folders.files import ExportFolder
 from bertsmith.folders.run import open_run
 from bertsmith.inference import export as exporting
 from bertsmith.inference import export_formats
+from bertsmith.inference.abstain import held_out_predictions
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.exported import Exported, ExportInfo, round_up_widths
 from bertsmith.inference.runtime import RUNTIMES
@@ -530,6 +531,12 @@ def test_an_export_of_several_columns_refuses_what_its_run_refuses(old_export):
         with pytest.raises(ConfigError):
             bs.load(old_export, long=long)
         assert bs.load(old_export).long == "truncate"
+
+
+def test_an_export_keeps_the_exact_held_out_probabilities(run, exported):
+    """Rounded to fp32, a confidence close to 1 would be 1, and so would be a threshold."""
+    (stored,), (expected,) = (x.scores for x in (Exported.load(exported.path).held_out(), held_out_predictions(run)))
+    assert stored.tolist() == expected.tolist() != expected.astype(np.float32).tolist()
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json", "validation.npz"])

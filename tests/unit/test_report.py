@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 import bertsmith as bs
+from bertsmith.folders.atomic import write_json
 from bertsmith.folders.run import open_run
 from bertsmith.inference.abstain import held_out_predictions
+from bertsmith.report.card import card_text
 from bertsmith.report.figures import Axis, Line, heatmap, histogram, line_chart
-from bertsmith.report.report import curves, environment, write_report
+from bertsmith.report.report import curves, environment, report_page, write_report
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_table
 
@@ -100,7 +102,6 @@ def test_the_report_is_complete(finished):
 
 
 def test_the_class_table_is_by_split_except_for_older_runs(finished, tmp_path):
-    from bertsmith.folders.atomic import write_json
     from bertsmith.folders.run import Run
 
     shutil.copytree(finished, tmp_path / "run")
@@ -118,6 +119,26 @@ def test_the_class_table_is_by_split_except_for_older_runs(finished, tmp_path):
     assert '<th class="n">train</th><th class="n">test</th><th class="n">share of train</th>' in page
 
 
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({}, "macro-F1"),
+        ({"metric_for_best_model": "eval_accuracy"}, "accuracy"),
+        ({"metric_for_best_model": "loss"}, "loss"),
+    ],
+)
+def test_report_and_card_name_the_metric_that_selects_the_epoch(given, name, own_run):
+    run = open_run(own_run)
+    info = run.info
+    info["config"]["set"] = given
+    info["training"] |= {"selected": True, "stopped_early": True}
+    write_json(run.layout.run, info)
+    run = open_run(own_run)
+    assert report_page(run).count(f"the {name} on the validation texts no longer") == 1
+    for page in (report_page(run), card_text(run)):
+        assert f"the best {name} on the validation texts" in page
+
+
 def test_texts_of_groups_get_no_range_of_chance(own_run):
     run, cell = open_run(own_run), '<td class="n">–</td>'
     before = write_report(run).read_text().count(cell)
@@ -132,7 +153,6 @@ def test_texts_of_groups_get_no_range_of_chance(own_run):
 
 def test_metrics_and_differences_without_an_interval_are_shown(own_run):
     """As with test texts of one group."""
-    from bertsmith.folders.atomic import write_json
     from bertsmith.report.card import write_card
     from bertsmith.report.methods import write_methods
 
@@ -165,7 +185,6 @@ def test_metrics_and_differences_without_an_interval_are_shown(own_run):
 
 def test_many_classes_are_drawn_as_a_heatmap(finished, tmp_path):
     """A run with 151 classes, made from a small one by writing its figures."""
-    from bertsmith.folders.atomic import write_json
     from bertsmith.folders.run import Run
 
     shutil.copytree(finished, tmp_path / "many")

@@ -27,8 +27,8 @@ from bertsmith.training.cuda_graphs import (
     CudaGraphs,
     compiling_pays,
 )
-from bertsmith.training.data import TokenDataset
-from bertsmith.training.nan_guard import BatchLoss, FiniteCheck
+from bertsmith.training.data import EpochSampler, TokenDataset
+from bertsmith.training.nan_guard import BatchLoss, FiniteCheck, NanGuard
 from bertsmith.training.optimizer import can_skip_step
 from bertsmith.training.steps import StepMeter
 
@@ -216,6 +216,29 @@ def test_batches_are_made_without_worker_processes():
     loader = engine.get_train_dataloader()
     assert loader.num_workers == 0
     assert [len(batch["labels"]) for batch in loader] == [2, 1]
+
+
+@pytest.mark.parametrize("probabilities", [None, np.array([0.25, 0.25, 0.5])])
+@pytest.mark.parametrize("strategy", ["random", "sequential"])
+def test_texts_are_drawn_with_their_probabilities_in_any_strategy(strategy, probabilities, monkeypatch):
+    """In the contrastive stage, too, where the user cannot know of them."""
+    engine = object.__new__(engines.Engine)
+    engine.train_dataset, engine.data_collator = range(3), lambda batch: batch
+    engine.plan, others = SimpleNamespace(probabilities=probabilities), range(3)
+    engine.args = SimpleNamespace(
+        train_batch_size=1,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
+        train_sampling_strategy=strategy,
+        dataloader_drop_last=False,
+        seed=0,
+    )
+    engine.sampler = EpochSampler(3, engine.args, lambda: 0, probabilities)
+    monkeypatch.setattr(engine, "_get_train_sampler", lambda data: others)
+    own = strategy == "random" or probabilities is not None
+    assert engine.get_train_dataloader().sampler is (engine.sampler if own else others)
+    rows = NanGuard(engine)._rows(BatchLoss((0, 1), None, torch.zeros(())))
+    assert rows == (engine.sampler.order(0)[1:2].tolist() if own else [])
 
 
 def test_the_training_speed_leaves_out_evaluation_and_saving(monkeypatch):

@@ -17,6 +17,7 @@ from sklearn import metrics as sk
 from torch.nn import functional as F  # noqa: N812
 
 from bertsmith.data.table import Labels
+from bertsmith.errors import DataError
 from bertsmith.evaluation.abstention import conformal_threshold
 from bertsmith.evaluation.evaluate import evaluate, paired_difference
 from bertsmith.evaluation.linear_models import (
@@ -40,6 +41,7 @@ from bertsmith.model.load import fold_calibration
 from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.ordinal import _prefer_likely
 from bertsmith.tasks.registry import TASKS
+from bertsmith.tasks.regression import RegressionTask
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.losses import BinaryCrossEntropy, SquaredError, StepLoss
 from bertsmith.workflows.baselines import FrozenEmbeddings
@@ -607,10 +609,45 @@ def test_losses_are_one_per_text_and_divergences_are_symmetric(name):
 def test_large_numbers_are_standardised_exactly():
     dates = 20240101.0 + np.arange(8)
     texts = TokenDataset(Tokens.from_lists({"input_ids": [[5]] * len(dates)}), dates)
-    loss = REGRESSION.fitted(dates).loss("none", np.zeros(0), len(dates), 0.0)
+    loss = RegressionTask(dates.mean(), dates.std()).loss("none", np.zeros(0), len(dates), 0.0)
     standardised = loss.targets(texts.as_batch().labels)
     assert standardised.dtype == torch.float32
     assert standardised.numpy() == pytest.approx((dates - dates.mean()) / dates.std(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "constant"),
+    [
+        (2e5 + np.arange(9), "200,000"),
+        (1.7e9 + 3600 * np.arange(24), "1,700,000,000"),
+        (-7e4 - np.arange(9), "-70,000"),
+        (20240101.0 + np.arange(31), "20,240,000"),
+    ],
+)
+def test_numbers_that_the_finished_model_would_round_are_refused(numbers, constant):
+    with pytest.raises(DataError) as caught:
+        REGRESSION.fitted(numbers)
+    assert constant in caught.value.remedy
+    fitted = REGRESSION.fitted(numbers - float(constant.replace(",", "")))
+    assert fitted.scale == pytest.approx(numbers.std())
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        np.array([2023.0, 2024.0, 2024.0]),  # years
+        np.array([99.1, 99.2, 99.4]),  # percentages
+        np.array([249_000.0, 250_000.0, 251_500.0]),  # prices
+        np.full(3, 2e5),
+        np.array([0.1, 0.1, 0.1]),
+        np.zeros(2),
+    ],
+    ids=str,
+)
+def test_ordinary_numbers_are_far_from_the_limit(numbers):
+    fitted = REGRESSION.fitted(numbers)
+    assert fitted.mean == pytest.approx(numbers.mean())
+    assert len(np.unique(numbers)) == 1 or abs(fitted.mean) < 5000 * fitted.scale
 
 
 def test_the_divergence_of_label_sets_is_the_mean_of_both_kullback_leibler_divergences():

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerControl, TrainerState
 from bertsmith.compute import threads
 from bertsmith.config import Config, TrainConfig
 from bertsmith.data.table import Labels
-from bertsmith.errors import ConfigError, Interrupted
+from bertsmith.errors import ConfigError, Interrupted, TrainingError
 from bertsmith.events import Evaluated, Finished, RolledBack, Saved, Started, StepDone
 from bertsmith.load_config import resolve
 from bertsmith.model import checkpoint, forward
@@ -188,10 +188,13 @@ def test_training_arguments_are_checked_all_at_once():
 def test_training_arguments_that_would_do_harm_or_nothing_are_refused():
     refused = {"neftune_noise_alpha": 5, "auto_find_batch_size": True, "eval_on_start": True, "fsdp": "full_shard"}
     refused |= {"deepspeed": "zero.json", "optim": "adalomo", "torch_empty_cache_steps": 5}
+    refused |= {"load_best_model_at_end": False, "save_steps": 6}
     assert argument_problems(refused).keys() == refused.keys()
     for optimizer in ("galore_adamw_layerwise", "schedule_free_adamw"):
         assert argument_problems({"optim": optimizer}).keys() == {"optim"}
     assert argument_problems({"neftune_noise_alpha": None, "auto_find_batch_size": False, "eval_on_start": False}) == {}
+    assert argument_problems({"load_best_model_at_end": True, "eval_steps": 2, "save_steps": 2}) == {}
+    assert argument_problems({"eval_steps": 2, "save_steps": 6}).keys() == {"save_steps"}
 
 
 def test_any_training_argument_can_be_set(tmp_path):
@@ -206,6 +209,24 @@ def test_any_training_argument_can_be_set(tmp_path):
     with pytest.raises(ConfigError) as caught:
         training_arguments(recipe, bad, tmp_path, CPU)
     assert caught.value.where == "--set eval_strategy=sometimes"
+
+
+@pytest.mark.parametrize("every", [{"eval_steps": 7}, {"logging_steps": 7}, {"eval_steps": 7, "save_steps": 14}, {}])
+def test_each_evaluated_model_is_saved(every, tmp_path):
+    config = Config(set={"eval_strategy": "steps", **every})
+    arguments = training_arguments(_choose([10]), config, tmp_path, CPU)
+    assert arguments.save_strategy == "steps"
+    assert arguments.save_steps == arguments.eval_steps
+
+
+@pytest.mark.parametrize("strategy", ["group_by_length", "sequential"])
+def test_balanced_sampling_refuses_another_sampler(strategy, tmp_path):
+    config = Config(imbalance="balanced-sampling", set={"train_sampling_strategy": strategy})
+    with pytest.raises(ConfigError) as caught:
+        training_arguments(_choose([10], imbalance="balanced-sampling"), config, tmp_path, CPU)
+    assert caught.value.where == f"--set train_sampling_strategy={strategy}"
+    arguments = training_arguments(_choose([10]), config, tmp_path, CPU)
+    assert arguments.train_sampling_strategy == strategy
 
 
 @pytest.mark.parametrize(
@@ -488,6 +509,30 @@ def test_a_retry_copies_the_checkpoint_to_another_machine_again(tmp_path, monkey
     assert read == [str(tmp_path / ".checkpoint-300.1.part")] * 2
     assert [e.to_step for e in events if isinstance(e, RolledBack)] == [300]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_best_step_without_a_checkpoint_is_an_error(tmp_path, monkeypatch):
+    class Trained:
+        def __init__(self, *_, **__):
+            self.state = SimpleNamespace(global_step=6, max_steps=6, epoch=1.0, best_global_step=4, best_metric=0.5)
+
+        def train(self, resume_from_checkpoint):
+            pass
+
+        def checkpoint(self, step):
+            return tmp_path / f"checkpoint-{step}"
+
+    monkeypatch.setattr(trainer, "Engine", Trained)
+    recipe, events = _choose([10, 10], epochs=1), []
+    task = SimpleNamespace(undo_standardisation=lambda model: SimpleNamespace(is_neutral=True))
+    loaded = SimpleNamespace(model=torch.nn.Linear(1, 1), device=CPU)
+    arguments = training_arguments(recipe, Config(epochs=1), tmp_path, CPU)
+    (tmp_path / "checkpoint-6").mkdir()
+    with pytest.raises(TrainingError) as caught:
+        trainer.fit(loaded, [], [], arguments, recipe=recipe, task=task, emit=events.append)
+    assert (caught.value.where, events) == (str(tmp_path / "checkpoint-4"), [])
+    (tmp_path / "checkpoint-4").mkdir()
+    assert trainer.fit(loaded, [], [], arguments, recipe=recipe, task=task, emit=events.append).best_step == 4
 
 
 @pytest.mark.parametrize(("device", "budget"), [(None, 1024), ("cuda", 1024), ("cpu", 32768)])

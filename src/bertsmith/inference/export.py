@@ -95,10 +95,13 @@ def export(
     with claim(ExportFolder(target), overwrite=overwrite), atomic.replaced_folder(target) as folder:
         tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
         held_out = held_out_predictions(opened)
-        probabilities = held_out.scores[0].astype(np.float32)
         lengths, groups = (np.array([]) if v is None else v for v in (held_out.lengths, held_out.groups))
         np.savez(
-            folder / HELD_OUT, targets=held_out.targets, probabilities=probabilities, lengths=lengths, groups=groups
+            folder / HELD_OUT,
+            targets=held_out.targets,
+            probabilities=held_out.scores[0],  # fp32 would round a confidence close to 1 up to 1
+            lengths=lengths,
+            groups=groups,
         )
         about = ExportInfo(
             format,

@@ -13,7 +13,7 @@ from bertsmith.data.texts import decimals
 from bertsmith.errors import ConfigError, listing, number_form
 from bertsmith.folders.atomic import write_text
 from bertsmith.folders.run import Run
-from bertsmith.report.report import best_epoch, environment, text_names
+from bertsmith.report.report import best_epoch, environment, selecting_metric, text_names
 from bertsmith.tasks.registry import describe, get_task
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def card_text(run: Run, details: Details = Details()) -> str:
             described=describe(task, len(run.labels)),
             seeds=metrics.get("seeds"),
             best_epoch=best_epoch(run),
+            selecting=selecting_metric(run),
             verdict=metrics["baseline"]["bag_of_words"]["verdict"],
             classes=[
                 {"label": e["label"], "text": _escape(e["label_text"]), "texts": e["texts"], "f1": e["f1"]}

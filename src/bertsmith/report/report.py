@@ -62,6 +62,13 @@ def best_epoch(run: Run) -> float | None:
     return next((float(e["epoch"]) for e in run.history if e["step"] == run.info["training"]["best_step"]), None)
 
 
+def selecting_metric(run: Run) -> str:
+    """Return the metric that selects the epoch of the weights, within a sentence."""
+    task = get_task(run.task)
+    name = str(run.info["config"].get("set", {}).get("metric_for_best_model") or task.primary).removeprefix("eval_")
+    return lower_first(task.metric_names[name][0]) if name in task.metric_names else name
+
+
 def text_names(metrics: dict[str, Any]) -> dict[str, str]:
     """Return what a page calls the texts that metrics and thresholds come from: ``evaluated`` and ``held_out``.
 
@@ -116,6 +123,7 @@ def report_page(run: Run, *, quotes: bool = True) -> str:
             metric_names=task.metric_names,
             primary=task.primary,
             primary_name=task.primary_name,
+            selecting=selecting_metric(run),
             headline=task.headline,
             tunes=task.decides,
             template=str(run.template),

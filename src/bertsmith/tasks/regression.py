@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from bertsmith.data.table import REGRESSION, Labels
+from bertsmith.errors import DataError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.tasks.base import Names, Task
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 SAME_NUMBER = 0.1
 """Largest difference of equal predictions of two precisions, in standard deviations: 1 % of the variance at most."""
+
+MAX_MEAN = 1e4
+"""Largest mean, in standard deviations. With a larger one, the fp32 head of the finished model rounds its numbers."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,9 +66,24 @@ class RegressionTask(Task):
     }
 
     def fitted(self, targets: np.ndarray) -> Task:
-        """Return the task with mean and standard deviation of the training targets."""
-        scale = float(targets.std())
-        return RegressionTask(float(targets.mean()), scale if scale > 0 else 1.0)
+        """Return the task with mean and standard deviation of the training targets.
+
+        Raises:
+            DataError: if the mean is more than `MAX_MEAN` standard deviations from 0.
+        """
+        mean, scale = float(targets.mean()), float(targets.std())
+        if not scale or len(np.unique(targets)) < 2:
+            return RegressionTask(mean)
+        if abs(mean) > MAX_MEAN * scale:
+            unit = 10.0 ** math.ceil(math.log10(100 * scale))
+            raise DataError(
+                f"the numbers vary too little for their size: their mean is {mean:,.12g}, and their standard "
+                f"deviation {scale:.3g}. The model would round its predictions",
+                where="the labels of the training texts",
+                remedy=f"Subtract {round(mean / unit) * unit:,.12g} from all numbers before training, and add it to "
+                "the predictions.",
+            )
+        return RegressionTask(mean, scale)
 
     def loss(self, imbalance: str, counts: np.ndarray, n_texts: int, smoothing: float) -> Loss:
         """Return the squared error, see `Task.loss`."""

@@ -45,6 +45,10 @@ def argument_problems(settings: Mapping[str, Any]) -> dict[str, str]:
             problems[name] = f"use {_FLAGS[name]} instead"
         elif name == "eval_strategy" and str(value) == "no":
             problems[name] = "must be epoch or steps, because bertsmith chooses the best epoch on validation"
+        elif name == "load_best_model_at_end" and value is not True:
+            problems[name] = "must be true, because bertsmith keeps the weights of the best epoch"
+        elif name == "save_steps" and value != settings.get("eval_steps"):
+            problems[name] = "must be the same as eval_steps, because bertsmith saves each model that it evaluates"
         elif name in _UNSUPPORTED and value:
             problems[name] = f"not supported: {_UNSUPPORTED[name]}"
         elif name == "optim" and re.fullmatch(r"lomo|adalomo|.*_layerwise", str(value)):
@@ -85,7 +89,8 @@ def training_arguments(
             saved only at time intervals.
 
     Raises:
-        ConfigError: if transformers rejects the user's arguments, if the task has no such metric, or for fp16 on a CPU.
+        ConfigError: if transformers rejects the user's arguments, if the task has no such metric, if two samplers are
+            chosen, or for fp16 on a CPU.
     """
     metric = str(config.set.get("metric_for_best_model") or (task.primary if task else PRIMARY)).removeprefix("eval_")
     if task is not None and metric not in (metrics := ("loss", *task.epoch_metrics)):
@@ -120,8 +125,8 @@ def training_arguments(
     arguments |= {**config.set, "metric_for_best_model": metric}
     # Each evaluated model is saved, so that the best one can be loaded.
     arguments.setdefault("save_strategy", arguments["eval_strategy"])
-    if "eval_steps" in arguments:
-        arguments.setdefault("save_steps", arguments["eval_steps"])
+    if every := arguments.get("eval_steps") or arguments.get("logging_steps"):
+        arguments["save_steps"] = every
     if not validates:
         arguments |= {"eval_strategy": "no", "save_strategy": "steps", "save_steps": NEVER}
     if not saves:
@@ -135,6 +140,12 @@ def training_arguments(
     if result.fp16 and device.type == "cpu":  # the loss is scaled on a GPU only
         raise ConfigError(
             "fp16 training needs a GPU: on a CPU, small gradients become 0", remedy="Pass --precision fp32 or bf16."
+        )
+    if recipe.imbalance == "balanced-sampling" and result.train_sampling_strategy != "random":
+        raise ConfigError(
+            "--imbalance balanced-sampling cannot be combined with another sampling strategy",
+            where=f"--set train_sampling_strategy={result.train_sampling_strategy}",
+            remedy="Leave out the argument, or pass another --imbalance.",
         )
     if device.type == "cuda":
         result._n_gpu = min(result.n_gpu, 1)  # DataParallel would silently multiply the batch size

@@ -111,14 +111,19 @@ class Engine(ResumableTrainer):
 
         This process makes them, whatever the argument dataloader_num_workers: they are slices of arrays.
         """
-        data, random = self.train_dataset, self.args.train_sampling_strategy == "random"
+        data = self.train_dataset
         return DataLoader(
             data,
             batch_size=self.args.train_batch_size,
-            sampler=self.sampler if random else self._get_train_sampler(data),
+            sampler=self.sampler if self.orders_texts else self._get_train_sampler(data),
             collate_fn=self.data_collator,
             drop_last=self.args.dataloader_drop_last,
         )
+
+    @property
+    def orders_texts(self) -> bool:
+        """Whether `EpochSampler` orders the texts. It alone can draw them with probabilities."""
+        return self.args.train_sampling_strategy == "random" or self.plan.probabilities is not None
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """Return the batches of a step, and their number of texts."""

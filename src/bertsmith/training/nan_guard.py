@@ -142,9 +142,9 @@ class NanGuard:
 
     def _rows(self, loss: BatchLoss) -> list[int]:
         """Return the positions of the texts of a batch in the training split, if known."""
-        args = self.engine.args
-        if args.train_sampling_strategy != "random":
+        if not self.engine.orders_texts:
             return []
+        args = self.engine.args
         step, index = loss.position
         epoch, batches = self.engine.sampler.epoch_and_batch(step)
         start = (batches + index) * args.per_device_train_batch_size

@@ -17,7 +17,7 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 from bertsmith.compute.memory import is_out_of_memory
 from bertsmith.compute.system import keep_freed_memory
 from bertsmith.config import FEWEST_TO_SELECT
-from bertsmith.errors import DeviceError, Interrupted
+from bertsmith.errors import DeviceError, Interrupted, TrainingError
 from bertsmith.events import Evaluated, Event, Finished, Listener
 from bertsmith.model.load import LoadedModel, quiet_transformers, saved_settings
 from bertsmith.training import nan_guard
@@ -75,7 +75,8 @@ def fit(
     Raises:
         Interrupted: if ``stop`` returned ``True``.
         DeviceError: if memory does not suffice.
-        TrainingError: if a loss, gradient or logit is not finite, also in the retry.
+        TrainingError: if a loss, gradient or logit is not finite, also in the retry; or if the best epoch has no
+            checkpoint.
         OutputError: if a checkpoint cannot be written.
         ConfigError: if training cannot start with the user's arguments.
     """
@@ -138,10 +139,17 @@ def fit(
     if callback.interrupted:
         saved = "; a checkpoint is saved" if callback.path == engine.checkpoint(state.global_step) else ""
         raise Interrupted(f"stopped after step {state.global_step:,} of {state.max_steps:,}{saved}")
+    best_step = state.best_global_step
+    if best_step and settings.load_best_model_at_end and group.is_main and not engine.checkpoint(best_step).is_dir():
+        raise TrainingError(
+            f"the best weights are lost, because step {best_step:,} has no checkpoint",
+            where=str(engine.checkpoint(best_step)),
+            remedy="Train again, and keep the checkpoints until the run is finished.",
+        )
     finished = Finished(
         step=state.global_step,
         epoch=float(state.epoch or 0),
-        best_step=int(state.best_global_step or state.global_step),
+        best_step=int(best_step or state.global_step),
         best_score=None if state.best_metric is None else float(state.best_metric),
         selected=callback.selects,
         stopped_early=state.global_step < state.max_steps,
