@@ -15,9 +15,9 @@ from bertsmith.data.table import Table
 from bertsmith.data.template import stored_groups
 from bertsmith.errors import ConfigError
 from bertsmith.evaluation.evaluate import evaluate, paired_difference
-from bertsmith.events import RunFinished, RunListener, SeedStarted
+from bertsmith.events import Prepared, RunEvent, RunFinished, RunListener, SeedStarted
 from bertsmith.folders import atomic
-from bertsmith.folders.claim import claim
+from bertsmith.folders.claim import claim, refuse_changes
 from bertsmith.folders.new_run import RunFolder, check_same_settings, create
 from bertsmith.folders.run import Run, now
 from bertsmith.report.card import write_card
@@ -98,6 +98,13 @@ def _train_seed(
     exists = resume and member.layout.run.is_file()  # otherwise the seed belongs to the run that is overwritten
     if exists and member.info.get("status") == "finished":
         return
+
+    def check_split(event: RunEvent) -> None:
+        fingerprints = {m.info.get("data", {}).get("fingerprint") for m in run.members if m.layout.run.is_file()}
+        if isinstance(event, Prepared) and len(fingerprints) > 1:  # another version, or another table
+            refuse_changes("run", run.path, ["the texts, labels or splits of the table"])
+        observe(event)
+
     observe(SeedStarted(seed, number + 1, config.seeds))
     train_into(
         member.path,
@@ -105,7 +112,7 @@ def _train_seed(
         # One seed is enough to measure what columns are worth.
         config.model_copy(update={"seed": seed, "seeds": 1, "no_ablation": config.no_ablation or number > 0}),
         resume=exists and member.is_resumable,
-        observe=observe,
+        observe=check_split,
         stop=stop,
         split_seed=config.seed,
         before_writing=before_writing,
