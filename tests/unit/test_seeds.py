@@ -101,7 +101,9 @@ def test_predict_averages_the_models_of_all_seeds(cli, seeds, tmp_path):
 def test_seeds_with_different_splits_are_refused(tmp_path, monkeypatch):
     def train_into(output, table, config, *, observe, **arguments):
         output.mkdir(parents=True)
-        Run(output).update(data={"fingerprint": config.seed})
+        run = Run(output)
+        run.update(status="running")
+        pd.DataFrame({"row": [1, 2], "split": ["train", f"test {config.seed}"]}).to_parquet(run.layout.splits)
         observe(object.__new__(Prepared))
 
     monkeypatch.setattr("bertsmith.workflows.seeds.train_into", train_into)

@@ -194,7 +194,7 @@ def score_folds(
     stop: Callable[[], bool],
     soft_labels: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Train a model without each fold, and score the texts of the fold. Saved folds are not scored again.
+    """Train a model without each fold, and score the texts of the fold. Saved scores of the same texts are reused.
 
     Args:
         checkpoint: the checkpoint.
@@ -228,10 +228,10 @@ def score_folds(
     for f in range(k):
         inside, outside = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
         file, saved = folder / f"{f}.npy", False
-        with contextlib.suppress(OSError, ValueError, EOFError), file.open("rb") as before:  # not saved, or damaged
+        with contextlib.suppress(OSError, ValueError, EOFError), file.open("rb") as earlier:  # not saved, or damaged
             # Another version may put other texts into the fold.
-            if np.array_equal(np.load(before, allow_pickle=False), outside):
-                result[:, outside] = np.load(before, allow_pickle=False)
+            if np.array_equal(np.load(earlier, allow_pickle=False), outside):
+                result[:, outside] = np.load(earlier, allow_pickle=False)
                 saved = True
         if saved:
             emit(FoldDone(f + 1, k, score(outside)))

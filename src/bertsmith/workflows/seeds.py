@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from bertsmith.compute.machine import versions
 from bertsmith.config import Config
@@ -19,7 +20,7 @@ from bertsmith.events import Prepared, RunEvent, RunFinished, RunListener, SeedS
 from bertsmith.folders import atomic
 from bertsmith.folders.claim import claim, refuse_changes
 from bertsmith.folders.new_run import RunFolder, check_same_settings, create
-from bertsmith.folders.run import Run, now
+from bertsmith.folders.run import Run, damage_errors, now
 from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
 from bertsmith.tasks.registry import get_task
@@ -100,9 +101,10 @@ def _train_seed(
         return
 
     def check_split(event: RunEvent) -> None:
-        fingerprints = {m.info.get("data", {}).get("fingerprint") for m in run.members if m.layout.run.is_file()}
-        if isinstance(event, Prepared) and len(fingerprints) > 1:  # another version, or another table
-            refuse_changes("run", run.path, ["the texts, labels or splits of the table"])
+        if isinstance(event, Prepared):  # another version, or another table, can give other splits
+            own = _splits(member)
+            if not all(_splits(other).equals(own) for other in run.members if other.layout.run.is_file()):
+                refuse_changes("run", run.path, ["the splits of the table"])
         observe(event)
 
     observe(SeedStarted(seed, number + 1, config.seeds))
@@ -117,6 +119,12 @@ def _train_seed(
         split_seed=config.seed,
         before_writing=before_writing,
     )
+
+
+def _splits(run: Run) -> pd.DataFrame:
+    """Return the split of every source row."""
+    with damage_errors(run.layout.splits):
+        return pd.read_parquet(run.layout.splits, columns=["row", "split"]).astype("str")
 
 
 def _finish(run: Run, config: Config) -> None:
