@@ -10,6 +10,7 @@ from sklearn.metrics import f1_score
 
 import bertsmith as bs
 from bertsmith.errors import DataError, Interrupted, RunFolderError
+from bertsmith.events import Prepared
 from bertsmith.folders.run import Run
 from bertsmith.report.methods import write_methods
 from bertsmith.testing import tiny_table
@@ -95,6 +96,19 @@ def test_predict_averages_the_models_of_all_seeds(cli, seeds, tmp_path):
     code, _, err = cli("predict", seeds.members[0].path, tmp_path / "t.csv", "--ensemble")
     assert code == 2
     assert "--seeds" in err
+
+
+def test_seeds_with_different_splits_are_refused(tmp_path, monkeypatch):
+    def train_into(output, table, config, *, observe, **arguments):
+        output.mkdir(parents=True)
+        run = Run(output)
+        run.update(status="running")
+        pd.DataFrame({"row": [1, 2], "split": ["train", f"test {config.seed}"]}).to_parquet(run.layout.splits)
+        observe(object.__new__(Prepared))
+
+    monkeypatch.setattr("bertsmith.workflows.seeds.train_into", train_into)
+    with pytest.raises(RunFolderError, match="splits"):
+        bs.train(tiny_table(40), output=tmp_path / "run", model="tiny", seeds=2)
 
 
 def test_an_interrupted_run_resumes_to_the_same_result(seeds, tiny, tmp_path):

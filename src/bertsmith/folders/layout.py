@@ -20,7 +20,7 @@ class Layout:
         report: the report page.
         tensorboard: event files of `train --track tensorboard`.
         checkpoints: checkpoints of an unfinished run.
-        folds: probabilities of each scored fold of an unfinished run.
+        folds: positions and probabilities of the texts in each scored fold of an unfinished run.
         seeds: one run per seed, with several seeds.
         exports: exported models by format.
         evaluations: evaluations on other tables.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from bertsmith.compute.machine import versions
 from bertsmith.config import Config
@@ -15,11 +16,11 @@ from bertsmith.data.table import Table
 from bertsmith.data.template import stored_groups
 from bertsmith.errors import ConfigError
 from bertsmith.evaluation.evaluate import evaluate, paired_difference
-from bertsmith.events import RunFinished, RunListener, SeedStarted
+from bertsmith.events import Prepared, RunEvent, RunFinished, RunListener, SeedStarted
 from bertsmith.folders import atomic
-from bertsmith.folders.claim import claim
+from bertsmith.folders.claim import claim, refuse_changes
 from bertsmith.folders.new_run import RunFolder, check_same_settings, create
-from bertsmith.folders.run import Run, now
+from bertsmith.folders.run import Run, damage_errors, now
 from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
 from bertsmith.tasks.registry import get_task
@@ -98,6 +99,14 @@ def _train_seed(
     exists = resume and member.layout.run.is_file()  # otherwise the seed belongs to the run that is overwritten
     if exists and member.info.get("status") == "finished":
         return
+
+    def check_split(event: RunEvent) -> None:
+        if isinstance(event, Prepared):  # another version, or another table, can give other splits
+            own = _splits(member)
+            if not all(_splits(other).equals(own) for other in run.members if other.layout.run.is_file()):
+                refuse_changes("run", run.path, ["the splits of the table"])
+        observe(event)
+
     observe(SeedStarted(seed, number + 1, config.seeds))
     train_into(
         member.path,
@@ -105,11 +114,17 @@ def _train_seed(
         # One seed is enough to measure what columns are worth.
         config.model_copy(update={"seed": seed, "seeds": 1, "no_ablation": config.no_ablation or number > 0}),
         resume=exists and member.is_resumable,
-        observe=observe,
+        observe=check_split,
         stop=stop,
         split_seed=config.seed,
         before_writing=before_writing,
     )
+
+
+def _splits(run: Run) -> pd.DataFrame:
+    """Return the split of every source row."""
+    with damage_errors(run.layout.splits):
+        return pd.read_parquet(run.layout.splits, columns=["row", "split"]).astype("str")
 
 
 def _finish(run: Run, config: Config) -> None:
