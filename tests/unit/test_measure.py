@@ -792,7 +792,7 @@ def test_without_labels_the_shares_are_counted_with_a_note(finished, corpus, mon
     monkeypatch.setattr("bertsmith.workflows.label_shift.stored_groups", lambda frame: np.arange(len(frame)) // size)
     with pytest.raises(DataError):  # one group of test texts
         bs.measure(finished, corpus / "corpus.csv")
-    size = 2
+    size = 1
     tested = []
 
     def accept(targets, features, texts, n_classes):
@@ -807,7 +807,7 @@ def test_without_labels_the_shares_are_counted_with_a_note(finished, corpus, mon
     assert len(found.notes) == 3  # the assumption, groups of test texts, and months without a test of their own
     assert found.shares[0].labelled_share is None
     assert tested == [(True, True, 500, 3)] * 2  # axes and clusters
-    size = 10
+    size = 2
     assert len(bs.measure(finished, corpus / "corpus.csv", by="month").notes) == 4  # few groups of test texts
     monkeypatch.setattr("bertsmith.workflows.label_shift.label_shift_test", lambda *arguments: 0.01)
     with pytest.raises(DataError) as caught:
