@@ -171,6 +171,8 @@ def test_metrics_and_differences_without_an_interval_are_shown(own_run):
         "test": {"macro_f1": {"mean": 0.5, "standard_deviation": 0.0}},
         "ensemble": {"metrics": {"macro_f1": {"value": 0.4}}, "difference": none},
     }
+    metrics["splits"]["validation"]["interval"]["groups"] = 1
+    metrics["decision_rule"] |= {"used": False, "standard_error": None}
     write_json(run.layout.metrics, metrics)
     run = open_run(own_run)
     page = write_report(run).read_text()

@@ -43,7 +43,8 @@ def evaluate(
         width. ``detail`` adds `Task.details`.
     """
     over = "texts" if groups is None else "groups"
-    interval = {"level": LEVEL, "resamples": RESAMPLES, "method": f"percentile bootstrap over {over}"}
+    exact = ", exact (Clopper-Pearson) at the ends of the scale" if task.decides else ""
+    interval = {"level": LEVEL, "resamples": RESAMPLES, "method": f"percentile bootstrap over {over}{exact}"}
     if groups is not None:
         interval["groups"] = len(np.unique(groups))
     result: dict[str, Any] = {
