@@ -110,7 +110,7 @@ def report_page(run: Run, *, quotes: bool = True) -> str:
     predictions = run.predictions
     findings = info["data"]["findings"]
     test = metrics["splits"]["test"]
-    mistakes = task.mistakes(predictions)
+    mistakes = task.mistakes(predictions, run.labels)
     right = predictions.drop(mistakes.index)
     return (
         environment()
