@@ -104,8 +104,7 @@ def histogram(
         left, right, top = x_axis(low), x_axis(high), y_axis(n)
         parts.append(
             Markup(
-                '<rect class="bar" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">'
-                "<title>{} {}: {}</title></rect>"
+                '<rect class="bar" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"><title>{} {}: {}</title></rect>'
             ).format(left, top, max(right - left - 1, 0.5), y_axis(0) - top, low, until, counted(n, "text"))
         )
     if mark is not None:
