@@ -269,7 +269,13 @@ def test_a_paired_difference_has_a_narrower_interval():
     intervals = [_intervals(targets, np.eye(3)[p], seed=0)["macro_f1"] for p in (one, two)]
     assert high - low < sum(b - a for a, b in intervals) / 2
     same = paired_difference(SINGLE, targets, np.eye(3)[one], np.eye(3)[one], seed=0)
-    assert same == {"metric": "macro_f1", "value": 0, "interval": [0, 0]}
+    assert same == {"metric": "macro_f1", "value": 0, "interval": None}
+
+
+def test_a_difference_without_variation_decides_no_comparison():
+    scores = {"first": np.array([[1.0, 0, 0]]), "second": np.array([[0, 1.0, 0]])}
+    _, second = compare_classifiers(SINGLE, np.array([0]), scores, seeds=[0, 0])
+    assert second["difference"] == {"metric": "macro_f1", "value": -1, "interval": None, "distinguishable": False}
 
 
 def test_one_group_has_no_intervals_and_decides_no_comparison():

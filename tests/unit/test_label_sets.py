@@ -316,17 +316,25 @@ def test_saved_predictions_give_back_targets_and_scores(name, tmp_path):
     assert (task.stored_targets(stored, table.labels) == table.targets).all()
     assert task.stored_scores(stored) == pytest.approx(scores)
     assert json.loads(stored.drop(columns="probabilities").to_json(orient="records"))
-    wrong = task.mistakes(frame)
+    wrong = task.mistakes(frame, table.labels)
     assert name == "regression" or len(wrong) == (~task.is_right(table.targets, scores)).sum()
 
 
 def test_a_text_without_labels_and_predictions_is_no_mistake(tmp_path):
     frame = pd.DataFrame({"labels": [[], [1], []], "predicted": [[], [], []], "confidence": [0.9, 0.8, 0.7]})
     frame.to_parquet(tmp_path / "p.parquet")
-    assert get_task("multi-label").mistakes(pd.read_parquet(tmp_path / "p.parquet")).index.tolist() == [1]
+    stored = pd.read_parquet(tmp_path / "p.parquet")
+    assert get_task("multi-label").mistakes(stored, Labels((1,), ("a",))).index.tolist() == [1]
 
 
 def test_mistakes_on_ordered_labels_are_sorted_by_distance_then_by_confidence():
     frame = pd.DataFrame({"label": [10, 1, 10, 2, 1], "predicted": [2, 10, 10, 1, 10]})
     frame = frame.assign(confidence=[0.9, 0.5, 0.99, 0.95, 0.6])
-    assert get_task("ordinal").mistakes(frame).index.tolist() == [4, 1, 3, 0]
+    labels = Labels((1, 2, 10), ("a", "b", "c"))
+    assert get_task("ordinal").mistakes(frame, labels).index.tolist() == [4, 1, 3, 0]
+
+
+def test_steps_count_classes_that_no_text_has():
+    frame = pd.DataFrame({"label": [1, 2], "predicted": [2, 4], "confidence": [0.9, 0.5]})
+    labels = Labels((1, 2, 3, 4), ("a", "b", "c", "d"))
+    assert get_task("ordinal").mistakes(frame, labels).index.tolist() == [1, 0]

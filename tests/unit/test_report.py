@@ -16,7 +16,7 @@ from bertsmith.folders.run import open_run
 from bertsmith.inference.abstain import held_out_predictions
 from bertsmith.report.card import card_text
 from bertsmith.report.figures import Axis, Line, heatmap, histogram, line_chart
-from bertsmith.report.report import curves, environment, report_page, write_report
+from bertsmith.report.report import _length_figure, curves, environment, report_page, write_report
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_table
 
@@ -171,6 +171,8 @@ def test_metrics_and_differences_without_an_interval_are_shown(own_run):
         "test": {"macro_f1": {"mean": 0.5, "standard_deviation": 0.0}},
         "ensemble": {"metrics": {"macro_f1": {"value": 0.4}}, "difference": none},
     }
+    metrics["splits"]["validation"]["interval"]["groups"] = 1
+    metrics["decision_rule"] |= {"used": False, "standard_error": None}
     write_json(run.layout.metrics, metrics)
     run = open_run(own_run)
     page = write_report(run).read_text()
@@ -272,6 +274,17 @@ def test_the_ticks_of_any_unit_are_short(unit):
     assert [float(text.replace(",", "")) for text in labels] == pytest.approx(Axis([-unit, 3 * unit], 0, 1).ticks)
 
 
+def test_squares_of_labels_that_occur_together_count_the_texts_with_a_label():
+    cells = re.findall('data-cell="([^"]+)"', heatmap(np.array([[4, 2], [2, 2]]), ["a", "b"], confusion=False))
+    assert cells == ["a + b: 2 of 4 texts", "b + a: 2 of 2 texts"]
+
+
+@pytest.mark.parametrize(("maximum", "marks"), [(16, 1), (512, 0)])
+def test_a_maximum_beyond_all_lengths_has_no_mark(maximum, marks):
+    tokens = {"edges": [0, 8, 16], "counts": [3, 1], "unit": "tokens"}
+    assert _length_figure({"tokens": tokens, "max_length": maximum}).count('class="mark"') == marks
+
+
 def test_figures_are_well_formed_and_escaped():
     from xml.etree import ElementTree
 
@@ -286,6 +299,7 @@ def test_figures_are_well_formed_and_escaped():
         histogram([0, 8, 16], [3, 0], x_label="l", mark=12, mark_label="m"),
         heatmap(np.eye(3, dtype=int), ["<a>", "b", '"c"']),
     ]
+    assert "<title>8 or more: 0 texts" in drawn[1]
     for figure in drawn:
         ElementTree.fromstring(f"<div>{figure}</div>")
         assert "<a>" not in figure

@@ -108,6 +108,20 @@ def test_the_report_shows_the_stretch(run, tmp_path):
     assert "7.65" in report_page(copy)
 
 
+def test_the_report_shows_on_how_many_texts_a_check_rests(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "copy")
+    copy = bs.Run(tmp_path / "copy")
+    metrics = json.loads(copy.layout.metrics.read_text())
+    for name in ("validation", "test"):
+        metrics["splits"][name] |= {"by": "cross-validation", "folds": 3, "texts": 90_000}
+    metrics["abstention"]["texts"] = 12_345
+    metrics["baseline"]["frozen_embeddings"]["texts"]["test"] = 67_890
+    copy.layout.metrics.write_text(json.dumps(metrics))
+    page = report_page(copy)
+    assert "12,345" in page
+    assert "67,890" in page
+
+
 def test_report_and_card_show_the_metrics_of_the_task(run):
     task = get_task(run.task)
     report = run.layout.report.read_text(encoding="utf-8")

@@ -191,8 +191,8 @@ def show_interval(interval: Sequence[float] | None) -> str:
 
 
 def signed_interval(interval: Sequence[float] | None) -> str:
-    """Return the interval of a difference; ``None`` is that of a single group."""
-    return "[{:+.3f}, {:+.3f}]".format(*interval) if interval else "(one group has no interval)"
+    """Return the interval of a difference as ``[low, high]`` with signs."""
+    return "[{:+.3f}, {:+.3f}]".format(*interval) if interval else "(no interval)"
 
 
 def decimals(value: float | None) -> str:

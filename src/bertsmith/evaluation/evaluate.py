@@ -43,7 +43,8 @@ def evaluate(
         width. ``detail`` adds `Task.details`.
     """
     over = "texts" if groups is None else "groups"
-    interval = {"level": LEVEL, "resamples": RESAMPLES, "method": f"percentile bootstrap over {over}"}
+    exact = ", exact (Clopper-Pearson) at the ends of the scale" if task.decides else ""
+    interval = {"level": LEVEL, "resamples": RESAMPLES, "method": f"percentile bootstrap over {over}{exact}"}
     if groups is not None:
         interval["groups"] = len(np.unique(groups))
     result: dict[str, Any] = {
@@ -104,8 +105,8 @@ def paired_difference(
 
 
 def difference_interval(draws: np.ndarray, groups: np.ndarray | None) -> list[float] | None:
-    """Return the 95 % interval of a difference from its values on resamples; ``None`` if all texts are in one group."""
-    return None if is_one_group(groups) else np.percentile(draws, TAILS).tolist()
+    """Return the 95 % interval of a difference from its values on resamples, or ``None`` as for `evaluate`."""
+    return None if is_one_group(groups) else _with_width(*np.percentile(draws, TAILS).tolist())
 
 
 def paired_differences(

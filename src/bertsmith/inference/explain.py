@@ -224,7 +224,7 @@ def explain_mistakes(
     """
     if not can_explain(classifier):
         return []
-    wrong = classifier.task.mistakes(predictions)
+    wrong = classifier.task.mistakes(predictions, classifier.labels)
     explained, left = [], EXPLAINED_TOKENS
     deadline = time.perf_counter() + max(EXPLAINED_SHARE * seconds, EXPLAINED_SECONDS)
     for row, text, tokens in zip(wrong["row"], texts_of(wrong), lengths[wrong.index], strict=True):

@@ -87,7 +87,7 @@ def line_chart(
 def histogram(
     edges: Sequence[int], counts: Sequence[int], *, x_label: str, mark: float | None = None, mark_label: str = ""
 ) -> Markup:
-    """Draw a histogram of texts.
+    """Draw a histogram of texts, whose last bin includes all larger values.
 
     Args:
         edges: bin edges, one more than counts.
@@ -100,12 +100,12 @@ def histogram(
     y_axis = Axis([0, max(counts)], HEIGHT - BOTTOM, TOP)
     parts = [_frame(x_axis, y_axis, x_label, "texts")]
     for low, high, n in zip(edges, edges[1:], counts, strict=False):
+        until = "or more" if high == edges[-1] else f"to {high - 1}"
         left, right, top = x_axis(low), x_axis(high), y_axis(n)
         parts.append(
             Markup(
-                '<rect class="bar" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">'
-                "<title>{} to {}: {}</title></rect>"
-            ).format(left, top, max(right - left - 1, 0.5), y_axis(0) - top, low, high - 1, counted(n, "text"))
+                '<rect class="bar" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"><title>{} {}: {}</title></rect>'
+            ).format(left, top, max(right - left - 1, 0.5), y_axis(0) - top, low, until, counted(n, "text"))
         )
     if mark is not None:
         parts.append(_mark(x_axis, mark, mark_label))
@@ -166,15 +166,17 @@ def heatmap(matrix: np.ndarray, names: Sequence[str], *, confusion: bool = True)
     """Draw a large matrix of texts, one square per nonzero cell: red for confused classes, otherwise blue.
 
     Args:
-        matrix: texts by class (rows) and prediction (columns), or by two labels, shape (classes, classes).
+        matrix: texts by class (rows) and prediction (columns), or by two labels, shape (classes, classes). The diagonal
+            of two labels counts the texts with a label, and has no squares.
         names: label texts.
         confusion: whether the columns are predictions.
     """
     size = 900  # width and height in user units
     cell = size / len(matrix)
-    totals = np.maximum(matrix.sum(axis=1), 1)
+    totals = matrix.sum(axis=1) if confusion else matrix.diagonal()
+    cells = matrix if confusion else matrix - np.diag(totals)
     parts = [Markup('<rect class="ground" width="{0}" height="{0}"/>').format(size)]
-    for i, j in zip(*np.nonzero(matrix), strict=True):
+    for i, j in zip(*np.nonzero(cells), strict=True):
         share = matrix[i, j] / totals[i]
         parts.append(
             Markup(

@@ -110,7 +110,7 @@ def report_page(run: Run, *, quotes: bool = True) -> str:
     predictions = run.predictions
     findings = info["data"]["findings"]
     test = metrics["splits"]["test"]
-    mistakes = task.mistakes(predictions)
+    mistakes = task.mistakes(predictions, run.labels)
     right = predictions.drop(mistakes.index)
     return (
         environment()
@@ -177,10 +177,8 @@ def _figures(run: Run, test: dict[str, Any], metrics: dict[str, Any], mistakes: 
     }
     if "cooccurrence" in test:
         counts = {name: np.array(table) for name, table in test["cooccurrence"].items()}
-        for table in counts.values():
-            np.fill_diagonal(table, 0)
         together = {
-            title: table.tolist() if is_table else heatmap(table, names, confusion=False)
+            title: (table - np.diag(np.diag(table))).tolist() if is_table else heatmap(table, names, confusion=False)
             for title, table in (("your labels", counts["labels"]), ("the predictions", counts["predicted"]))
         }
         return shared | {"together": together, "is_table": is_table}
@@ -237,13 +235,13 @@ def highlight(explanation: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _length_figure(findings: dict[str, Any]) -> Markup:
-    tokens = findings["tokens"]
+    tokens, maximum = findings["tokens"], findings["max_length"]
     return histogram(
         tokens["edges"],
         tokens["counts"],
         x_label=f"length in {tokens['unit']}",
-        mark=min(findings["max_length"], tokens["edges"][-1]),
-        mark_label=f"maximum: {findings['max_length']:,}",
+        mark=maximum if maximum <= tokens["edges"][-1] else None,
+        mark_label=f"maximum: {maximum:,}",
     )
 
 

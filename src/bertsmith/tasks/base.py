@@ -295,7 +295,7 @@ class Task(ABC):
         """Return 0 or 1 for each label of each text, shape (n, labels), from targets or decisions."""
         return np.eye(n_labels)[decisions]
 
-    def mistakes(self, predictions: pd.DataFrame) -> pd.DataFrame:
+    def mistakes(self, predictions: pd.DataFrame, labels: Labels) -> pd.DataFrame:
         """Return the wrong rows of saved predictions, the most confident first; equal arrays may differ in type."""
         name = "labels" if "labels" in predictions.columns else "label"
         truth, predicted = (predictions[n].map(lambda v: tuple(np.atleast_1d(v).tolist())) for n in (name, "predicted"))

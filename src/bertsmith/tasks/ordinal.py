@@ -94,15 +94,14 @@ class Ordinal(SingleLabel):
         before, after = (self.validation_metrics(targets, s)[self.primary] for s in (scores, self.apply(rule, scores)))
         return replace(rule, stretch=fit_stretch(scores, temperature)) if after < before else rule
 
-    def mistakes(self, predictions: pd.DataFrame) -> pd.DataFrame:
+    def mistakes(self, predictions: pd.DataFrame, labels: Labels) -> pd.DataFrame:
         """Return the wrong rows of saved predictions: those with the most steps to the label first, then by confidence.
 
-        Steps count the classes that occur among labels and predictions.
+        Steps count all classes, also those that do not occur among labels and predictions.
         """
-        wrong = super().mistakes(predictions)
-        levels = np.unique(predictions[["label", "predicted"]])
-        labels, predicted = (np.searchsorted(levels, wrong[name]) for name in ("label", "predicted"))
-        return wrong.iloc[np.argsort(-abs(labels - predicted), kind="stable")]
+        wrong = super().mistakes(predictions, labels)
+        truth, predicted = (self.stored_targets(wrong.assign(label=wrong[n]), labels) for n in ("label", "predicted"))
+        return wrong.iloc[np.argsort(-abs(truth - predicted), kind="stable")]
 
     def naive_baseline(self, targets: np.ndarray, n: int, labels: Labels) -> tuple[str, np.ndarray]:
         """Return the class with the least expected distance if texts are ignored, and the class shares."""

@@ -231,7 +231,7 @@ class RegressionTask(Task):
         """Return ``predicted``, a number."""
         return {"predicted": self.predicted(scores).tolist()}
 
-    def mistakes(self, predictions: pd.DataFrame) -> pd.DataFrame:
+    def mistakes(self, predictions: pd.DataFrame, labels: Labels) -> pd.DataFrame:
         """Return all rows of saved predictions, the largest error first."""
         return predictions.loc[(predictions["label"] - predictions["predicted"]).abs().sort_values().index[::-1]]
 
