@@ -3,6 +3,7 @@ import json
 import math
 import re
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -209,6 +210,24 @@ def test_any_training_argument_can_be_set(tmp_path):
     with pytest.raises(ConfigError) as caught:
         training_arguments(recipe, bad, tmp_path, CPU)
     assert caught.value.where == "--set eval_strategy=sometimes"
+
+
+def test_the_recipe_has_the_values_of_training_arguments(tmp_path):
+    given = {"learning_rate": 3e-3, "num_train_epochs": 3, "weight_decay": 0.5, "warmup_steps": 0.4}
+    recipe = _choose([60, 40], set=given)
+    assert (recipe.learning_rate, recipe.epochs, recipe.weight_decay, recipe.warmup) == (3e-3, 3, 0.5, 0.4)
+    assert not {"learning_rate", "epochs", "weight_decay", "warmup"} & set(recipe.reasons)
+    assert recipe.patience == _choose([60, 40]).patience
+    plain = [training_arguments(r, Config(set=given), tmp_path, CPU) for r in (recipe, _choose([60, 40]))]
+    assert plain[0] == plain[1]
+    default, steps = _choose([60, 40]), _choose([60, 40], set={"max_steps": 9, "warmup_steps": 20})
+    assert replace(steps, reasons={}) == replace(default, reasons={})
+    assert {name for name, reason in steps.reasons.items() if reason != default.reasons[name]} == {"epochs", "warmup"}
+
+
+def test_training_arguments_start_no_training_of_a_fitted_head():
+    assert _choose([60, 40], effort="quick", set={"num_train_epochs": 3}).epochs == 0
+    assert _choose([60, 40], set={"num_train_epochs": 0}).epochs == _choose([60, 40]).epochs
 
 
 @pytest.mark.parametrize("every", [{"eval_steps": 7}, {"logging_steps": 7}, {"eval_steps": 7, "save_steps": 14}, {}])
