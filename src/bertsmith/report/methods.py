@@ -128,6 +128,8 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
         excluded += f" We merged rows with the same text, and used {_MERGED[reason]}. This removed {removed}."
     if "by" in test:
         unseen = "The prediction for each of the {} texts comes from a model that was not trained on it."
+        if "best_seed" in info:
+            unseen += " We chose the seed on these texts, so that the metrics are slightly too good."
         evaluated = f"evaluated the model by {n('metrics.json', 'splits.test.folds')}-fold cross-validation"
     else:
         unseen = "We did not use the {} test texts for training or for any choice."
