@@ -114,6 +114,7 @@ def choose_hyperparameters(
     fitted: bool = False,
     may_be_contrastive: bool = False,
     validates: bool = True,
+    may_decide: bool = True,
 ) -> Recipe:
     """Choose the hyperparameters that the user did not set.
 
@@ -128,6 +129,7 @@ def choose_hyperparameters(
         fitted: whether the head begins as a regression, see `bertsmith.model.pooling`.
         may_be_contrastive: whether texts have one class each, and one process trains.
         validates: whether validation texts are scored in each epoch.
+        may_decide: whether a decision rule may be tuned.
     """
     texts, classes = int(counts.sum()) if texts is None else texts, int((counts > 0).sum())
     reasons = {"warmup": "a tenth of the steps"}
@@ -206,7 +208,7 @@ def choose_hyperparameters(
         unequal = (
             f"; the largest class has {ratio:.1f} times as many training texts as the smallest" if classes > 1 else ""
         )
-        tried = "; a decision rule follows if it helps" if ratio >= IMBALANCE_RATIO else ""
+        tried = "; a decision rule follows if it helps" if may_decide and ratio >= IMBALANCE_RATIO else ""
         reasons["imbalance"] = f"the loss has no weights{unequal}{tried}"
     recipe = Recipe(
         epochs=epochs,
