@@ -49,9 +49,13 @@ class Prepared:
 
 @dataclass(frozen=True)
 class TrainingEstimated:
-    """Training takes about so many seconds if it does not stop early; cross-validation is included."""
+    """Training takes about so many seconds if it does not stop early; cross-validation is included.
+
+    ``may_stop`` says whether it may stop early.
+    """
 
     seconds: float
+    may_stop: bool = True
 
 
 @dataclass(frozen=True)
@@ -247,6 +251,7 @@ class StudyStarted:
         texts: number of texts by split, and of dropped rows.
         unseen: label texts of classes without validation texts.
         shared: name of the study in its database, and number of other studies in it; ``None`` without a database.
+        folds: number of folds that score a trial; 0 if validation texts do.
     """
 
     trials: int | None
@@ -256,6 +261,7 @@ class StudyStarted:
     texts: tuple[int, int, int, int]
     unseen: tuple[str, ...] = ()
     shared: tuple[str, int] | None = None
+    folds: int = 0
 
 
 @dataclass(frozen=True)

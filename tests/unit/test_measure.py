@@ -15,6 +15,8 @@ import pytest
 from scipy import stats
 
 import bertsmith as bs
+from bertsmith.cli.measure import MAX_SHOWN
+from bertsmith.cli.measure import _print as show_measurement
 from bertsmith.config import Config
 from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, DataError, OutputError
@@ -37,7 +39,7 @@ from bertsmith.measuring.label_shift import adjusted_count, combined_p_value, la
 from bertsmith.measuring.pseudo_outcomes import OutcomeFile
 from bertsmith.measuring.quantities import Quantities
 from bertsmith.measuring.regression import fit_regression
-from bertsmith.measuring.result import Measurement, Share, run_identity
+from bertsmith.measuring.result import MeanLevel, Measurement, Share, run_identity
 from bertsmith.measuring.text_features import fit_axes, fit_clusters
 from bertsmith.report.shares import shares_csv
 from bertsmith.tasks.registry import get_task
@@ -725,6 +727,15 @@ def test_the_command_measures_a_corpus(finished, corpus, cli, tmp_path):
     assert page.count("<svg") == 4
     code, _, _ = cli(*arguments)
     assert code == 2  # the files exist
+
+
+def test_the_command_counts_hidden_shares_and_means(capsys):
+    groups = [None, *map(str, range(50))]
+    counts = {"naive": 0.5, "estimator": "PPI++", "labelled": 9, "texts": 90}
+    shares = tuple(Share("a", group, 0.5, (0.4, 0.6), **counts) for group in groups)
+    means = tuple(MeanLevel(group, 0.5, (0.4, 0.6), **counts) for group in groups)
+    show_measurement(Measurement("corpus", None, "group", shares, means=means))
+    assert f"{50 + 51 - MAX_SHOWN} more" in capsys.readouterr().out
 
 
 def test_outcomes_have_no_text_and_replace_no_file_without_permission(finished, corpus, tmp_path, monkeypatch):

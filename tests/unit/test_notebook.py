@@ -115,8 +115,12 @@ def test_a_study_shows_its_scores(tmp_path, objectives):
     study = bs.Study(tmp_path)
     scores, settings = {"macro_f1": [0.5, 0.9], "latency": [9.0, 5.0]}, {"model": "m"}
     trials = [{"number": i, "values": [scores[o][i] for o in objectives], "settings": settings} for i in (0, 1)]
-    study.file.write_text(json.dumps({"searched": {"objectives": objectives}, "trials": trials}))
+    searched = {"objectives": objectives}
+    study.file.write_text(json.dumps({"searched": searched, "trials": trials}))
     page = study._repr_html_()
+    assert "validation texts" in page
+    study.file.write_text(json.dumps({"searched": {**searched, "cv": 3}, "trials": trials}))
+    assert "validation texts" not in study._repr_html_()
     assert 0 < page.index("0.900") < page.index("0.500")
     assert "5.000" not in page
 

@@ -20,6 +20,7 @@ from bertsmith.folders.run import Run
 from bertsmith.inference.classifier import Classifier
 from bertsmith.measuring.design import NOT_RANDOM
 from bertsmith.measuring.result import run_identity
+from bertsmith.report.card import card_text
 from bertsmith.report.methods import _rule, write_methods
 from bertsmith.report.references import REFERENCES
 from bertsmith.testing import tiny_table
@@ -105,6 +106,15 @@ def test_the_methods_name_the_folds_that_scored_the_trials_of_a_study(finished, 
         found = write_methods(Run(path)).sources
         assert {source for source in found if source[1].startswith("study.json: s")} == expected
         assert ("2", "study.json: trials") in found
+
+
+def test_methods_and_card_name_steps_and_accumulated_batches(copy):
+    arguments = {"max_steps": 9, "gradient_accumulation_steps": 7}
+    _edit(copy / "run.json", lambda run: run["config"].update(set=arguments))
+    keys = _check_numbers(copy)[0]
+    assert {f"config.set.{name}" for name in arguments} <= keys
+    assert "recipe.epochs" not in keys
+    assert f"texts per step: {7 * Run(copy).info['recipe']['batch_size']}\n" in card_text(Run(copy))
 
 
 @pytest.mark.parametrize("change", ["weights", "balanced-sampling", "soft labels", "decision rule"])

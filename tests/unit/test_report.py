@@ -151,6 +151,38 @@ def test_texts_of_groups_get_no_range_of_chance(own_run):
     assert held_out_predictions(run).groups is None
 
 
+def test_pages_say_that_the_seed_was_chosen_on_the_evaluated_texts(own_run):
+    from bertsmith.report.methods import write_methods
+
+    def named():
+        run = open_run(own_run)
+        return [
+            "too good" in page for page in (report_page(run), card_text(run), " ".join(write_methods(run).sentences))
+        ]
+
+    run = open_run(own_run)
+    metrics, info = run.metrics, run.info
+    for split in metrics["splits"].values():
+        split.update(by="cross-validation", folds=5)
+    write_json(run.layout.metrics, metrics)
+    assert named() == [False] * 3
+    none = {"metric": "macro_f1", "value": -0.1, "interval": None}
+    metrics["seeds"] = _seeds(none)
+    write_json(run.layout.metrics, metrics)
+    info["config"]["seeds"] = 2
+    write_json(run.layout.run, {**info, "best_seed": 1})
+    assert named() == [True] * 3
+
+
+def _seeds(difference):
+    return {
+        "each": [{"seed": seed, "test": {"macro_f1": 0.5}} for seed in (1, 2)],
+        "best": 1,
+        "test": {"macro_f1": {"mean": 0.5, "standard_deviation": 0.0}},
+        "ensemble": {"metrics": {"macro_f1": {"value": 0.4}}, "difference": difference},
+    }
+
+
 def test_metrics_and_differences_without_an_interval_are_shown(own_run):
     """As with test texts of one group."""
     from bertsmith.report.card import write_card
@@ -165,12 +197,7 @@ def test_metrics_and_differences_without_an_interval_are_shown(own_run):
         entry["interval"] = None
     none = {"metric": "macro_f1", "value": -0.1, "interval": None}
     metrics["long_texts"] |= {"long": "window", "test": {**none, "truncate": 0.5, "texts": 9, "longer": 3}}
-    metrics["seeds"] = {
-        "each": [{"seed": seed, "test": {"macro_f1": 0.5}} for seed in (1, 2)],
-        "best": 1,
-        "test": {"macro_f1": {"mean": 0.5, "standard_deviation": 0.0}},
-        "ensemble": {"metrics": {"macro_f1": {"value": 0.4}}, "difference": none},
-    }
+    metrics["seeds"] = _seeds(none)
     metrics["splits"]["validation"]["interval"]["groups"] = 1
     metrics["decision_rule"] |= {"used": False, "standard_error": None}
     write_json(run.layout.metrics, metrics)

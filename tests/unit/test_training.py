@@ -1,8 +1,10 @@
 import inspect
+import io
 import json
 import math
 import re
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -10,17 +12,19 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from rich.console import Console
 from transformers import Trainer, TrainerControl, TrainerState
 
 from bertsmith.compute import threads
 from bertsmith.config import Config, TrainConfig
 from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, Interrupted, TrainingError
-from bertsmith.events import Evaluated, Finished, RolledBack, Saved, Started, StepDone
+from bertsmith.events import Evaluated, Finished, RolledBack, Saved, Started, StepDone, TrainingEstimated
 from bertsmith.load_config import resolve
 from bertsmith.model import checkpoint, forward
 from bertsmith.model.load import load_model
 from bertsmith.model.tokens import Tokens
+from bertsmith.progress.training import TrainingProgress
 from bertsmith.tasks.registry import get_task
 from bertsmith.tasks.single_label import SingleLabel
 from bertsmith.testing import ARCHITECTURES, tiny_model
@@ -35,6 +39,7 @@ from bertsmith.training.optimizer import lr_factors, set_param_groups
 from bertsmith.training.recipe import choose_hyperparameters, choose_precision
 from bertsmith.training.resumable import OVERRIDDEN, ResumableTrainer
 from bertsmith.training.steps import estimate_seconds
+from bertsmith.workflows.prepare import choose_recipe
 from tests.conftest import same_weights as _same
 from tests.conftest import train as _train
 from tests.conftest import weights_of as _weights
@@ -209,6 +214,49 @@ def test_any_training_argument_can_be_set(tmp_path):
     with pytest.raises(ConfigError) as caught:
         training_arguments(recipe, bad, tmp_path, CPU)
     assert caught.value.where == "--set eval_strategy=sometimes"
+
+
+def test_the_recipe_has_the_values_of_training_arguments(tmp_path):
+    given = {"learning_rate": 3e-3, "num_train_epochs": 3, "weight_decay": 0.5, "warmup_steps": 0.4}
+    recipe = _choose([60, 40], set=given)
+    assert (recipe.learning_rate, recipe.epochs, recipe.weight_decay, recipe.warmup) == (3e-3, 3, 0.5, 0.4)
+    assert not {"learning_rate", "epochs", "weight_decay", "warmup"} & set(recipe.reasons)
+    assert recipe.patience == _choose([60, 40]).patience
+    plain = [training_arguments(r, Config(set=given), tmp_path, CPU) for r in (recipe, _choose([60, 40]))]
+    assert plain[0] == plain[1]
+    default, steps = _choose([60, 40]), _choose([60, 40], set={"max_steps": 9, "warmup_steps": 20})
+    assert replace(steps, reasons={}) == replace(default, reasons={})
+    assert {name for name, reason in steps.reasons.items() if reason != default.reasons[name]} == {"epochs", "warmup"}
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "may_decide"),
+    [("single-label", {}, True), ("single-label", {"decision_rule": "off"}, False), ("ordinal", {}, False)],
+)
+def test_a_reason_names_a_decision_rule_only_where_one_can_follow(task, given, may_decide, monkeypatch):
+    monkeypatch.setattr("bertsmith.workflows.prepare.choose_hyperparameters", lambda *_, **more: more["may_decide"])
+    texts = TokenDataset(Tokens.from_lists({"input_ids": [[5, 6]] * 4}), np.array([0, 1, 2, 2]))
+    loaded = MagicMock(mean_pooling=False)
+    loaded.model.config.num_labels = 3
+    assert choose_recipe(Config(**given), get_task(task), loaded, texts) == may_decide
+    rest = {"counts": np.array([90, 3]), "parameters": 1, "device": CPU}
+    reasons = choose_hyperparameters(TrainConfig(), **rest, may_decide=may_decide).reasons
+    other = choose_hyperparameters(TrainConfig(), **rest, may_decide=not may_decide).reasons
+    assert {name for name in reasons if reasons[name] != other[name]} == {"imbalance"}
+
+
+def test_only_training_that_may_stop_early_may_take_less_time():
+    console = Console(file=io.StringIO())
+    progress = TrainingProgress(console)
+    for may_stop in (True, False):
+        progress(TrainingEstimated(60.0, may_stop))
+    whole, short = console.file.getvalue().splitlines()
+    assert whole.startswith(f"{short},")
+
+
+def test_training_arguments_start_no_training_of_a_fitted_head():
+    assert _choose([60, 40], effort="quick", set={"num_train_epochs": 3}).epochs == 0
+    assert _choose([60, 40], set={"num_train_epochs": 0}).epochs == _choose([60, 40]).epochs
 
 
 @pytest.mark.parametrize("every", [{"eval_steps": 7}, {"logging_steps": 7}, {"eval_steps": 7, "save_steps": 14}, {}])

@@ -970,6 +970,8 @@ def test_final_seeds_are_reported_and_compared(tiny, tmp_path, monkeypatch):
     low, high = result["difference"]["interval"]
     assert low <= result["difference"]["value"] <= high
     assert "2 seeds" in result["verdict"]
+    is_folded = "by" in study.best.metrics["splits"]["validation"]
+    assert result["seeds"]["held_out"] == ("cross-validated texts" if is_folded else "validation texts")
     assert result["told"] == 2
     assert "2 test results" in study.report.read_text()
     assert "Over 2 seeds" in study.report.read_text()
@@ -996,6 +998,8 @@ def test_cross_validation_uses_every_text_once_and_keeps_groups_together(tiny, t
     curve = study.info["trials"][0]["curve"]
     assert [at for at, _ in curve] == [1, 2, 3]
     assert study.result["score"] == pytest.approx(np.mean([value for _, value in curve]))
+    assert study.result["is_default"]
+    assert "cross-validation" in study.result["verdict"]
 
 
 @pytest.fixture
@@ -1074,6 +1078,14 @@ def test_progress_shows_the_start_of_a_study():
     expected = (["300", "250", "80"], ["'rare'"], ["bertsmith-1f", "2"], ["4 of 9", "0.500"], ["sqlite"], [])
     for line, values in zip(lines, expected, strict=True):  # one line for both events of the storage
         assert all(value in line for value in values)
+
+
+def test_cross_validated_trials_get_no_advice_about_validation_texts():
+    console = Console(file=io.StringIO(), width=200)
+    with TuningProgress(console) as progress:
+        progress(StudyStarted(9, 0, None, {}, (300, 40, 80, 0), unseen=("rare",), folds=7))
+    (line,) = console.file.getvalue().splitlines()
+    assert all(value in line for value in ("340", "7", "80"))
 
 
 @pytest.mark.parametrize("score", [-1.4, -0.2, 0.0, 0.5, 1.0, float("nan"), float("-inf")])

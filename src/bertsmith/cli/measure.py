@@ -120,7 +120,7 @@ def _print(measurement: Measurement) -> None:
         stdout_console().print()
     if means:
         _print_table(measurement, measurement.mean_name, means)
-    if more := len(measurement.shares) - len(shares) or len(measurement.means) - len(means):
+    if more := len(measurement.shares) - len(shares) + len(measurement.means) - len(means):
         stdout_console().print(f"… and {more:,} more; -o, --html and --json show all")
 
 

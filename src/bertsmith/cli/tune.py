@@ -134,8 +134,9 @@ def _show(folder: Path, outcome: dict[str, Any]) -> None:
             for s in (seeds, outcome["defaults"]["seeds"])
         )
         out.print(
-            f"this score is from the seed with the best score {where}. Over {seeds['n']} seeds, the mean test "
-            f"{metric} is {best}" + ("" if outcome["is_default"] else f". With the default settings, it is {defaults}")
+            f"this score is from the seed that is best on the {seeds['held_out']}. Over {seeds['n']} seeds, the mean "
+            f"test {metric} is {best}"
+            + ("" if outcome["is_default"] else f". With the default settings, it is {defaults}")
         )
     if n > 1:
         out.print(f"the score {where} of the best of {n} trials is optimistic: trust the test score")

@@ -69,7 +69,8 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
         elif isinstance(event, Prepared):
             self._show_prepared(event)
         elif isinstance(event, TrainingEstimated):
-            self.console.print(f"training takes about {format_duration(event.seconds)}, less if it stops early")
+            less = ", less if it stops early" if event.may_stop else ""
+            self.console.print(f"training takes about {format_duration(event.seconds)}{less}")
         elif isinstance(event, Started):
             self._stop()  # after a rollback, training starts again without an end
             self.started, self.start = event, time.perf_counter()

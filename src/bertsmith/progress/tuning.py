@@ -121,22 +121,13 @@ class TuningProgress(AbstractContextManager["TuningProgress"]):
         self.study, self.start = event, time.perf_counter()
         train, validation, test, left_out = event.texts
         dropped = f"; {counted(left_out, 'row')} dropped" if left_out else ""
-        self.console.print(
-            f"split: {train:,} train, {validation:,} validation, {test:,} test for the final comparison{dropped}"
-        )
-        if validation < FEW_VALIDATION_TEXTS:
+        if event.folds:
             self.console.print(
-                f"[yellow]with {counted(validation, 'validation text')}, the best trial depends on chance:[/] "
-                "pass --cv 5 to score trials by cross-validation"
+                f"split: {train + validation:,} texts for {event.folds}-fold cross-validation, {test:,} test for the "
+                f"final comparison{dropped}"
             )
-        if n := len(event.unseen):
-            self.console.print(
-                Text(
-                    f"no validation text has {number_form(n, 'the label', 'any of the labels')} "
-                    f"{listing(event.unseen)}: trials gain nothing by predicting {number_form(n, 'it', 'them')}"
-                ),
-                style="yellow",
-            )
+        else:
+            self._show_validation(event, dropped)
         for name, dimension in event.space.items():
             self.console.print(f"  {name}: {dimension}", markup=False)
         if event.shared is not None:
@@ -154,6 +145,26 @@ class TuningProgress(AbstractContextManager["TuningProgress"]):
         self.live = display_of(self.console, self._table)
         if self.live is not None:
             self.live.start()
+
+    def _show_validation(self, event: StudyStarted, dropped: str) -> None:
+        """Show the sizes of the split, and what its validation texts cannot show."""
+        train, validation, test, _ = event.texts
+        self.console.print(
+            f"split: {train:,} train, {validation:,} validation, {test:,} test for the final comparison{dropped}"
+        )
+        if validation < FEW_VALIDATION_TEXTS:
+            self.console.print(
+                f"[yellow]with {counted(validation, 'validation text')}, the best trial depends on chance:[/] "
+                "pass --cv 5 to score trials by cross-validation"
+            )
+        if n := len(event.unseen):
+            self.console.print(
+                Text(
+                    f"no validation text has {number_form(n, 'the label', 'any of the labels')} "
+                    f"{listing(event.unseen)}: trials gain nothing by predicting {number_form(n, 'it', 'them')}"
+                ),
+                style="yellow",
+            )
 
     def _line(self, number: int) -> str:
         trial = self.trials[number]

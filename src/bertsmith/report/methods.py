@@ -128,6 +128,8 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
         excluded += f" We merged rows with the same text, and used {_MERGED[reason]}. This removed {removed}."
     if "by" in test:
         unseen = "The prediction for each of the {} texts comes from a model that was not trained on it."
+        if "best_seed" in info:
+            unseen += " We chose the seed on these texts, so that the metrics are slightly too good."
         evaluated = f"evaluated the model by {n('metrics.json', 'splits.test.folds')}-fold cross-validation"
     else:
         unseen = "We did not use the {} test texts for training or for any choice."
@@ -171,11 +173,18 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
         if "best_seed" in info:
             seeds = n("run.json", "config.seeds")
             kept = f"Of {seeds} models with different seeds, we kept the best {_held_out(run)}. "
+        arguments, accumulated = info["config"].get("set", {}), ""
+        limit, unit = "recipe.epochs", "epoch"
+        if int(arguments.get("max_steps", 0)) > 0:
+            limit, unit = "config.set.max_steps", "step"
+        duration = n("run.json", limit, lambda v: f"{float(v):,g}")
+        if int(arguments.get("gradient_accumulation_steps", 1)) > 1:
+            batches = n("run.json", "config.set.gradient_accumulation_steps")
+            accumulated = f" and gradients accumulated over {batches} batches"
         trained = (
             f"We fine-tuned {model}, {fitted}. We {evaluated}.{excluded} "
-            f"Training ran for at most {n('run.json', 'recipe.epochs', '{:g}'.format)} "
-            f"{number_form(recipe['epochs'], 'epoch')}, with a batch size of "
-            f"{n('run.json', 'recipe.batch_size')}, a peak learning rate of "
+            f"Training ran for at most {duration} {unit}{'' if duration == '1' else 's'}, with a batch size of "
+            f"{n('run.json', 'recipe.batch_size')}{accumulated}, a peak learning rate of "
             f"{n('run.json', 'recipe.learning_rate', '{:g}'.format)} and seed {seed}. "
             f"{_CONTRASTIVE.get(recipe.get('contrastive', 'none'), '')}{_loss(info, n)}{kept}"
         )

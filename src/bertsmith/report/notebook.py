@@ -160,7 +160,8 @@ def study_html(study: Study) -> str:
     index = int(info["searched"]["objectives"][0] == "latency")  # as in a study of an older version
     best = sorted((t for t in info.get("trials", []) if t["values"]), key=lambda t: -t["values"][index])[:ROWS]
     rows = [(t["number"], decimals(t["values"][index]), _settings(t["settings"])) for t in best]
-    after = [f"{counted(len(info.get('trials', [])), 'trial')}; the score is from the validation texts"]
+    scored = "cross-validation" if info["searched"].get("cv") else "the validation texts"
+    after = [f"{counted(len(info.get('trials', [])), 'trial')}; the score is from {scored}"]
     if result is not None:
         test = result["test"]
         after.append(

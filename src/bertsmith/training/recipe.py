@@ -36,6 +36,13 @@ CONTRASTIVE_TOKENS = 128
 _SCHEDULE_ARGUMENTS = frozenset(
     {"max_steps", "num_train_epochs", "gradient_accumulation_steps", "lr_scheduler_type", "lr_scheduler_kwargs"}
 )
+_BY_ARGUMENT = {
+    "num_train_epochs": "epochs",
+    "learning_rate": "learning_rate",
+    "warmup_steps": "warmup",
+    "weight_decay": "weight_decay",
+}
+"""Attributes of a recipe by the training argument that replaces them."""
 CONTRASTIVE_ONLY_TEXTS = 48
 """Up to this number of texts, the contrastive stage is the only one."""
 HEAD_RATE = 10.0
@@ -107,6 +114,7 @@ def choose_hyperparameters(
     fitted: bool = False,
     may_be_contrastive: bool = False,
     validates: bool = True,
+    may_decide: bool = True,
 ) -> Recipe:
     """Choose the hyperparameters that the user did not set.
 
@@ -121,6 +129,7 @@ def choose_hyperparameters(
         fitted: whether the head begins as a regression, see `bertsmith.model.pooling`.
         may_be_contrastive: whether texts have one class each, and one process trains.
         validates: whether validation texts are scored in each epoch.
+        may_decide: whether a decision rule may be tuned.
     """
     texts, classes = int(counts.sum()) if texts is None else texts, int((counts > 0).sum())
     reasons = {"warmup": "a tenth of the steps"}
@@ -199,9 +208,9 @@ def choose_hyperparameters(
         unequal = (
             f"; the largest class has {ratio:.1f} times as many training texts as the smallest" if classes > 1 else ""
         )
-        tried = "; a decision rule follows if it helps" if ratio >= IMBALANCE_RATIO else ""
+        tried = "; a decision rule follows if it helps" if may_decide and ratio >= IMBALANCE_RATIO else ""
         reasons["imbalance"] = f"the loss has no weights{unequal}{tried}"
-    return Recipe(
+    recipe = Recipe(
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -216,3 +225,19 @@ def choose_hyperparameters(
         contrastive=contrastive,
         reasons=reasons,
     )
+    return _with_arguments(recipe, config.set)
+
+
+def _with_arguments(recipe: Recipe, arguments: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with the values that the training arguments of the user replace, which have no reason."""
+    values: dict[str, Any] = {name: float(arguments[key]) for key, name in _BY_ARGUMENT.items() if key in arguments}
+    if values.get("warmup", 0) >= 1:  # a number of steps, which applies to training on labels only
+        del values["warmup"]
+    if not recipe.epochs or values.get("epochs", 0) <= 0:  # 0 epochs mean a head without fine-tuning
+        values.pop("epochs", None)
+    reasons = {name: reason for name, reason in recipe.reasons.items() if name not in values}
+    if recipe.epochs and int(arguments.get("max_steps", 0)) > 0:
+        reasons["epochs"] = "not used, because max_steps applies instead"
+    if "warmup_steps" in arguments and "warmup" not in values:
+        reasons["warmup"] = "training on labels uses the number of warmup_steps instead"
+    return replace(recipe, **values, reasons=reasons)

@@ -15,7 +15,7 @@ from bertsmith.compute.device import choose_device, describe_device
 from bertsmith.config import Config
 from bertsmith.data.clean import Cleaned
 from bertsmith.data.inspect import choose_max_length, inspect
-from bertsmith.data.table import SINGLE_LABEL, SPLITS, Labels, Table
+from bertsmith.data.table import MULTI_LABEL, SINGLE_LABEL, SPLITS, Labels, Table
 from bertsmith.data.template import Template, Text, flat, texts_of
 from bertsmith.errors import ConfigError
 from bertsmith.evaluation.baseline import LinearModel
@@ -323,4 +323,5 @@ def choose_recipe(
         and config.imbalance in ("auto", "none")
         and not config.consistency,
         validates=validates,
+        may_decide=config.decision_rule == "auto" and task.name in (SINGLE_LABEL, MULTI_LABEL),
     )

@@ -23,6 +23,7 @@ from bertsmith.folders import atomic
 from bertsmith.folders.claim import known_settings
 from bertsmith.folders.run import Run, damage_errors
 from bertsmith.folders.study import Study
+from bertsmith.report.report import text_names
 from bertsmith.report.study import advice, write_study_report
 from bertsmith.tasks.registry import get_task
 from bertsmith.tuning.config import StudyConfig
@@ -137,8 +138,10 @@ def _result(
     if n_seeds > 1:
         for entry, run in ((result, best), (result["defaults"], baseline)):
             entry["seeds"] = {"n": n_seeds, **run.metrics["seeds"]["test"][primary]}
+        result["seeds"]["held_out"] = text_names(best.metrics)["held_out"]
     if is_default:
-        result["verdict"] = "no trial was better on validation than the default settings"
+        where = "in cross-validation" if study_config.cv else "on validation"
+        result["verdict"] = f"no trial was better {where} than the default settings"
         return result
     result["difference"] = _difference(best, baseline)
     sentence = verdict(

@@ -167,7 +167,7 @@ def train_into(
                     passes=passes_per_epoch(recipe, inputs.train),
                     folds=splits.n_folds,
                 )
-                observe(TrainingEstimated(seconds))
+                observe(TrainingEstimated(seconds, may_stop=validates))
             listener = recording_listener(run, phases, observe)
             with phases.timed("training"):
                 names = candidates(

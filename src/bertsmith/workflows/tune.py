@@ -93,6 +93,7 @@ def run_tuning(
                     (len(train), len(validation), len(texts) - len(train) - len(validation), len(cleaned.dropped)),
                     tuple(text for text, n in zip(texts.labels.texts, validation.counts, strict=True) if not n),
                     (search.name, store.n_other_studies) if study_config.storage else None,
+                    folds=cv or 0,
                 )
             )
             try:
