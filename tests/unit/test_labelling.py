@@ -691,6 +691,9 @@ def test_the_codebook_adds_labels_for_everybody(page, project):
     answer = client.post("/codebook", json=body).json()
     assert answer["labels"][-1] == {"label": "new", "definition": "Neither.", "examples": ""}
     assert project.labels[-1] == "new"
+    for part in ({}, {"examples": "so-so"}):  # the page sends what changed
+        answer = client.post("/codebook", json={"label": "new", **part}).json()
+        assert answer["labels"][-1] == {**body, "definition": "Neither.", **part}
     assert client.post("/codebook", json={"label": "a;b"}).status_code == 422
 
 

@@ -92,11 +92,11 @@ class CoderBody(_Body):
 
 
 class CodebookBody(_Body):
-    """The definition and examples of a label, which may be new."""
+    """A label, which may be new, and the parts of its entry to change."""
 
     label: str = Field(min_length=1, max_length=200)
-    definition: str = Field("", max_length=5000)
-    examples: str = Field("", max_length=5000)
+    definition: str | None = Field(None, max_length=5000)
+    examples: str | None = Field(None, max_length=5000)
 
 
 def create_app(

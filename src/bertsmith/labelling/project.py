@@ -201,8 +201,8 @@ class Project:
             _set(database, {"labels": joined_labels(settings, given)})
         return [label for label in given if label not in settings["labels"]]
 
-    def define(self, label: str, definition: str, examples: str) -> None:
-        """Write the definition and the examples of a label, which may be new, into the codebook.
+    def define(self, label: str, definition: str | None = None, examples: str | None = None) -> None:
+        """Write the given parts of the entry of a label, which may be new, into the codebook.
 
         Raises:
             ConfigError: as `add_labels`.
@@ -210,9 +210,10 @@ class Project:
         (label,) = checked_labels([label])
         with self._open(write=True) as database:
             settings = _settings(database)
-            entry = {"definition": definition.strip(), "examples": examples.strip()}
-            codebook = {**settings.get("codebook", {}), label: entry}
-            _set(database, {"labels": joined_labels(settings, [label]), "codebook": codebook})
+            entry = settings.setdefault("codebook", {}).setdefault(label, {"definition": "", "examples": ""})
+            parts = {"definition": definition, "examples": examples}
+            entry.update({part: text.strip() for part, text in parts.items() if text is not None})
+            _set(database, {"labels": joined_labels(settings, [label]), "codebook": settings["codebook"]})
 
     def rename_label(self, old: str, new: str) -> None:
         """Rename a label in decisions, suggestions and codebook, or merge it with another label; see `rename`.
