@@ -74,6 +74,8 @@ def test_each_coder_gets_every_text_once_and_sees_no_decision_of_others(project)
     assert seen == {"ann": [1, 2, 3, 4, 5, 6], "ben": [1]}
     assert project.progress("ben") == {"decided": 1, "texts": 6, "seconds": 2.0}
     assert project.next_text("ben").row == 2
+    project.decide(Decision(2, "ben", "skipped", seconds=3.0))
+    assert project.progress("ben")["seconds"] == 2.5
 
 
 def test_undo_brings_the_last_text_back_and_keeps_the_history(project):
@@ -708,9 +710,12 @@ def test_the_codebook_adds_labels_for_everybody(page, project):
     answer = client.post("/codebook", json=body).json()
     assert answer["labels"][-1] == {"label": "new", "definition": "Neither.", "examples": ""}
     assert project.labels[-1] == "new"
+    version = client.get("/project").json()["version"]
+    assert client.post("/next", json={"coder": "ann"}).json()["version"] == version
     for part in ({}, {"examples": "so-so"}):  # the page sends what changed
         answer = client.post("/codebook", json={"label": "new", **part}).json()
         assert answer["labels"][-1] == {**body, "definition": "Neither.", **part}
+    assert client.post("/next", json={"coder": "ann"}).json()["version"] == answer["version"] != version
     assert client.post("/codebook", json={"label": "a;b"}).status_code == 422
 
 

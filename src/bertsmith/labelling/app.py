@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hmac
 import importlib.resources
+import json
+import zlib
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import FastAPI, Request
@@ -132,7 +134,14 @@ def create_app(
         if text is not None:
             suggestion = None if text.random else text.suggestion
             shown = {"id": text.id, "text": text.text, "pair": text.pair, "suggestion": suggestion}
-        return {"coder": name, "text": shown, "progress": progress, "rounds": background.state()}
+        found = {"coder": name, "text": shown, "progress": progress, "rounds": background.state()}
+        return {**found, "version": codebook()["version"]}
+
+    def codebook() -> dict[str, Any]:
+        """Return the labels with their entries, and a version, which differs after a change."""
+        entries = project.setting("codebook", {})
+        labels = [{"label": label, **entries.get(label, {})} for label in project.labels]
+        return {"labels": labels, "version": zlib.crc32(json.dumps(labels).encode())}
 
     @app.get("/", response_class=HTMLResponse)
     def index() -> HTMLResponse:
@@ -143,13 +152,7 @@ def create_app(
     @app.get("/project")
     def about() -> dict[str, Any]:
         """Return the data for the start of the page."""
-        codebook = project.setting("codebook", {})
-        return {
-            "name": project.path.resolve().name,
-            "task": project.task,
-            "labels": [{"label": label, **codebook.get(label, {})} for label in project.labels],
-            "coder": coder,
-        }
+        return {"name": project.path.resolve().name, "task": project.task, "coder": coder, **codebook()}
 
     @app.post("/next")
     def next_text(body: CoderBody) -> dict[str, Any]:

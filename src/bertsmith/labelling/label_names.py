@@ -37,7 +37,7 @@ def joined_labels(settings: Mapping[str, Any], given: Sequence[str]) -> list[str
     """Return the labels of a project, and those given later. All ordinal labels together give the order.
 
     Raises:
-        ConfigError: if a new label differs from another in case only or is the former name of one, or the place of a new
+        ConfigError: if a new label differs from another in case only or is the former name of one, or the place of an
             ordinal label is unknown.
     """
     before, task = settings["labels"], settings["task"]
