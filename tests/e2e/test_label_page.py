@@ -17,6 +17,14 @@ from tests.e2e.browser import CHROMIUM, Tab, chromium
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 LABELS = ["bad", "good", "so so"]
 TEXTS = 100
+DELAY = """(real => {
+    restore = () => { fetch = real; };
+    fetch = async (path, options) => {
+        const answer = await real(path, options);
+        if (path === '%s') await new Promise(done => setTimeout(done, 200));
+        return answer;
+    };
+})(fetch)"""
 KEY_DOWN = "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '%s', repeat: %s, bubbles: true}))"
 
 
@@ -137,9 +145,10 @@ def test_two_coders_label_100_texts_with_the_keyboard(project, tmp_path):
 
 def test_several_labels_and_suggestions_with_the_keyboard(tmp_path):
     project = Project(tmp_path / "p", {"labels": [f"label {i}" for i in range(12)], "task": "multi-label"})
-    project.add_texts([Queued(i, f"text {i}", "x", False, suggestion="label 1; label 11") for i in (1, 2, 3)])
+    project.add_texts([Queued(i, f"text {i}", "x", False, suggestion="label 1; label 11") for i in range(1, 7)])
     with served(project) as url, chromium() as connection:
         tab = begin(connection, url, "ann")
+        project.define("label 0", "added by ben")
         tab.key("1")
         tab.key("3")
         tab.key("1")
@@ -154,7 +163,32 @@ def test_several_labels_and_suggestions_with_the_keyboard(tmp_path):
         tab.key("g")
         tab.until("chosen.size === 2")
         press(tab, "Enter")
-    assert [set(d.labels) for d in project.decisions] == [{"label 2"}, {"label 11"}, {"label 1", "label 11"}]
+        assert [set(d.labels) for d in project.decisions] == [{"label 2"}, {"label 11"}, {"label 1", "label 11"}]
+        assert tab.js("project.labels[0].definition") == "added by ben"
+
+        tab.key("c")
+        tab.until("document.querySelectorAll('#entries form').length === 12")
+        project.define("label 0", examples="added later")
+        form = "document.querySelector('#entries form')"
+        tab.js(f"{form}.definition.value = 'changed', {form}.requestSubmit()")
+        tab.until(f"{form}.querySelector('button').textContent === 'Saved'")
+        assert project.setting("codebook")["label 0"] == {"definition": "changed", "examples": "added later"}
+
+        tab.js(DELAY % "next")
+        tab.key("l")
+        tab.js(KEY_DOWN % ("u", "false"))  # before the answer
+        tab.until("current.id === 5")
+        tab.js("new Promise(done => setTimeout(done, 300))")
+        tab.js("restore()")
+        assert tab.js("current.id") == 5
+        tab.js(DELAY % "decide")
+        tab.js(KEY_DOWN % ("u", "false"))
+        tab.js("document.getElementById('me').click()")
+        tab.type("ben")
+        tab.key("Enter")
+        tab.until("coder === 'ben' && current?.id === 1 && view === 'label'")
+        press(tab, "s")
+    assert [(d.text, d.coder) for d in project.decisions[3:]] == [(4, "ann"), (5, "ann"), (1, "ben")]
 
 
 def test_200_labels_and_long_texts_on_a_phone(tmp_path):

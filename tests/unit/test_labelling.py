@@ -74,6 +74,8 @@ def test_each_coder_gets_every_text_once_and_sees_no_decision_of_others(project)
     assert seen == {"ann": [1, 2, 3, 4, 5, 6], "ben": [1]}
     assert project.progress("ben") == {"decided": 1, "texts": 6, "seconds": 2.0}
     assert project.next_text("ben").row == 2
+    project.decide(Decision(2, "ben", "skipped", seconds=3.0))
+    assert project.progress("ben")["seconds"] == 2.5
 
 
 def test_undo_brings_the_last_text_back_and_keeps_the_history(project):
@@ -174,6 +176,8 @@ def test_rows_are_queued_once_and_labels_added_once(project):
     for add in (lambda: project.add_labels(["GOOD"]), lambda: project.define("Bad", "", "")):
         with pytest.raises(ConfigError):
             add()
+    with pytest.raises(ConfigError):
+        project.add_labels(["more", "More"])
     assert project.labels == [*LABELS, "new"]
 
 
@@ -217,12 +221,22 @@ def test_coders_who_define_labels_at_the_same_time_lose_nothing(project):
         Decision(1, " ", "labelled", ("good",)),
         Decision(1, "ann", "perhaps"),
         Decision(99, "ann", "labelled", ("good",)),
+        Decision(1, SETTLER, "skipped"),
     ],
 )
 def test_decisions_that_do_not_fit_are_refused(project, decision):
     with pytest.raises(DataError):
         project.decide(decision)
     assert project.decisions == []
+
+
+@pytest.mark.parametrize("status", ["unsure", "skipped"])
+def test_texts_without_a_decision_have_no_label_sets(tmp_path, status):
+    project = Project(tmp_path / "p", {"labels": LABELS, "task": "multi-label"})
+    project.add_texts(queue())
+    with pytest.raises(DataError):
+        project.decide(Decision(1, "ann", status, ("good",)))
+    project.decide(Decision(1, "ann", "labelled"))
 
 
 def test_labels_that_join_labels_are_refused(project):
@@ -641,7 +655,10 @@ def test_two_coders_label_over_the_page_and_disagreements_are_settled(page, proj
     settled = {"coder": None, "text": case["text"]["id"], "status": "labelled", "labels": ["so so"]}
     assert client.post("/decide", json=settled).status_code == 200
     assert client.get("/disputed").json() == []
-    assert client.post("/undo", json={"coder": None}).json() == {}
+    for text in (None, 1):  # not the settlement of another page
+        assert client.post("/undo", json={"coder": None, "text": text}).json() == {}
+        assert client.get("/disputed").json() == []
+    assert client.post("/undo", json={"coder": None, "text": 2}).json() == {}
     assert client.get("/disputed").json() == [case]
     assert client.post("/decide", json=settled).status_code == 200
     overview = client.get("/overview").json()
@@ -661,6 +678,8 @@ def test_a_coder_has_one_name(page, project):
     assert page[0].post("/undo", json={"coder": "anna"}).json()["text"]["id"] == 3
     project.decide(Decision(4, "ANNA", "skipped"))  # an older version saved two spellings
     assert page[0].post("/next", json={"coder": "ANNA"}).json()["coder"] == "ANNA"
+    project.decide(Decision(1, "Jos\u00e9", "skipped"))
+    assert project.coder("jose\u0301") == "Jos\u00e9"
 
 
 def test_suggestions_are_not_shown_for_random_texts(tmp_path):
@@ -691,6 +710,12 @@ def test_the_codebook_adds_labels_for_everybody(page, project):
     answer = client.post("/codebook", json=body).json()
     assert answer["labels"][-1] == {"label": "new", "definition": "Neither.", "examples": ""}
     assert project.labels[-1] == "new"
+    version = client.get("/project").json()["version"]
+    assert client.post("/next", json={"coder": "ann"}).json()["version"] == version
+    for part in ({}, {"examples": "so-so"}):  # the page sends what changed
+        answer = client.post("/codebook", json={"label": "new", **part}).json()
+        assert answer["labels"][-1] == {**body, "definition": "Neither.", **part}
+    assert client.post("/next", json={"coder": "ann"}).json()["version"] == answer["version"] != version
     assert client.post("/codebook", json={"label": "a;b"}).status_code == 422
 
 
@@ -721,6 +746,8 @@ def test_text_and_numbers_that_json_cannot_write_are_refused(page, project):
         {"coder": "ann", "text": 1, "status": "labelled", "labels": ["unknown"]},
         {"coder": "(settled)", "text": 1, "status": "labelled", "labels": ["good"]},
         {"coder": " ", "text": 1, "status": "labelled", "labels": ["good"]},
+        {"coder": "a(b", "text": 1, "status": "labelled", "labels": ["good"]},
+        {"coder": None, "text": 1, "status": "skipped"},
         {"coder": "ann", "text": 99, "status": "labelled", "labels": ["good"]},
         {"coder": "ann", "text": 1, "status": "perhaps"},
         {"coder": "ann"},
@@ -863,11 +890,13 @@ def test_a_page_for_other_machines_needs_a_token(cli, tmp_path):
     arguments = ("label", tmp_path / "pool.txt", "-o", tmp_path / "p")
     assert cli(*arguments, "--host", "0.0.0.0")[0] == 2
     assert cli(*arguments, "--host", "some.machine")[0] == 2
+    assert cli(*arguments, "--host", "127.0.0.2")[0] == 2
     assert cli("label", tmp_path / "missing.csv", "-o", tmp_path / "p")[0] == 2
     assert cli("label", "-o", tmp_path / "p")[0] == 2
     assert cli(*arguments, "--task", "ordinal")[0] == 2
     assert cli(*arguments, "--labels", "a;b,c")[0] == 2
     assert cli(*arguments, "--labels", "a,b,a")[0] == 2
+    assert cli(*arguments, "--labels", "a,b,A")[0] == 2
     assert cli(*arguments, "--suggestions", "nothing")[0] == 2
     assert not (tmp_path / "p").exists()
 

@@ -1,9 +1,15 @@
-"""The application behind `bertsmith label`: one page, and its requests. No coder sees the labels of another."""
+"""The application behind `bertsmith label`: one page, and its requests.
+
+While coders label, they do not see each other's labels. The texts to settle are open to all coders: ``/disputed`` has
+the labels and notes of every coder, also for those who have not labelled these texts yet.
+"""
 
 from __future__ import annotations
 
 import hmac
 import importlib.resources
+import json
+import zlib
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import FastAPI, Request
@@ -14,7 +20,8 @@ from starlette.datastructures import Headers
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from bertsmith.errors import UserError
-from bertsmith.labelling.project import SETTLER, TABLE, Decision, Project, Queued
+from bertsmith.labelling.decision import SETTLER, Decision
+from bertsmith.labelling.project import TABLE, Project, Queued
 from bertsmith.labelling.table import Snapshot, export
 
 if TYPE_CHECKING:
@@ -29,9 +36,12 @@ AHEAD = 10
 MAX_BODY = 1_000_000
 """Maximum number of bytes of a body."""
 Name = Annotated[
-    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=80, pattern=r"^[^()]*\S[^()]*$")
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=80, pattern=r"^[^()]*[^()\s][^()]*$")
 ]
 """The name of a coder without outer spaces; parentheses are for names that bertsmith gives."""
+
+Number = Annotated[int, Field(ge=0, lt=2**63)]
+"""The number of a text."""
 
 
 class _Guard:
@@ -70,15 +80,17 @@ class _Body(BaseModel):
 
 
 class UndoBody(_Body):
-    """The coder of the decision to undo; ``None`` for a settlement."""
+    """The coder of the decision to undo, or the text of the settlement to undo."""
 
     coder: Name | None
+    text: Number | None = None
 
 
-class DecisionBody(UndoBody):
+class DecisionBody(_Body):
     """A decision of a coder. A decision without a coder settles a disagreement."""
 
-    text: int = Field(ge=0, lt=2**63)
+    coder: Name | None
+    text: Number
     status: Literal["labelled", "unsure", "skipped"]
     labels: list[str] = Field([], max_length=1000)
     note: str = Field("", max_length=5000)
@@ -92,11 +104,11 @@ class CoderBody(_Body):
 
 
 class CodebookBody(_Body):
-    """The definition and examples of a label, which may be new."""
+    """A label, which may be new, and the parts of its entry to change."""
 
     label: str = Field(min_length=1, max_length=200)
-    definition: str = Field("", max_length=5000)
-    examples: str = Field("", max_length=5000)
+    definition: str | None = Field(None, max_length=5000)
+    examples: str | None = Field(None, max_length=5000)
 
 
 def create_app(
@@ -113,9 +125,6 @@ def create_app(
     app = FastAPI(title="bertsmith label", docs_url=None, redoc_url=None, openapi_url=None)
     page = importlib.resources.files("bertsmith.labelling").joinpath("page.html").read_text(encoding="utf-8")
 
-    def coder_of(body: UndoBody) -> str:
-        return SETTLER if body.coder is None else project.coder(body.coder)
-
     def answer(name: str, text: Queued | None) -> dict[str, Any]:
         """Return the text to label, without what could bias a coder: reason, and suggestion of a random text."""
         progress = project.progress(name)
@@ -125,7 +134,14 @@ def create_app(
         if text is not None:
             suggestion = None if text.random else text.suggestion
             shown = {"id": text.id, "text": text.text, "pair": text.pair, "suggestion": suggestion}
-        return {"coder": name, "text": shown, "progress": progress, "rounds": background.state()}
+        found = {"coder": name, "text": shown, "progress": progress, "rounds": background.state()}
+        return {**found, "version": codebook()["version"]}
+
+    def codebook() -> dict[str, Any]:
+        """Return the labels with their entries, and a version, which differs after a change."""
+        entries = project.setting("codebook", {})
+        labels = [{"label": label, **entries.get(label, {})} for label in project.labels]
+        return {"labels": labels, "version": zlib.crc32(json.dumps(labels).encode())}
 
     @app.get("/", response_class=HTMLResponse)
     def index() -> HTMLResponse:
@@ -136,13 +152,7 @@ def create_app(
     @app.get("/project")
     def about() -> dict[str, Any]:
         """Return the data for the start of the page."""
-        codebook = project.setting("codebook", {})
-        return {
-            "name": project.path.resolve().name,
-            "task": project.task,
-            "labels": [{"label": label, **codebook.get(label, {})} for label in project.labels],
-            "coder": coder,
-        }
+        return {"name": project.path.resolve().name, "task": project.task, "coder": coder, **codebook()}
 
     @app.post("/next")
     def next_text(body: CoderBody) -> dict[str, Any]:
@@ -153,17 +163,20 @@ def create_app(
     @app.post("/decide")
     def decide(body: DecisionBody) -> dict[str, Any]:
         """Record a decision, and return the next text."""
-        name = coder_of(body)
+        name = SETTLER if body.coder is None else project.coder(body.coder)
         labels = tuple(dict.fromkeys(body.labels))
         project.decide(Decision(body.text, name, body.status, labels, body.note.strip(), body.seconds))
         return {} if body.coder is None else answer(name, project.next_text(name))
 
     @app.post("/undo")
     def undo(body: UndoBody) -> dict[str, Any]:
-        """Undo the last decision of a coder and return its text, or undo the last settlement."""
-        name = coder_of(body)
-        text = project.undo(name)
-        return {} if body.coder is None else answer(name, text or project.next_text(name))
+        """Undo the last decision of a coder and return its text, or undo the settlement of a text."""
+        if body.coder is None:
+            if body.text is not None:  # the last settlement may be that of another coder
+                project.undo(SETTLER, body.text)
+            return {}
+        name = project.coder(body.coder)
+        return answer(name, project.undo(name) or project.next_text(name))
 
     @app.post("/codebook")
     def write_codebook(body: CodebookBody) -> dict[str, Any]:

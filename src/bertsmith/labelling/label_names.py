@@ -37,7 +37,7 @@ def joined_labels(settings: Mapping[str, Any], given: Sequence[str]) -> list[str
     """Return the labels of a project, and those given later. All ordinal labels together give the order.
 
     Raises:
-        ConfigError: if a label differs from another in case only or is the former name of one, or the place of a new
+        ConfigError: if a new label differs from another in case only or is the former name of one, or the place of an
             ordinal label is unknown.
     """
     before, task = settings["labels"], settings["task"]
@@ -131,10 +131,10 @@ def _check_new(new: Sequence[str], others: Sequence[str], renamed: Mapping[str, 
             f"former names of labels: {changes}",
             remedy="Use the present names: reload the page, or change --labels. Or choose names that are new.",
         )
-    known = {label.casefold(): label for label in others}
-    if alike := [label for label in new if label.casefold() in known]:
+    known = {label.casefold(): label for label in [*new, *others]}
+    if alike := [label for label in new if label != known[label.casefold()]]:
         raise ConfigError(
-            f"the project has the labels {listing([known[label.casefold()] for label in alike])}, which differ from "
-            f"{listing(alike)} only in upper and lower case",
-            remedy="Write the labels as in the project.",
+            f"the labels {listing(alike)} differ from {listing([known[label.casefold()] for label in alike])} only in "
+            "upper and lower case",
+            remedy="Write each label in one way, as in the project.",
         )

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import statistics
 import time
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bertsmith.data.table import MULTI_LABEL, SINGLE_LABEL
-from bertsmith.errors import DataError, RunFolderError, counted, listing, quoted, write_error
+from bertsmith.data.table import SINGLE_LABEL
+from bertsmith.errors import DataError, RunFolderError, write_error
+from bertsmith.labelling.decision import SETTLER, Decision, misfit
 from bertsmith.labelling.label_names import checked_labels, followed_suggestion, joined_labels, rename
 
-LABELLED, UNSURE, SKIPPED = STATUSES = ("labelled", "unsure", "skipped")
-SETTLER = "(settled)"
-"""The coder of decisions that settle a disagreement."""
 FILE, TABLE = "labels.sqlite", "labels.csv"
 """The file of a project, and the exported table."""
 VERSION = 1
@@ -61,18 +61,6 @@ class Queued:
     columns: Mapping[str, Any] = field(default_factory=dict)
     suggestion: str | None = None
     id: int = 0
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What a coder decided about a text; ``labels`` is empty unless the status is ``"labelled"``."""
-
-    text: int
-    coder: str
-    status: str
-    labels: tuple[str, ...] = ()
-    note: str = ""
-    seconds: float = 0.0
 
 
 class Project:
@@ -128,8 +116,8 @@ class Project:
                 where=str(self.path),
                 remedy="Choose another folder with -o.",
             )
-        labels = checked_labels(settings.get("labels", []))
-        facts = {"task": SINGLE_LABEL, "codebook": {}, "version": VERSION, **settings, "labels": labels}
+        facts = {"task": SINGLE_LABEL, "codebook": {}, "version": VERSION, **settings, "labels": []}
+        facts["labels"] = joined_labels(facts, checked_labels(settings.get("labels", [])))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -201,8 +189,8 @@ class Project:
             _set(database, {"labels": joined_labels(settings, given)})
         return [label for label in given if label not in settings["labels"]]
 
-    def define(self, label: str, definition: str, examples: str) -> None:
-        """Write the definition and the examples of a label, which may be new, into the codebook.
+    def define(self, label: str, definition: str | None = None, examples: str | None = None) -> None:
+        """Write the given parts of the entry of a label, which may be new, into the codebook.
 
         Raises:
             ConfigError: as `add_labels`.
@@ -210,9 +198,10 @@ class Project:
         (label,) = checked_labels([label])
         with self._open(write=True) as database:
             settings = _settings(database)
-            entry = {"definition": definition.strip(), "examples": examples.strip()}
-            codebook = {**settings.get("codebook", {}), label: entry}
-            _set(database, {"labels": joined_labels(settings, [label]), "codebook": codebook})
+            entry = settings.setdefault("codebook", {}).setdefault(label, {"definition": "", "examples": ""})
+            parts = {"definition": definition, "examples": examples}
+            entry.update({part: text.strip() for part, text in parts.items() if text is not None})
+            _set(database, {"labels": joined_labels(settings, [label]), "codebook": settings["codebook"]})
 
     def rename_label(self, old: str, new: str) -> None:
         """Rename a label in decisions, suggestions and codebook, or merge it with another label; see `rename`.
@@ -247,10 +236,10 @@ class Project:
         return [text.row for text in self.texts]
 
     def coder(self, name: str) -> str:
-        """Return the name of a coder as in the earlier decisions, which may spell it in another case."""
+        """Return the name of a coder as in the earlier decisions, despite another case or Unicode normalisation."""
         with self._open() as database:
             names = [row[0] for row in database.execute("SELECT coder FROM decisions GROUP BY coder ORDER BY MIN(id)")]
-        same = [known for known in names if known.casefold() == name.casefold()]
+        same = [known for known in names if _folded(known) == _folded(name)]
         return name if name in same else next(iter(same), name)
 
     def next_text(self, coder: str) -> Queued | None:
@@ -271,7 +260,7 @@ class Project:
         with self._open(write=True) as database:
             known = database.execute("SELECT 1 FROM texts WHERE id = ?", (decision.text,)).fetchone()
             others = [d for d in _decisions(database) if d.text == decision.text] if decision.coder == SETTLER else []
-            if wrong := _misfit(decision, _settings(database), others, is_queued=known is not None):
+            if wrong := misfit(decision, _settings(database), others, is_queued=known is not None):
                 raise DataError(
                     f"the decision about text {decision.text} does not fit the project: {wrong}",
                     where=str(self.file),
@@ -282,12 +271,12 @@ class Project:
                 (*values, decision.seconds, time.time()),
             )
 
-    def undo(self, coder: str) -> Queued | None:
-        """Undo all that a coder decided about the last text, and return it; ``None`` if nothing is left to undo."""
-        last = """SELECT texts.* FROM texts JOIN decisions ON decisions.text = texts.id WHERE coder = ? AND undone = 0
-            ORDER BY decisions.id DESC LIMIT 1"""
+    def undo(self, coder: str, text: int | None = None) -> Queued | None:
+        """Undo all that a coder decided about a text, by default the last one. Return it, or ``None`` without one."""
+        last = """SELECT texts.* FROM texts JOIN decisions ON decisions.text = texts.id
+            WHERE coder = ? AND undone = 0 AND texts.id = coalesce(?, texts.id) ORDER BY decisions.id DESC LIMIT 1"""
         with self._open(write=True) as database:
-            row = database.execute(last, (coder,)).fetchone()
+            row = database.execute(last, (coder, text)).fetchone()
             if row is None:
                 return None
             database.execute("UPDATE decisions SET undone = 1 WHERE text = ? AND coder = ?", (row["id"], coder))
@@ -301,30 +290,16 @@ class Project:
 
     def progress(self, coder: str) -> dict[str, Any]:
         """Return numbers for the page of a coder: texts ``decided``, in the queue, and median ``seconds`` of a text."""
-        mine = "SELECT seconds, MAX(id) FROM decisions WHERE coder = ? AND undone = 0 GROUP BY text ORDER BY seconds"
+        mine = "SELECT seconds, MAX(id) FROM decisions WHERE coder = ? AND undone = 0 GROUP BY text"
         with self._open() as database:
             total = database.execute("SELECT COUNT(*) FROM texts").fetchone()[0]
             seconds = [row[0] for row in database.execute(mine, (coder,))]
         worked = [value for value in seconds if 0 < value < PAUSE]
-        return {"decided": len(seconds), "texts": total, "seconds": worked[len(worked) // 2] if worked else None}
+        return {"decided": len(seconds), "texts": total, "seconds": statistics.median(worked) if worked else None}
 
 
-def _misfit(decision: Decision, settings: Mapping[str, Any], others: Sequence[Decision], *, is_queued: bool) -> str:
-    """Return why a decision does not fit the project, or an empty string."""
-    expected = int(decision.status == LABELLED)
-    if not is_queued:
-        return "the queue has no such text"
-    if not decision.coder.strip():
-        return "the name of the coder is empty"
-    if decision.status not in STATUSES:
-        return f"the status {quoted(decision.status)} is unknown"
-    if unknown := [label for label in decision.labels if label not in settings["labels"]]:
-        return f"the codebook lacks {listing(unknown)}"
-    if settings["task"] != MULTI_LABEL and len(decision.labels) != expected:
-        return f"{counted(len(decision.labels), 'label')} given, {expected} expected"
-    if any(other.coder == SETTLER and set(other.labels) != set(decision.labels) for other in others):
-        return "another decision has settled this text"
-    return ""
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _set(database: sqlite3.Connection, settings: Mapping[str, Any]) -> None:

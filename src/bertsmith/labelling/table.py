@@ -23,7 +23,8 @@ from bertsmith.data.texts import quoting
 from bertsmith.evaluation.agreement import Agreement, LabelSet, measure_agreement
 from bertsmith.folders.atomic import write_text
 from bertsmith.labelling.choose import inclusion_probabilities
-from bertsmith.labelling.project import LABELLED, SETTLER, SKIPPED, TABLE, UNSURE, Decision, Project, Queued
+from bertsmith.labelling.decision import LABELLED, SETTLER, SKIPPED, UNSURE, Decision
+from bertsmith.labelling.project import TABLE, Project, Queued
 from bertsmith.measuring.design import INCLUSION, RANDOM
 
 AGREED, MAJORITY, TIE, SETTLED, SINGLE = "agreed", "majority", "tie", "settled", "one coder"
