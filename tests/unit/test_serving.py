@@ -759,6 +759,31 @@ def test_the_tokens_in_the_queue_are_measured_at_every_change():
     assert measured == [3, 0]
 
 
+def test_a_cancelled_request_counts_no_tokens():
+    class Paused(Fake):
+        def logits_of(self, tokens, progress=None):
+            resume.wait()
+            return super().logits_of(tokens)
+
+    batches, fake, resume = [], Paused(), threading.Event()
+    batcher = Batcher(fake, max_wait=9, on_batch=lambda texts, tokens, seconds: batches.append((texts, tokens)))
+
+    async def ask_three():
+        tasks = []
+        for text in ("1", "2" + "x" * 300, "3"):
+            tokens = fake.read(fake.encode(fake.template.read([text]), truncate=False))
+            tasks.append(asyncio.create_task(batcher.logits(fake, tokens)))
+            await asyncio.sleep(0.01)
+        tasks[1].cancel()
+        await asyncio.sleep(0.01)
+        resume.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(ask_three())
+    batcher.close()
+    assert batches == [(1, 1), (1, 1)]
+
+
 def test_a_slow_request_times_out():
     batcher = Batcher(Fake(seconds=1.0), max_wait=10)
     with running(lambda: Service(batcher, {}), limits=Limits(seconds=0.2)) as ask:
