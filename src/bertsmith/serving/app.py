@@ -103,11 +103,17 @@ def create_app(
         return service
 
     async def classify(
-        request: Request, items: Sequence[Any], *, truncate: bool, side: str, field: str = "inputs"
+        request: Request,
+        items: Sequence[Any],
+        *,
+        truncate: bool,
+        side: str,
+        field: str = "inputs",
+        classifier: ModelPredictor | None = None,
     ) -> tuple[np.ndarray, ModelPredictor]:
         """Return adjusted logits of shape (texts, classes), and set the headers and log fields of the request."""
         start, batcher = time.perf_counter(), require_service().batcher
-        classifier = batcher.classifier
+        classifier = batcher.classifier if classifier is None else classifier
         texts = read_items(items, classifier.template, limits, field)
         encode = partial(classifier.encode, texts, truncate=False)
         characters = sum(len(segment) for text in texts for segment in segments(text))
