@@ -434,6 +434,10 @@ def test_the_server_warns_of_other_texts(finished, monkeypatch, caplog):
         ask("/predict", {"inputs": [[f"apple plum {i}"] for i in range(40)]})
         drift = ask("/info")[1]["drift"]
         lines = ask("/metrics")[1].splitlines()
+        loader.reload()
+        reloaded = ask("/metrics")[1].splitlines()
+    assert 'bertsmith_drift_distance{property="predicted labels"} 0.0' in reloaded
+    assert 'bertsmith_drift_threshold{property="predicted labels"} 0.0' in reloaded
     assert drift["differs"]
     entry = drift["properties"]["predicted labels"]
     assert entry["distance"] > entry["threshold"]
