@@ -30,6 +30,7 @@ from tests.conftest import rows_of
 uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
 from bertsmith.serving import batcher as batcher_module  # noqa: E402
+from bertsmith.serving.access import names_this_machine, read_token  # noqa: E402
 from bertsmith.serving.aliases import VertexRoutes  # noqa: E402
 from bertsmith.serving.app import _rank, create_app  # noqa: E402
 from bertsmith.serving.batcher import Batcher, BatchSeconds, QueueFullError  # noqa: E402
@@ -989,6 +990,17 @@ def test_a_stopping_server_resets_no_connections():
             socket.create_connection(listening.getsockname(), timeout=0.3)
 
 
+@pytest.mark.parametrize("token", ["", " ", "schlüssel", "日", "sesame\n", " sesame", "sesame ", "\x7f"])
+def test_a_token_that_a_client_cannot_send_is_refused(token):
+    with pytest.raises(ConfigError, match="BERTSMITH_TOKEN"):
+        read_token({"BERTSMITH_TOKEN": token})
+
+
+@pytest.mark.parametrize("token", ["s", "Open: sesame!", "~" * 200, None])
+def test_other_tokens_are_accepted(token):
+    assert read_token({} if token is None else {"BERTSMITH_TOKEN": token}) == token
+
+
 def test_serve_exits_with_2_on_wrong_arguments(cli, tmp_path, monkeypatch):
     code, _, err = cli("serve", tmp_path / "none")
     assert code == 2
@@ -1003,7 +1015,7 @@ def test_serve_exits_with_2_on_wrong_arguments(cli, tmp_path, monkeypatch):
         assert code == 2
         assert name in err
         monkeypatch.delenv(name)
-    monkeypatch.setenv("BERTSMITH_TOKEN", " ")
+    monkeypatch.setenv("BERTSMITH_TOKEN", "schlüssel")
     code, _, err = cli("serve", tmp_path)
     assert code == 2
     assert "BERTSMITH_TOKEN" in err
