@@ -29,6 +29,8 @@ from tests.conftest import rows_of
 
 uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
+from starlette.testclient import TestClient  # noqa: E402
+
 from bertsmith.serving import batcher as batcher_module  # noqa: E402
 from bertsmith.serving.access import names_this_machine, read_token  # noqa: E402
 from bertsmith.serving.aliases import VertexRoutes  # noqa: E402
@@ -40,7 +42,7 @@ from bertsmith.serving.middleware import Limits  # noqa: E402
 from bertsmith.serving.prometheus import ServerMetrics  # noqa: E402
 from bertsmith.serving.request_errors import RequestError  # noqa: E402
 from bertsmith.serving.schemas import Parameters  # noqa: E402
-from bertsmith.serving.server import address_of, listen  # noqa: E402
+from bertsmith.serving.server import _app, address_of, listen  # noqa: E402
 from bertsmith.serving.signals import stop_accepting  # noqa: E402
 
 
@@ -570,6 +572,24 @@ def test_private_paths_need_the_token():
             path for path, ways in described["paths"].items() if any("security" in way for way in ways.values())
         ] == ["/predict", "/", "/invocations", "/explain", "/info", "/metrics", "/setup", "/versions", "/classify"]
     batcher.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "token", "status"), [("127.0.0.1", None, 401), ("0.0.0.0", None, 200), ("127.0.0.1", "sesame", 200)]
+)
+def test_a_local_server_without_a_token_answers_only_its_own_names(host, token, status):
+    """A page of another site can give its name the address 127.0.0.1, but sends its name."""
+    app = _app(ServerConfig("run", host=host, token=token), lambda: None, ServerMetrics())
+    client = TestClient(app, headers={"X-API-Key": "sesame"})
+    assert client.get("/metrics", headers={"Host": "evil.example"}).status_code == status
+    assert client.get("/metrics", headers={"Host": "localhost:8080"}).status_code == 200
+    assert client.get("/health", headers={"Host": "evil.example"}).status_code == 200
+
+
+def test_the_names_of_this_machine_in_the_header_host():
+    assert all(map(names_this_machine, ("127.0.0.1", "127.0.0.1:80", "localhost:9", "LocalHost", "[::1]:80", "[::1]")))
+    others = ("a.example", "a.example:80", "localhost.a.example", "127.0.0.1.a.example", "0.0.0.0", "localhost:x", "")
+    assert not any(map(names_this_machine, others))
 
 
 def test_a_path_without_token_takes_only_short_bodies(caplog):
