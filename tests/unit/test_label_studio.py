@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bertsmith.data.table import Labels
 from bertsmith.data.template import Template
 from bertsmith.tasks.registry import get_task
 
@@ -14,6 +15,7 @@ pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
 from bertsmith.serving.aliases import VertexRoutes
 from bertsmith.serving.batcher import Batcher
+from bertsmith.serving.label_studio import read_interface
 from bertsmith.serving.loader import Service
 from bertsmith.serving.middleware import Limits
 from tests.unit.test_serving import Fake, running
@@ -95,6 +97,25 @@ def test_the_answer_has_the_alias_of_a_choice(serve):
     interface = INTERFACE.replace('"a"', '"a" alias="first"')
     status, answer, _ = serve(Fake())("/predict", _body(_tasks("5"), interface))
     assert (status, _chosen(answer)) == (200, [[["first"]]])
+
+
+def test_one_model_answers_a_request_even_if_another_one_replaces_it(monkeypatch):
+    class Reversed(Fake):
+        labels = Labels((0, 1, 2), ("c", "b", "a"))
+
+    def replaced(*arguments):
+        interface = read_interface(*arguments)
+        batcher.classifier, service.info = Reversed(), {"model": "new"}
+        return interface
+
+    batcher = Batcher(Fake(), max_wait=5)
+    service = Service(batcher, INFO)
+    monkeypatch.setattr("bertsmith.serving.label_studio.read_interface", replaced)
+    with running(lambda: service) as ask:
+        answer = ask("/predict", _body(_tasks("5")))[1]
+    batcher.close()
+    assert _chosen(answer) == [[["a"]]]
+    assert answer["results"][0]["model_version"] == "reviews 2026-11-28T12:00:00"
 
 
 def test_several_labels_need_choices_that_accept_several(serve):

@@ -901,6 +901,13 @@ def test_a_page_for_other_machines_needs_a_token(cli, tmp_path):
     assert not (tmp_path / "p").exists()
 
 
+def test_the_token_must_be_one_that_clients_can_send(cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("BERTSMITH_TOKEN", "schlüssel")
+    code, _, err = cli("label", "-o", tmp_path / "project")
+    assert code == 2
+    assert "BERTSMITH_TOKEN" in err
+
+
 def test_an_internal_error_of_a_choice_is_reported_with_its_traceback(project):
     def fail(observe):
         raise RuntimeError("for this test")

@@ -29,7 +29,10 @@ from tests.conftest import rows_of
 
 uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
+from starlette.testclient import TestClient  # noqa: E402
+
 from bertsmith.serving import batcher as batcher_module  # noqa: E402
+from bertsmith.serving.access import names_this_machine, read_token  # noqa: E402
 from bertsmith.serving.aliases import VertexRoutes  # noqa: E402
 from bertsmith.serving.app import _rank, create_app  # noqa: E402
 from bertsmith.serving.batcher import Batcher, BatchSeconds, QueueFullError  # noqa: E402
@@ -39,7 +42,7 @@ from bertsmith.serving.middleware import Limits  # noqa: E402
 from bertsmith.serving.prometheus import ServerMetrics  # noqa: E402
 from bertsmith.serving.request_errors import RequestError  # noqa: E402
 from bertsmith.serving.schemas import Parameters  # noqa: E402
-from bertsmith.serving.server import address_of, listen  # noqa: E402
+from bertsmith.serving.server import _app, address_of, listen  # noqa: E402
 from bertsmith.serving.signals import stop_accepting  # noqa: E402
 
 
@@ -434,6 +437,10 @@ def test_the_server_warns_of_other_texts(finished, monkeypatch, caplog):
         ask("/predict", {"inputs": [[f"apple plum {i}"] for i in range(40)]})
         drift = ask("/info")[1]["drift"]
         lines = ask("/metrics")[1].splitlines()
+        loader.reload()
+        reloaded = ask("/metrics")[1].splitlines()
+    assert 'bertsmith_drift_distance{property="predicted labels"} 0.0' in reloaded
+    assert 'bertsmith_drift_threshold{property="predicted labels"} 0.0' in reloaded
     assert drift["differs"]
     entry = drift["properties"]["predicted labels"]
     assert entry["distance"] > entry["threshold"]
@@ -565,6 +572,24 @@ def test_private_paths_need_the_token():
             path for path, ways in described["paths"].items() if any("security" in way for way in ways.values())
         ] == ["/predict", "/", "/invocations", "/explain", "/info", "/metrics", "/setup", "/versions", "/classify"]
     batcher.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "token", "status"), [("127.0.0.1", None, 401), ("0.0.0.0", None, 200), ("127.0.0.1", "sesame", 200)]
+)
+def test_a_local_server_without_a_token_answers_only_its_own_names(host, token, status):
+    """A page of another site can give its name the address 127.0.0.1, but sends its name."""
+    app = _app(ServerConfig("run", host=host, token=token), lambda: None, ServerMetrics())
+    client = TestClient(app, headers={"X-API-Key": "sesame"})
+    assert client.get("/metrics", headers={"Host": "evil.example"}).status_code == status
+    assert client.get("/metrics", headers={"Host": "localhost:8080"}).status_code == 200
+    assert client.get("/health", headers={"Host": "evil.example"}).status_code == 200
+
+
+def test_the_names_of_this_machine_in_the_header_host():
+    assert all(map(names_this_machine, ("127.0.0.1", "127.0.0.1:80", "localhost:9", "LocalHost", "[::1]:80", "[::1]")))
+    others = ("a.example", "a.example:80", "localhost.a.example", "127.0.0.1.a.example", "0.0.0.0", "localhost:x", "")
+    assert not any(map(names_this_machine, others))
 
 
 def test_a_path_without_token_takes_only_short_bodies(caplog):
@@ -757,6 +782,31 @@ def test_the_tokens_in_the_queue_are_measured_at_every_change():
         assert ask("/predict", {"inputs": "123"})[0] == 503
         batcher.close()
     assert measured == [3, 0]
+
+
+def test_a_cancelled_request_counts_no_tokens():
+    class Paused(Fake):
+        def logits_of(self, tokens, progress=None):
+            resume.wait()
+            return super().logits_of(tokens)
+
+    batches, fake, resume = [], Paused(), threading.Event()
+    batcher = Batcher(fake, max_wait=9, on_batch=lambda texts, tokens, seconds: batches.append((texts, tokens)))
+
+    async def ask_three():
+        tasks = []
+        for text in ("1", "2" + "x" * 300, "3"):
+            tokens = fake.read(fake.encode(fake.template.read([text]), truncate=False))
+            tasks.append(asyncio.create_task(batcher.logits(fake, tokens)))
+            await asyncio.sleep(0.01)
+        tasks[1].cancel()
+        await asyncio.sleep(0.01)
+        resume.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(ask_three())
+    batcher.close()
+    assert batches == [(1, 1), (1, 1)]
 
 
 def test_a_slow_request_times_out():
@@ -960,6 +1010,17 @@ def test_a_stopping_server_resets_no_connections():
             socket.create_connection(listening.getsockname(), timeout=0.3)
 
 
+@pytest.mark.parametrize("token", ["", " ", "schlüssel", "日", "sesame\n", " sesame", "sesame ", "\x7f"])
+def test_a_token_that_a_client_cannot_send_is_refused(token):
+    with pytest.raises(ConfigError, match="BERTSMITH_TOKEN"):
+        read_token({"BERTSMITH_TOKEN": token})
+
+
+@pytest.mark.parametrize("token", ["s", "Open: sesame!", "~" * 200, None])
+def test_other_tokens_are_accepted(token):
+    assert read_token({} if token is None else {"BERTSMITH_TOKEN": token}) == token
+
+
 def test_serve_exits_with_2_on_wrong_arguments(cli, tmp_path, monkeypatch):
     code, _, err = cli("serve", tmp_path / "none")
     assert code == 2
@@ -974,7 +1035,7 @@ def test_serve_exits_with_2_on_wrong_arguments(cli, tmp_path, monkeypatch):
         assert code == 2
         assert name in err
         monkeypatch.delenv(name)
-    monkeypatch.setenv("BERTSMITH_TOKEN", " ")
+    monkeypatch.setenv("BERTSMITH_TOKEN", "schlüssel")
     code, _, err = cli("serve", tmp_path)
     assert code == 2
     assert "BERTSMITH_TOKEN" in err

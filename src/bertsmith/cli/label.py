@@ -17,6 +17,7 @@ from bertsmith.cli.terminal import confirm, stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, ModelConfig, TrainConfig
 from bertsmith.errors import ConfigError, UserError, counted, listing, quoted
 from bertsmith.load_config import TOKEN
+from bertsmith.serving.access import read_token
 from bertsmith.serving.signals import handle_signals
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def label(
     names = [name.strip() for name in labels.split(",") if name.strip()] if labels else []
     if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise ConfigError(f"--labels repeats {listing(repeated)}", remedy="Pass each label once.")
-    token = os.environ.get(TOKEN) or None
+    token = read_token(os.environ)
     if token is None and not _is_local(host):
         raise ConfigError(
             f"--host {host} is not 127.0.0.1, ::1 or localhost, and so requires a token",

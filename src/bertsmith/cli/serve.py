@@ -10,7 +10,8 @@ import typer
 
 from bertsmith.cli.options import DecisionRule, LongTexts, Runtime
 from bertsmith.errors import ConfigError, listing
-from bertsmith.load_config import HOST, RUN, TOKEN
+from bertsmith.load_config import HOST, RUN
+from bertsmith.serving.access import read_token
 from bertsmith.serving.signals import handle_signals
 
 
@@ -62,12 +63,7 @@ def serve(
 
     Example: bertsmith serve runs/reviews --port 8080
     """
-    token = os.environ.get(TOKEN)
-    if token is not None and not token.strip():
-        raise ConfigError(
-            f"the environment variable {TOKEN} is empty",
-            remedy="Set a token, or unset the variable to serve without a token.",
-        )
+    token = read_token(os.environ)
     with handle_signals() as signals:
         from bertsmith.serving.aliases import VertexRoutes
         from bertsmith.serving.loader import ServerConfig

@@ -62,6 +62,8 @@ def create_app(
     limits: Limits,
     token: str | None = None,
     vertex: VertexRoutes = VertexRoutes(),  # noqa: B008 - immutable
+    *,
+    only_local: bool = False,
 ) -> FastAPI:
     """Create the application.
 
@@ -71,6 +73,7 @@ def create_app(
         limits: limits of a request.
         token: token that requests must send; ``None``: requests need no token.
         vertex: the routes of Vertex AI.
+        only_local: whether requests without a token must name this machine in the header ``Host``.
     """
     app: FastAPI = FastAPIOffline(
         title="bertsmith",
@@ -86,7 +89,7 @@ def create_app(
         status: {"model": Problem, "description": text}
         for status, text in (
             (400, "The body is not valid JSON."),
-            (401, "The token is missing or wrong."),
+            (401, "The token is missing or wrong, or a local server without a token gets another `Host`."),
             (408, "The body did not arrive in time."),
             (413, "The body is too long, or the model does not read a text completely."),
             (415, "The content type of the body is not JSON."),
@@ -103,11 +106,17 @@ def create_app(
         return service
 
     async def classify(
-        request: Request, items: Sequence[Any], *, truncate: bool, side: str, field: str = "inputs"
+        request: Request,
+        items: Sequence[Any],
+        *,
+        truncate: bool,
+        side: str,
+        field: str = "inputs",
+        classifier: ModelPredictor | None = None,
     ) -> tuple[np.ndarray, ModelPredictor]:
         """Return adjusted logits of shape (texts, classes), and set the headers and log fields of the request."""
         start, batcher = time.perf_counter(), require_service().batcher
-        classifier = batcher.classifier
+        classifier = batcher.classifier if classifier is None else classifier
         texts = read_items(items, classifier.template, limits, field)
         encode = partial(classifier.encode, texts, truncate=False)
         characters = sum(len(segment) for text in texts for segment in segments(text))
@@ -311,6 +320,7 @@ def create_app(
         get_service=get_service,
         limits=limits,
         token=token,
+        only_local=only_local,
         server_metrics=server_metrics,
         health_path=vertex.health,
     )

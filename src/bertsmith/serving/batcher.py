@@ -216,7 +216,7 @@ class Batcher:
                     return
                 batch = self._next_batch()
                 self._running_tokens = sum(job.tokens for job in batch)
-            self._run_batch(batch, self._running_tokens)
+            self._run_batch(batch)
             with self._condition:
                 self._queue(-self._running_tokens)
                 self._running_tokens = 0
@@ -240,7 +240,7 @@ class Batcher:
                 self._requests.append(request)
         return batch
 
-    def _run_batch(self, batch: list[_Job], tokens: int) -> None:
+    def _run_batch(self, batch: list[_Job]) -> None:
         start = time.perf_counter()
         jobs = [job for job in batch if not job.future.cancelled()]
         if not jobs:
@@ -259,6 +259,7 @@ class Batcher:
             return
         end = time.perf_counter()
         if parts:
+            tokens = sum(job.tokens for job in jobs)  # without the cancelled ones
             # Under load, measure from the end of the last batch: time between batches delays the queue as well.
             self.batch_seconds.observe(max(tokens, 1), max(end - max(self._last_end, jobs[0].created), 1e-6))
             # Count the batch before its clients get a response and can read the metrics.

@@ -61,11 +61,12 @@ class DriftWatch:
         self._texts += len(scores)
         if self._texts < WINDOW:
             return False
-        self.latest = {}
+        latest = {}
         for name, before in self._reference.items():
             several = name == LABELS and not self._task.one_class
             texts = (self._held_out, self._texts) if several else None
-            self.latest[name] = compare_counts(name, before, self._seen[name], LEVEL, texts=texts)
+            latest[name] = compare_counts(name, before, self._seen[name], LEVEL, texts=texts)
+        self.latest = latest  # at once: a reload in another thread reads it
         self._restart()
         return True
 

@@ -115,16 +115,16 @@ def _items(tasks: Sequence[dict[str, Any]], template: Template, variable: str) -
 async def predict_tasks(endpoints: Endpoints, body: TasksRequest, request: Request) -> Response:
     """Answer a request of Label Studio: one prediction per task, without choices for a task with an empty text."""
     service = endpoints.service()
-    classifier = service.batcher.classifier
+    classifier, version = service.batcher.classifier, _version(service)
     interface = read_interface(body.label_config, classifier, "label_config")
     items = _items(body.tasks, classifier.template, interface.variable)
     texts = read_items(items, classifier.template, endpoints.limits, "tasks", allow_empty=True)
-    version = _version(service)
     results: list[dict[str, Any]] = [{"result": [], "score": None, "model_version": version} for _ in items]
     filled = [i for i, text in enumerate(texts) if not is_empty(normalise_text(text))]
     if filled:
         some = [items[i] for i in filled]
-        logits, classifier = await endpoints.classify(request, some, truncate=True, side="right", field="tasks")
+        options: dict[str, Any] = {"truncate": True, "side": "right", "field": "tasks", "classifier": classifier}
+        logits, _ = await endpoints.classify(request, some, **options)
         scores = classifier.task.scores(logits)
         decided = classifier.task.indicators(classifier.task.predicted(scores), len(interface.choices)) > 0
         for i, row, score in zip(filled, decided, classifier.task.confidence(scores).tolist(), strict=True):

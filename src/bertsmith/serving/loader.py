@@ -85,7 +85,7 @@ class Service:
         if watch is None or self.batcher.classifier is not classifier:
             return
         before = watch.differs
-        if watch.observe(scores):
+        if watch.observe(scores) and self.watch is watch:
             metrics.observe_drift(watch.latest.values())
             if watch.differs != before:
                 log_line(event="drift", **(watch.to_dict() or {}))
@@ -116,8 +116,10 @@ class Loader:
             batcher = Batcher(classifier, max_wait=limits.max_wait, on_batch=on_batch, on_queue=on_queue)
             self.service = Service(batcher, info, explain, watch=watch)
         else:
-            service = self.service
+            service, old = self.service, self.service.watch
             service.batcher.classifier, service.info, service.explain, service.watch = classifier, info, explain, watch
+            if old is not None:
+                self.metrics.reset_drift(old.latest.values())
 
     def reload(self) -> None:
         """Load the folder again. If that fails, log the error and keep the current classifier."""

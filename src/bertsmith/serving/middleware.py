@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi.responses import Response
 
+from bertsmith.serving.access import names_this_machine
 from bertsmith.serving.prometheus import ServerMetrics
 from bertsmith.serving.request_errors import error_response, queue_full_response
 
@@ -81,10 +82,11 @@ class Middleware:
         token: str | None,
         server_metrics: ServerMetrics,
         health_path: str | None = None,
+        only_local: bool = False,
     ) -> None:
         self.public_paths = {*PUBLIC_PATHS, health_path}
         self.app, self.get_service, self.limits, self.token = app, get_service, limits, token
-        self.server_metrics = server_metrics
+        self.server_metrics, self.only_local = server_metrics, only_local
         self.n_refused, self.last_refusal_logged = 0, 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,9 +144,14 @@ class Middleware:
         return queue_full_response(service.batcher.retry_after)
 
     def _check_token(self, scope: Scope) -> Response | None:
-        if self.token is None or scope["path"] in self.public_paths or scope["path"].startswith(DOCS_ASSETS):
+        if scope["path"] in self.public_paths or scope["path"].startswith(DOCS_ASSETS):
             return None
         headers = {name.lower(): value for name, value in scope["headers"]}
+        if self.token is None:
+            if not self.only_local or names_this_machine(headers.get(b"host", b"").decode("latin-1")):
+                return None
+            what = "the header Host does not name this machine, which a server without a token requires"
+            return error_response(401, what, "Set BERTSMITH_TOKEN for the server, or send the header Host: localhost.")
         sent = headers.get(b"x-api-key", b"")
         bearer = headers.get(b"authorization", b"")
         if not sent and bearer[:7].lower() == b"bearer ":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
@@ -94,6 +95,10 @@ class ServerMetrics:
         for difference in differences:
             self.drift.labels(difference.name).set(difference.distance)
             self.drift_threshold.labels(difference.name).set(difference.threshold)
+
+    def reset_drift(self, differences: Iterable[Difference]) -> None:
+        """Set an exported comparison to 0: it is that of another model. Several processes cannot remove gauges."""
+        self.observe_drift(replace(difference, distance=0.0, threshold=0.0) for difference in differences)
 
     def render(self) -> bytes:
         """Return all metrics in the Prometheus text format."""

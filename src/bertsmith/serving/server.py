@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import json
 import logging
 import multiprocessing
@@ -15,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,10 @@ from prometheus_client.multiprocess import mark_process_dead
 from bertsmith.compute.machine import cores
 from bertsmith.compute.system import RELOAD_SIGNAL, block_terminal_signals, own_port
 from bertsmith.errors import ConfigError, UserError
+from bertsmith.serving.access import is_local
 from bertsmith.serving.aliases import VertexRoutes
 from bertsmith.serving.app import create_app
-from bertsmith.serving.loader import Loader, ServerConfig, open_model
+from bertsmith.serving.loader import Loader, ServerConfig, Service, open_model
 from bertsmith.serving.middleware import Limits, log, log_line
 from bertsmith.serving.prometheus import MULTIPROC_DIR, ServerMetrics
 from bertsmith.serving.signals import SignalFlags, stop_accepting, watch
@@ -69,7 +69,7 @@ def serve(config: ServerConfig, signals: SignalFlags) -> None:
 async def _serve_from_this_process(config: ServerConfig, listening: socket.socket, signals: SignalFlags) -> None:
     """Serve from one process. Requests get 503 until the model is loaded."""
     loader = Loader(config, ServerMetrics())
-    app = create_app(lambda: loader.service, loader.metrics, config.limits, config.token, config.vertex)
+    app = _app(config, lambda: loader.service, loader.metrics)
     server = _Server(_uvicorn_config(app, config.host))
 
     def shut_down() -> None:
@@ -90,6 +90,12 @@ async def _serve_from_this_process(config: ServerConfig, listening: socket.socke
             server.should_exit = True
         await serving
         await asyncio.to_thread(loader.close)
+
+
+def _app(config: ServerConfig, get_service: Callable[[], Service | None], metrics: ServerMetrics) -> FastAPI:
+    return create_app(
+        get_service, metrics, config.limits, config.token, config.vertex, only_local=is_local(config.host)
+    )
 
 
 def _uvicorn_config(app: Any, host: str, **options: Any) -> uvicorn.Config:
@@ -114,7 +120,7 @@ class _LoadingServer(_Server):
     """
 
     def __init__(self, config: ServerConfig, listening: socket.socket, shared: Path) -> None:
-        app = create_app(lambda: None, ServerMetrics(), config.limits, config.token, config.vertex)
+        app = _app(config, lambda: None, ServerMetrics())
         super().__init__(_uvicorn_config(app, config.host, timeout_graceful_shutdown=HANDOVER_SECONDS))
         self.shared = shared
         (shared / LOADING).touch()
@@ -214,7 +220,7 @@ def worker_app() -> FastAPI:
     parent = multiprocessing.parent_process()
     while (shared / LOADING).exists() and parent is not None and parent.is_alive():
         time.sleep(0.02)
-    return create_app(lambda: loader.service, loader.metrics, config.limits, config.token, config.vertex)
+    return _app(config, lambda: loader.service, loader.metrics)
 
 
 def _terminate_with_parent() -> None:
@@ -270,7 +276,7 @@ def _log_address(listening: socket.socket, config: ServerConfig) -> None:
     host, address = listening.getsockname()[0], address_of(listening)
     has_token = config.token is not None
     log_line(event="listening", address=address, page=f"{address}/ui", workers=config.workers, token=has_token)
-    if not has_token and not ipaddress.ip_address(host).is_loopback:
+    if not has_token and not is_local(host):
         log_line(event="warning", warning="other machines can use this server without a token: set BERTSMITH_TOKEN")
 
 
