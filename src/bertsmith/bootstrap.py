@@ -21,20 +21,25 @@ RESAMPLES = 1000
 MAX_CELLS = 2_000_000
 """Resamples times texts held in memory at a time."""
 FEW_GROUPS = 10
-"""With fewer groups, bertsmith calls the intervals unreliable: in simulations, they contain the truth in 82 to 89 %."""
+"""With fewer groups, bertsmith calls 95 % intervals unreliable.
+
+In simulations with 3 to 7 groups, 82 to 89 % of the intervals contain the truth; with 10, 93 %.
+"""
 
 
 def is_one_group(groups: np.ndarray | None) -> bool:
-    """Return whether all texts are in one group, which says nothing about others: every resample is the data itself."""
+    """Return whether all texts are in one group. Every resample is then the data itself."""
     return groups is not None and len(np.unique(groups)) < 2
 
 
 def warn_of_few_groups(groups: np.ndarray | None, texts: str) -> str | None:
-    """Return what fewer than `FEW_GROUPS` groups mean for intervals; ``texts`` names the texts in the sentence."""
+    """Return a warning for fewer than `FEW_GROUPS` groups, or ``None``; ``texts`` names the texts."""
     n = FEW_GROUPS if groups is None else len(np.unique(groups))
     if n >= FEW_GROUPS:
         return None
-    effect = "their metrics have no intervals" if n < 2 else "their intervals are unreliable, and usually too narrow"
+    effect = (
+        "the metrics have no intervals" if n < 2 else "the intervals of metrics are unreliable, and usually too narrow"
+    )
     return f"the {texts} form only {counted(n, 'group')}, so {effect}"
 
 

@@ -41,7 +41,7 @@ def label(
         tuple[str, str] | None,
         typer.Option(
             metavar="OLD NEW",
-            help="Rename a label, or merge OLD with an existing label NEW. The command then ends, without the page.",
+            help="Rename a label, or merge OLD with an existing label NEW. The command does not open the page.",
         ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Merge labels without asking.")] = False,

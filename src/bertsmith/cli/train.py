@@ -175,7 +175,7 @@ def run_and_show(
     if worth := metrics["long_texts"]["test"]:
         out.print(
             f"--long {metrics['long_texts']['long']}: compared with reading only the beginnings, {source} {name} "
-            f"changes by {worth['value']:+.3f} {signed_interval(worth['interval'])}",
+            f"changes by {worth['value']:+.3f} {signed_interval(worth['interval'])}, 95 % interval",
             markup=False,
         )
     if rule["used"]:

@@ -32,8 +32,8 @@ def group_near_duplicates(texts: Sequence[str]) -> np.ndarray:
     """Group near-duplicates: texts that are similar to each other, directly or through other texts.
 
     Texts are compared by the sets of their five-character shingles, ignoring case, punctuation, white space, Unicode
-    form and invisible characters. MinHash (Broder 1997) finds candidate pairs, which are then compared exactly. Grouped
-    texts are always similar, but a pair just above the threshold may be missed.
+    form and invisible characters. MinHash (Broder 1997) finds candidate pairs, and an exact comparison follows.
+    Grouped texts are always similar, but MinHash can miss pairs with a similarity below 0.9.
 
     Args:
         texts: n texts.

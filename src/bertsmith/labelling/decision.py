@@ -29,7 +29,7 @@ class Decision:
 def misfit(decision: Decision, settings: Mapping[str, Any], others: Sequence[Decision], *, is_queued: bool) -> str:
     """Return why a decision does not fit the project, or an empty string."""
     if not is_queued:
-        return "the queue has no such text"
+        return "the project has no such text"
     if not decision.coder.strip():
         return "the name of the coder is empty"
     if decision.status not in STATUSES:

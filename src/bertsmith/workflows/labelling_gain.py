@@ -1,4 +1,4 @@
-"""ExpectedGain the gain of more labels of a project, and whether the labels are enough."""
+"""Estimate the gain of more labels of a project, and whether the labels are enough."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FEWEST_RANDOM, FEWEST_SHARED = 30, 30
 
 
 def estimate_project(project: Project, config: Config, more: int = MORE) -> ExpectedGain:
-    """ExpectedGain the gain of more labels, with the regression that chooses texts, and save it in the project.
+    """Estimate the gain of more labels, with the regression that chooses texts, and save it in the project.
 
     Args:
         project: a project whose pool is embedded.
@@ -72,7 +72,7 @@ def estimate_gain(
     hours: float | None = None,
     ceiling: tuple[float, float] | None = None,
 ) -> ExpectedGain:
-    """ExpectedGain the gain of more labels.
+    """Estimate the gain of more labels.
 
     Args:
         embeddings: of n labelled texts, shape (n, hidden size).
