@@ -140,7 +140,7 @@ def _result(
             entry["seeds"] = {"n": n_seeds, **run.metrics["seeds"]["test"][primary]}
         result["seeds"]["held_out"] = text_names(best.metrics)["held_out"]
     if is_default:
-        where = "in cross-validation" if study_config.cv else "on the validation texts"
+        where = "in cross-validation" if study_config.cv else "on validation"
         result["verdict"] = f"no trial was better {where} than the default settings"
         return result
     result["difference"] = _difference(best, baseline)
