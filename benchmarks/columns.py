@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 import bertsmith as bs
+from bertsmith.data.texts import signed_interval
 
 
 def main() -> None:
@@ -49,8 +50,8 @@ def main() -> None:
     print(f"| the first sentence alone | {columns['without']:.3f} |")
     for name, title in (("bag_of_words", "both, bag of words"), ("frozen_embeddings", "both, frozen embeddings")):
         print(f"| {title} | {baselines[name]['test']['macro_f1']:.3f} |")
-    low, high = columns["difference"]["interval"]
-    print(f"\ndifference of the first two: {columns['difference']['value']:+.3f} [{low:+.3f}, {high:+.3f}]")
+    difference = columns["difference"]
+    print(f"\ndifference of the first two: {difference['value']:+.3f} {signed_interval(difference['interval'])}")
     print(f"seconds: training {seconds['training']:.0f}, ablation {seconds['ablation']:.0f}")
 
 

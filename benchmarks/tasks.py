@@ -22,6 +22,7 @@ import pandas as pd
 import bertsmith as bs
 from bertsmith.config import DataConfig
 from bertsmith.data.read import read_table
+from bertsmith.data.texts import signed_interval
 from bertsmith.evaluation.evaluate import paired_difference
 from bertsmith.tasks.base import Task
 from bertsmith.tasks.registry import get_task
@@ -151,9 +152,9 @@ def main() -> None:
     for found in results:
         title = get_task(found["task"]).primary_name
         own = found["metrics"][found["primary"]]
-        value = "{:.3f} [{:.3f}, {:.3f}]".format(own["value"], *own["interval"])
+        value = f"{own['value']:.3f} " + ("[{:.3f}, {:.3f}]".format(*own["interval"]) if own["interval"] else "")
         for entry in found["opponents"]:
-            ahead = "{:+.3f} [{:+.3f}, {:+.3f}]".format(entry["ahead"], *entry["interval"])
+            ahead = f"{entry['ahead']:+.3f} {signed_interval(entry['interval'])}"
             theirs = entry["metrics"][found["primary"]]
             cells = (f"{found['table']}, {found['task']}", title, value, entry["opponent"], f"{theirs:.3f}", ahead)
             print(f"| {' | '.join(cells)} |")

@@ -123,7 +123,7 @@ def _as_column_list(value: Any) -> Any:
 
 
 class BaseConfig(BaseModel):
-    """Base class of the groups of settings."""
+    """Base class of the sections of settings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 

@@ -49,9 +49,9 @@ class Prepared:
 
 @dataclass(frozen=True)
 class TrainingEstimated:
-    """Training takes about so many seconds if it does not stop early; cross-validation is included.
+    """The estimated time of training in seconds without early stopping, including cross-validation.
 
-    ``may_stop`` says whether it may stop early.
+    ``may_stop``: whether training can stop early.
     """
 
     seconds: float

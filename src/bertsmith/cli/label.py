@@ -92,7 +92,7 @@ def label(
     token = read_token(os.environ)
     if token is None and not _is_local(host):
         raise ConfigError(
-            f"--host {host} is not 127.0.0.1, ::1 or localhost, and so requires a token",
+            f"--host {host} needs a token, because it is not 127.0.0.1, ::1 or localhost",
             remedy=f"Set {TOKEN}, or leave out --host.",
         )
     if not Project.exists(output):

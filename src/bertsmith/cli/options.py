@@ -119,7 +119,7 @@ def with_settings(
     problems at once. A command with a parameter ``config`` also gets the path of the file.
 
     Args:
-        configs: groups of settings.
+        configs: sections of settings.
         only: names of the settings to use; empty: all.
     """
 

@@ -134,7 +134,7 @@ def _show(folder: Path, outcome: dict[str, Any]) -> None:
             for s in (seeds, outcome["defaults"]["seeds"])
         )
         out.print(
-            f"this score is from the seed that is best on the {seeds['held_out']}. Over {seeds['n']} seeds, the mean "
+            f"this score is that of the best seed on the {seeds['held_out']}. Over {seeds['n']} seeds, the mean "
             f"test {metric} is {best}"
             + ("" if outcome["is_default"] else f". With the default settings, it is {defaults}")
         )

@@ -23,8 +23,8 @@ SHARE = "share_of_coders"
 def merge_coders(table: Table, column: str) -> Table:
     """Keep one row per text, with the `majority` of its labels. A tie leaves the label missing, with a note.
 
-    Rows without a coder or a text stay as they are. A coder's later label of a text replaces an earlier one. If rows
-    can have several labels, but none does, a coder's labels of a text are those of all its rows.
+    Rows without a coder or a text stay as they are. A coder's later label of a text replaces an earlier one. If texts
+    can have several labels, but each row has at most one, the labels of a coder's rows of a text are united.
 
     Args:
         table: the table; its ``extra`` has the column.

@@ -22,7 +22,7 @@ PERMUTATIONS, BANDS, ROWS = 64, 9, 7
 These numbers balance missed and unnecessary candidates at the threshold `SIMILARITY`.
 """
 LIKELY = 0.7
-"""Smallest share of common hashes, which estimates the similarity, of candidates that are compared exactly."""
+"""Candidates with a smaller share of common hashes, which estimates the similarity, have no exact comparison."""
 MEMBERS = 4
 """Number of texts of a group to which a candidate is compared, for each band."""
 _SEPARATORS = re.compile(r"[\W_]+")

@@ -40,8 +40,8 @@ def split(
         table: a cleaned table, so that no text is in two splits.
         validation_size, test_size: share of the rows to hold out; 0 for no such split.
         seed: seed of the random number generator.
-        near_duplicates: groups of near-duplicates, shape (rows,), each of which stays in one split. It counts as one
-            text of its class, unless a group has more texts than the smallest split.
+        near_duplicates: groups of near-duplicates, shape (rows,), each of which stays in one split. Each group
+            counts as one text of its class, unless some group has more texts than the smallest split.
         folded: put the texts of the validation split into train, for a cross-validation. The test texts are the same
             as with a validation split.
 
@@ -70,7 +70,7 @@ def split(
             similar = np.unique(near_duplicates[positions], return_inverse=True)[1]
         merged = merge_groups(pd.factorize(groups)[0], similar) if groups.notna().any() else None
         if (largest := np.bincount(similar).max()) > 1 and largest > min(shares.values()) * len(positions):
-            merged = similar if merged is None else merged  # or it could be nearly all texts of a small split
+            merged = similar if merged is None else merged  # otherwise it could nearly fill a small split
         if strata.ndim == 2:
             names = np.array(["train", *shares], dtype=object)
             portions = np.array([1 - sum(shares.values()), *shares.values()])

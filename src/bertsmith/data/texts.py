@@ -102,10 +102,13 @@ def to_text(cell: Any) -> str:
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
 
 
-def group_name(cell: Any) -> str:
-    """Return the group that a cell names, ``""`` if it is missing: white space and Unicode form do not matter."""
+def group_name(cell: Any, *, unite_numbers: bool = True) -> str:
+    """Return the group that a cell names, ``""`` if it is missing: white space and Unicode form do not matter.
+
+    If ``unite_numbers``, the texts ``7`` and ``7.0`` name the same group.
+    """
     text = "" if is_missing(cell) else " ".join(normalise(to_text(cell)).split())
-    return text.partition(".")[0] if _WHOLE_FLOAT.fullmatch(text) else text
+    return text.partition(".")[0] if unite_numbers and _WHOLE_FLOAT.fullmatch(text) else text
 
 
 def with_decimal_points(cells: Sequence[Any]) -> Sequence[Any]:

@@ -29,8 +29,8 @@ class Coefficient:
 
     Attributes:
         value: ``None`` if it is undefined, as when every text has the same label.
-        interval: bounds of the 95 % interval: of the bootstrap over texts; of a share by Wilson (1927). ``None`` if
-            undefined, or if the value is the same in nearly every resample, as when the coders always agree.
+        interval: 95 % interval: bootstrap over texts, or Wilson (1927) for a share. ``None`` if undefined, or if
+            nearly all resamples have the same value, as when the coders always agree.
         texts: number of texts with labels of at least two coders.
     """
 

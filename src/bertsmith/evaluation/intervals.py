@@ -17,7 +17,7 @@ SHARES = ("accuracy", "weighted_recall", "subset_accuracy", "within_one")
 def exact_interval(
     name: str, value: float | None, right: np.ndarray, groups: np.ndarray | None, *, largest_error: int
 ) -> tuple[float, float] | None:
-    """Return the interval of a metric at the end of its scale, from `exact_accuracy`; ``None`` if it is not there.
+    """Return the exact interval of a metric at the end of its scale, or ``None`` for any other value.
 
     A mean of errors is at most the share of the wrong texts times the largest error of a text.
 

@@ -68,6 +68,6 @@ FINISHED = {
     "training.best_step": int,
     "versions": dict,
 }
-"""Keys of ``run.json`` that every finished run has, also of older versions, and the types of their values."""
+"""Keys of ``run.json`` with the types of their values. Every finished run of any version has them."""
 MEASURED = {"splits.validation.metrics": dict, "splits.test.metrics": dict}
 """Keys of ``metrics.json`` that every finished run has."""

@@ -111,7 +111,7 @@ def check_same(run: Run, *, config: Mapping[str, Any], fingerprints: tuple[str, 
     Args:
         run: the run.
         config: the settings.
-        fingerprints: of the table; the run has one of them.
+        fingerprints: accepted fingerprints of the table.
         model: entry of ``run.json``.
 
     Raises:

@@ -291,7 +291,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_keys(content: Mapping[str, Any], keys: Mapping[str, type], path: Path) -> None:
-    """Check that the content of a file has keys, ``"a.b"`` for ``b`` within ``a``, with values of the given types.
+    """Check that a file has keys with values of the given types. ``"a.b"`` is the key ``b`` within ``a``.
 
     Raises:
         RunFolderError: naming the file and the first key that is missing, or whose value has another type.

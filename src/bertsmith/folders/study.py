@@ -127,7 +127,7 @@ def begin_or_resume(study: Study, searched: dict[str, Any], *, fingerprints: tup
     Args:
         study: the folder, which is claimed.
         searched: settings, space, objectives and data, JSON-ready.
-        fingerprints: of the table; a study to resume has one of them.
+        fingerprints: accepted fingerprints of the table.
         overwrite: remove the old study.
 
     Raises:

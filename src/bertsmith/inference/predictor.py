@@ -62,7 +62,7 @@ class Predictor(ABC):
         """
         if self.run is None:
             raise RunFolderError(
-                "the model has no run, and so no predictions for validation texts",
+                "the model has no run, so it has no predictions for validation texts",
                 remedy="Pass the folder of a run or of an export.",
             )
         return held_out_predictions(self.run, ensemble=self.is_ensemble)

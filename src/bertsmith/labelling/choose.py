@@ -82,8 +82,8 @@ def inclusion_probabilities(rows: Sequence[int], sizes: Sequence[tuple[int, int]
 
     Random texts drawn before the pool grew come from its first part only. So each part is a stratum: the probability is
     the share of its texts that are in the sample. Successive parts form one stratum until they have `SMALL_PART` of the
-    texts, because the share of a small part would be that of a few texts. If the last parts have fewer texts in total,
-    they belong to the stratum before them.
+    texts, because the share of a small part is imprecise. If the last parts have fewer texts in total, they belong to
+    the stratum before them.
 
     Args:
         rows: of the random texts, from 1.
@@ -92,11 +92,11 @@ def inclusion_probabilities(rows: Sequence[int], sizes: Sequence[tuple[int, int]
     Returns:
         The probabilities; none if a part has no random text, because the sample does not represent this part.
     """
-    kept = [sizes[0]]
-    for size in sizes[1:]:
-        if size[1] - kept[-1][1] >= SMALL_PART * sizes[-1][1]:
+    kept: list[tuple[int, int]] = []
+    for size in sizes:
+        if size[1] - (kept[-1][1] if kept else 0) >= SMALL_PART * sizes[-1][1]:
             kept.append(size)
-    kept[-1] = sizes[-1]
+    kept = [*kept[:-1], sizes[-1]]
     found: dict[int, float] = {}
     start, before = 0, 0
     for end, texts in kept:

@@ -37,7 +37,7 @@ def joined_labels(settings: Mapping[str, Any], given: Sequence[str]) -> list[str
     """Return the labels of a project, and those given later. All ordinal labels together give the order.
 
     Raises:
-        ConfigError: if a new label differs from another in case only or is the former name of one, or the place of an
+        ConfigError: if a new label differs from another only in case, if it is a former name, or if the place of an
             ordinal label is unknown.
     """
     before, task = settings["labels"], settings["task"]
@@ -129,7 +129,7 @@ def _check_new(new: Sequence[str], others: Sequence[str], renamed: Mapping[str, 
         changes = ", ".join(f"{quoted(label)} is now {quoted(renamed[label])}" for label in former)
         raise ConfigError(
             f"former names of labels: {changes}",
-            remedy="Use the present names: reload the page, or change --labels. Or choose names that are new.",
+            remedy="Use the present names: reload the page, or change --labels. Otherwise, choose other names.",
         )
     known = {label.casefold(): label for label in [*new, *others]}
     if alike := [label for label in new if label != known[label.casefold()]]:

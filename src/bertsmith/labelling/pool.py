@@ -32,8 +32,8 @@ def with_known_columns(project: Project, config: Config) -> Config:
     """Return settings that name the columns of a project: those given, or else those that the project remembers.
 
     Raises:
-        ConfigError: if the given pair column is not that of the texts in the queue. Also if the texts are pairs, and an
-            older version did not save their pair column.
+        ConfigError: if the given pair column differs from that of the project, or if an older version did not save
+            the pair column.
     """
     given, known = config.pair_column, project.setting("pair_column")
     is_pair = [text.pair is not None for text in project.texts]

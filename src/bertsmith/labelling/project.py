@@ -236,7 +236,7 @@ class Project:
         return [text.row for text in self.texts]
 
     def coder(self, name: str) -> str:
-        """Return the name of a coder as in the earlier decisions, despite another case or Unicode normalisation."""
+        """Return the name of a coder as in earlier decisions, whose case and Unicode form may differ."""
         with self._open() as database:
             names = [row[0] for row in database.execute("SELECT coder FROM decisions GROUP BY coder ORDER BY MIN(id)")]
         same = [known for known in names if _folded(known) == _folded(name)]
@@ -272,7 +272,7 @@ class Project:
             )
 
     def undo(self, coder: str, text: int | None = None) -> Queued | None:
-        """Undo all that a coder decided about a text, by default the last one. Return it, or ``None`` without one."""
+        """Undo the decisions of a coder about a text, by default the last decided one; return it, or ``None``."""
         last = """SELECT texts.* FROM texts JOIN decisions ON decisions.text = texts.id
             WHERE coder = ? AND undone = 0 AND texts.id = coalesce(?, texts.id) ORDER BY decisions.id DESC LIMIT 1"""
         with self._open(write=True) as database:

@@ -213,11 +213,11 @@ def _estimate(sample: Sample, totals: Totals, tuning: np.ndarray | None) -> Esti
 
 
 def _precision(chance: np.ndarray, remaining: np.ndarray) -> tuple[float, float, float]:
-    """Return what the inclusion probabilities of n units say about the precision of a mean.
+    """Return the effective sample size and two variances, from the inclusion probabilities of n units.
 
     Args:
         chance: inclusion probability of each unit, shape (n,).
-        remaining: the share of the units like it that are not labelled, shape (n,).
+        remaining: for each unit, the unlabelled share of the units that it represents, shape (n,).
 
     Returns:
         The effective number of units (Satterthwaite 1946, for outcomes with equal variances), n for equal

@@ -23,7 +23,7 @@ INTERCEPT = "(intercept)"
 MAX_STEPS = 100
 TOLERANCE = 1e-10
 FEWEST, FEW = 2, 5
-"""Fewest labelled texts (or clusters) with each value of a column, and the number below which a note says so."""
+"""With fewer labelled texts (or clusters) of a value, an error and a note."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def fit_regression(
 
 
 def _few(columns: pd.DataFrame, known: np.ndarray, units: str, where: str) -> tuple[str, ...]:
-    """Count the labelled texts (or clusters) with each value of a column of words, or of two numbers.
+    """Count the labelled texts (or clusters) with each value of each column of words, or of two numbers.
 
     Without labelled texts of a value, its predictions are not corrected. One text or cluster gives no variance.
 
@@ -170,7 +170,7 @@ def _few(columns: pd.DataFrame, known: np.ndarray, units: str, where: str) -> tu
                         where=where,
                         remedy="Merge them with others, label more texts that have them, or leave out the column.",
                     )
-                notes.append(f"differences of {quoted(name)} have unreliable intervals for values with {shown}")
+                notes.append(f"column {quoted(name)}: the intervals are unreliable for values with {shown}")
     return tuple(notes)
 
 
@@ -231,7 +231,7 @@ def _covariance(
         logistic: whether the regression is logistic.
 
     Raises:
-        DataError: if coefficients are unknown without some cluster.
+        DataError: if some coefficients cannot be estimated without one of the clusters.
     """
     fitted = 1 / (1 + np.exp(-x @ b)) if logistic else x @ b
     scores, n, n_groups = x * (y - fitted)[:, None], len(y), int(groups.max()) + 1

@@ -166,8 +166,8 @@ def heatmap(matrix: np.ndarray, names: Sequence[str], *, confusion: bool = True)
     """Draw a large matrix of texts, one square per nonzero cell: red for confused classes, otherwise blue.
 
     Args:
-        matrix: texts by class (rows) and prediction (columns), or by two labels, shape (classes, classes). The diagonal
-            of two labels counts the texts with a label, and has no squares.
+        matrix: texts by class (rows) and prediction (columns), or by two labels, shape (classes, classes). With
+            two labels, the diagonal has the number of texts with each label, and no squares.
         names: label texts.
         confusion: whether the columns are predictions.
     """

@@ -63,7 +63,7 @@ def best_epoch(run: Run) -> float | None:
 
 
 def selecting_metric(run: Run) -> str:
-    """Return the metric that selects the epoch of the weights, within a sentence."""
+    """Return the name of the metric that selects the epoch, as in the middle of a sentence."""
     task = get_task(run.task)
     name = str(run.info["config"].get("set", {}).get("metric_for_best_model") or task.primary).removeprefix("eval_")
     return lower_first(task.metric_names[name][0]) if name in task.metric_names else name

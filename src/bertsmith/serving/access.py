@@ -1,4 +1,4 @@
-"""Who may use a server: clients that send the token, or without a token, programs and pages of this machine."""
+"""Who may use a server: clients with the token; without a token, only requests that name this machine."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ class Middleware:
         if self.token is None:
             if not self.only_local or names_this_machine(headers.get(b"host", b"").decode("latin-1")):
                 return None
-            what = "the header Host does not name this machine, which a server without a token requires"
+            what = "a local server without a token needs a header Host that names this machine"
             return error_response(401, what, "Set BERTSMITH_TOKEN for the server, or send the header Host: localhost.")
         sent = headers.get(b"x-api-key", b"")
         bearer = headers.get(b"authorization", b"")

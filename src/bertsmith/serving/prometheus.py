@@ -97,7 +97,7 @@ class ServerMetrics:
             self.drift_threshold.labels(difference.name).set(difference.threshold)
 
     def reset_drift(self, differences: Iterable[Difference]) -> None:
-        """Set an exported comparison to 0: it is that of another model. Several processes cannot remove gauges."""
+        """Set the comparison of the previous model to 0. With several processes, gauges cannot be removed."""
         self.observe_drift(replace(difference, distance=0.0, threshold=0.0) for difference in differences)
 
     def render(self) -> bytes:

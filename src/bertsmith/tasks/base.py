@@ -148,9 +148,9 @@ class Task(ABC):
         return self.predicted(scores) == targets
 
     def outcomes(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
-        """Return whether each text is right for the metrics with another meaning of this than `is_right`.
+        """Return whether each text is right, for metrics that define this differently from `is_right`.
 
-        NaN is for texts that do not count.
+        NaN marks texts that do not count.
 
         Returns:
             By name of the metric, each of shape (n,). The metric is 1 only if all texts that count are right.

@@ -77,8 +77,8 @@ class RegressionTask(Task):
         if abs(mean) > MAX_MEAN * scale:
             unit = 10.0 ** math.ceil(math.log10(100 * scale))
             raise DataError(
-                f"the numbers vary too little for their size: their mean is {mean:,.12g}, and their standard "
-                f"deviation {scale:.3g}. The model would round its predictions",
+                f"the numbers differ too little for their size: the mean is {mean:,.12g}, and the standard "
+                f"deviation is {scale:.3g}. The model would round its predictions",
                 where="the labels of the training texts",
                 remedy=f"Subtract {round(mean / unit) * unit:,.12g} from all numbers before training, and add it to "
                 "the predictions.",

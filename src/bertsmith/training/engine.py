@@ -122,7 +122,7 @@ class Engine(ResumableTrainer):
 
     @property
     def orders_texts(self) -> bool:
-        """Whether `EpochSampler` orders the texts. It alone can draw them with probabilities."""
+        """Whether `EpochSampler` orders the texts. Only this sampler draws texts with given probabilities."""
         return self.args.train_sampling_strategy == "random" or self.plan.probabilities is not None
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:

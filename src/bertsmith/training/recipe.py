@@ -229,7 +229,7 @@ def choose_hyperparameters(
 
 
 def _with_arguments(recipe: Recipe, arguments: Mapping[str, Any]) -> Recipe:
-    """Return the recipe with the values that the training arguments of the user replace, which have no reason."""
+    """Return the recipe with the values of the user's training arguments. Replaced values have no reason."""
     values: dict[str, Any] = {name: float(arguments[key]) for key, name in _BY_ARGUMENT.items() if key in arguments}
     if values.get("warmup", 0) >= 1:  # a number of steps, which applies to training on labels only
         del values["warmup"]

@@ -1,4 +1,4 @@
-"""Embed texts with a checkpoint without training, and fit regressions to the embeddings.
+"""Embed texts with a checkpoint that is not fine-tuned, and fit regressions to the embeddings.
 
 Such a regression chooses the texts of a labelling project, and is a baseline of a run.
 """

@@ -85,8 +85,8 @@ class HeldOut:
             )
         if held_out.n_groups == 1:
             raise DataError(
-                "without --labelled, bertsmith measure needs test texts of several groups: those of the run form one "
-                "group, which says nothing about others",
+                "without --labelled, bertsmith measure needs test texts of several groups: the run's test texts form "
+                "one group, which says nothing about other groups",
                 where=str(run.path),
                 remedy="Pass a labelled sample of the corpus with --labelled.",
             )

@@ -29,7 +29,7 @@ FEWEST_LABELLED = 20
 """Fewest labelled texts of a sample."""
 SEEN = "also in the training or validation texts of the run"
 UNLABELLED = 0.05
-"""Largest accepted fraction, by weight, of drawn texts without a label. An estimated share changes at most as much."""
+"""Largest accepted fraction of drawn texts without a label, by weight. They change a share by at most as much."""
 SORTED = 4
 """A sample whose last rows have no label is sorted if its labels have a stronger trend, in standard errors."""
 NO_GROUP = "(missing)"
@@ -217,7 +217,7 @@ def read_sample(
         outcomes[usable],
         None if design.inclusion is None else design.inclusion[usable],
         clusters,
-        [group_name(cells[int(i)]) or NO_GROUP if known else None for i in usable],
+        [group_name(cells[int(i)], unite_numbers=False) or NO_GROUP if known else None for i in usable],
         left_out,
         tuple(notes),
         frozenset(trained.difference(hashes[~design.usable])),

@@ -216,7 +216,7 @@ class Tally:
                 remedy=f"Name one of its columns: {listing(inputs)}.",
             )
         column = cells[self.by]
-        return [group_name(column[i]) or NO_GROUP for i in rows]
+        return [group_name(column[i], unite_numbers=False) or NO_GROUP for i in rows]
 
 
 def _corrected(

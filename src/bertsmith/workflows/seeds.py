@@ -101,7 +101,7 @@ def _train_seed(
         return
 
     def check_split(event: RunEvent) -> None:
-        if isinstance(event, Prepared):  # another version, or another table, can give other splits
+        if isinstance(event, Prepared):  # the splits differ if the version or the table differs
             own = _splits(member)
             if not all(_splits(other).equals(own) for other in run.members if other.layout.run.is_file()):
                 refuse_changes("run", run.path, ["the splits of the table"])

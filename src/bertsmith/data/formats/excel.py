@@ -59,7 +59,7 @@ def read_excel(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRow | N
             where=f"{path}, with the sheets {listing(names)}",
             remedy="Name another sheet with --sheet.",
         )
-    rows = rows[filled[0] : filled[-1] + 1]  # with blank rows in between, so that row numbers match those of the sheet
+    rows = rows[filled[0] : filled[-1] + 1]  # with blank rows in between, so that row n is the nth below the header
     header = [to_text(cell).strip() or f"column {i}" for i, cell in enumerate(rows[0], start=1)]
 
     def chunks() -> Iterator[Cells]:
