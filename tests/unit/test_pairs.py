@@ -229,8 +229,10 @@ def test_a_damaged_template_is_reported(joined, tmp_path):
 def test_the_report_says_what_the_pair_is_worth(paired):
     found = paired.metrics["columns"]
     assert (found["alone"], found["added"]) == ("premise", ["hypothesis"])
-    low, high = found["difference"]["interval"]
-    assert low <= found["with"] - found["without"] <= high
+    difference = found["with"] - found["without"]
+    assert found["difference"]["value"] == pytest.approx(difference)
+    low, high = found["difference"]["interval"] or (difference, difference)  # none without variation
+    assert low <= difference <= high
     assert found["texts"] == {"train": 120, "scored": 15}
     assert found["verdict"] in paired.layout.report.read_text().replace("&#39;", "'")
 
