@@ -13,7 +13,14 @@ import bertsmith as bs
 from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, DataError, ModelError
 from bertsmith.inference.classifier import Classifier
-from bertsmith.inference.explain import TOLERANCE, OutOfTimeError, can_explain, explain, explain_mistakes
+from bertsmith.inference.explain import (
+    EXPLAINED_TOKENS,
+    TOLERANCE,
+    OutOfTimeError,
+    can_explain,
+    explain,
+    explain_mistakes,
+)
 from bertsmith.model import forward
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import ARCHITECTURES, WORDS, tiny_model, tiny_table
@@ -62,6 +69,7 @@ def test_explanations_respect_their_time_limit(classifier, monkeypatch):
     predictions = pd.DataFrame({"row": range(30), "text": table["Text"], "label": 0, "predicted": 1, "confidence": 0.9})
     lengths = classifier.count_tokens(table["Text"].tolist())
     assert explain_mistakes(classifier, predictions, lengths, seconds=0.0)
+    assert len(explain_mistakes(classifier, predictions, lengths + EXPLAINED_TOKENS, seconds=0.0)) >= 1
     monkeypatch.setattr("bertsmith.inference.explain.EXPLAINED_SECONDS", 0.0)
     assert explain_mistakes(classifier, predictions, lengths, seconds=0.0) == []
 

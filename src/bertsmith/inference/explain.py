@@ -211,12 +211,14 @@ def _answer(classifier: Classifier, scores: np.ndarray, target: int) -> dict[str
 def explain_mistakes(
     classifier: Classifier, predictions: pd.DataFrame, lengths: np.ndarray, seconds: float
 ) -> list[dict[str, Any]]:
-    """Explain the most confident mistakes, within `EXPLAINED_TOKENS` and the time limit; none if not `can_explain`.
+    """Explain the most confident mistakes within the time limit; none if not `can_explain`.
+
+    After the first mistake, `EXPLAINED_TOKENS` limits the explanations as well.
 
     Args:
         classifier: the fitted model.
         predictions: of the test split, from `predictions_frame`.
-        lengths: tokens of each text, shape (texts,).
+        lengths: tokens of each text before truncation, shape (texts,).
         seconds: duration of the training.
 
     Returns:
@@ -226,9 +228,10 @@ def explain_mistakes(
         return []
     wrong = classifier.task.mistakes(predictions, classifier.labels)
     explained, left = [], EXPLAINED_TOKENS
+    read = lengths if classifier.long == "window" else np.minimum(lengths, classifier.max_length)
     deadline = time.perf_counter() + max(EXPLAINED_SHARE * seconds, EXPLAINED_SECONDS)
-    for row, text, tokens in zip(wrong["row"], texts_of(wrong), lengths[wrong.index], strict=True):
-        if tokens > left:
+    for row, text, tokens in zip(wrong["row"], texts_of(wrong), read[wrong.index], strict=True):
+        if explained and tokens > left:
             break
         left -= tokens
         try:
