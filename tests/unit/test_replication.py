@@ -246,6 +246,8 @@ def test_methods_refuses_the_measurement_of_another_run(finished, cli, tmp_path)
     measured["run"]["created"] = "2020-01-01"
     (tmp_path / "m.json").write_text(json.dumps(measured))
     assert cli("methods", finished, "--measurement", tmp_path / "m.json")[0] == 2
+    assert cli("pack", finished, "-o", tmp_path / "run.zip", "--measurement", tmp_path / "m.json")[0] == 2
+    assert not (tmp_path / "run.zip").exists()
 
 
 def test_an_unchanged_run_is_identical(finished, cli):
@@ -433,8 +435,9 @@ def test_retrain_needs_the_table(finished, cli):
 
 @pytest.mark.parametrize("texts", [True, False])
 def test_an_archive_has_the_run_and_its_checksums(finished, cli, tmp_path, texts):
-    file = tmp_path / "run.zip"
-    code, _, err = cli("pack", finished, "-o", file, *([] if texts else ["--no-texts"]))
+    file, measurement = tmp_path / "run.zip", tmp_path / "shares.json"
+    measurement.write_text(json.dumps(_measurement()))
+    code, _, err = cli("pack", finished, "-o", file, "--measurement", measurement, *([] if texts else ["--no-texts"]))
     assert code == 0, err
     saved = Run(finished).predictions["text"].tolist()
     with zipfile.ZipFile(file) as archive:
@@ -442,6 +445,8 @@ def test_an_archive_has_the_run_and_its_checksums(finished, cli, tmp_path, texts
         for line in archive.read("SHA256SUMS").decode().splitlines():
             digest, name = line.split("  ")
             assert hashlib.sha256(archive.read(name)).hexdigest() == digest
+        assert json.loads(archive.read("measurement.json")) == _measurement()
+        assert b"angelopoulos2023ppi" in archive.read("references.bib")
         archive.extractall(tmp_path / "out")
     assert {"methods.md", "references.bib", "run/run.json", "run/metrics.json", "run/splits.parquet"} <= set(names)
     packed = pd.read_parquet(tmp_path / "out" / "run" / "predictions" / "test.parquet")["text"].tolist()

@@ -39,6 +39,12 @@ Runtime = Annotated[
     ),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", show_default=False, help="Run folder of bertsmith train.")]
+MeasurementOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--measurement", metavar="FILE.json", help="Output of bertsmith measure --json, for a paragraph on the shares."
+    ),
+]
 RunOrExport = Annotated[
     Path,
     typer.Argument(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bertsmith.cli.options import RunArgument
+from bertsmith.cli.options import MeasurementOption, RunArgument
 from bertsmith.cli.terminal import stderr_console
 
 
@@ -17,6 +17,7 @@ def pack(
         Path | None, typer.Option("-o", "--output", metavar="FILE.zip", help="Archive to write; RUN.zip by default.")
     ] = None,
     texts: Annotated[bool, typer.Option("--texts/--no-texts", help="Include the texts, or only their hashes.")] = True,
+    measurement: MeasurementOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing archive.")] = False,
 ) -> None:
     """Write a replication archive of a run: settings, scores, predictions, model, and a methods paragraph.
@@ -34,7 +35,7 @@ def pack(
     with claim(OutputFile(path, (), (".zip",)), overwrite=overwrite):
         from bertsmith.workflows.pack import pack_run
 
-        n_files = pack_run(run, path, texts=texts)
+        n_files = pack_run(run, path, texts=texts, measurement=measurement)
     err = stderr_console()
     err.print(f"{counted(n_files, 'file')} packed into {path}, {path.stat().st_size / 1e6:,.1f} MB", markup=False)
     if texts:

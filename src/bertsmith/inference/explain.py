@@ -227,7 +227,8 @@ def explain_mistakes(
     if not can_explain(classifier):
         return []
     wrong = classifier.task.mistakes(predictions, classifier.labels)
-    explained, left = [], EXPLAINED_TOKENS
+    explained: list[dict[str, Any]] = []
+    left = EXPLAINED_TOKENS
     read = lengths if classifier.long == "window" else np.minimum(lengths, classifier.max_length)
     deadline = time.perf_counter() + max(EXPLAINED_SHARE * seconds, EXPLAINED_SECONDS)
     for row, text, tokens in zip(wrong["row"], texts_of(wrong), read[wrong.index], strict=True):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from bertsmith.errors import counted
+from bertsmith.errors import DataError, counted
 
 ALL = None
 """The group of a share of the whole corpus."""
@@ -141,6 +143,35 @@ class Measurement:
 def run_identity(info: Mapping[str, Any]) -> dict[str, Any]:
     """Return what identifies a run, from its ``run.json``: when it was created, and the fingerprint of its table."""
     return {"created": info.get("created"), "fingerprint": info["data"]["fingerprint"]}
+
+
+def read_measurement(path: Path, info: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the output of ``bertsmith measure --json``.
+
+    Args:
+        path: the file.
+        info: ``run.json`` of the run that the measurement must come from.
+
+    Raises:
+        DataError: if the file cannot be read, is something else, or comes from another run.
+    """
+    try:
+        measured = json.loads(path.read_text(encoding="utf-8"))
+        _ = (measured["shares"] or measured["means"])[0]["estimator"]
+    except OSError as error:
+        raise DataError(
+            f"the file cannot be read: {error.strerror}", where=str(path), remedy="Check the path."
+        ) from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise DataError(
+            f"the file is not the output of bertsmith measure --json ({type(error).__name__})",
+            where=str(path),
+            remedy="Create it with: bertsmith measure RUN CORPUS … --json > FILE.json",
+        ) from error
+    identity = run_identity(info)
+    if measured.get("run", identity) != identity:  # older versions wrote no run
+        raise DataError("the measurement comes from another run", where=str(path), remedy="Pass that run.")
+    return dict(measured)
 
 
 def show_mean(value: float | None) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from bertsmith.data.template import stored_groups, texts_of
 from bertsmith.folders.atomic import replaced_file, to_json
 from bertsmith.folders.run import Run, open_run
+from bertsmith.measuring.result import read_measurement
 from bertsmith.report.methods import write_methods
 from bertsmith.workflows.score import hash_texts
 
@@ -19,6 +20,7 @@ README = """A run of bertsmith, packed for replication.
 
 methods.md, methods.tex, references.bib  the methods paragraph, and where each number comes from
 run/                                     the run folder: settings, classes, scores, predictions, model
+measurement.json                         output of bertsmith measure, if there is a measurement
 SHA256SUMS                               checksums: sha256sum -c SHA256SUMS
 
 Check it:          bertsmith verify run
@@ -33,7 +35,7 @@ checks everything else.
 """
 
 
-def pack_run(path: Path, output: Path, *, texts: bool = True) -> int:
+def pack_run(path: Path, output: Path, *, texts: bool = True, measurement: Path | None = None) -> int:
     """Write a zip archive of a finished run, and return its number of files.
 
     Args:
@@ -41,17 +43,21 @@ def pack_run(path: Path, output: Path, *, texts: bool = True) -> int:
         output: the archive.
         texts: keep the texts; otherwise, hashes replace texts, numbers replace groups, and what quotes cells of the
             table is left out.
+        measurement: output of ``bertsmith measure --json``, for the archive and the methods paragraph.
 
     Raises:
-        UserError: if the run is not finished or damaged, or the archive cannot be written.
+        UserError: if the run is not finished or damaged, the measurement comes from another run, or the archive cannot
+            be written.
     """
     run = open_run(path)
-    methods = write_methods(run)
+    measured = None if measurement is None else read_measurement(measurement, run.info)
+    methods = write_methods(run, measured)
     contents = {
         "README.txt": README + ("" if texts else WITHOUT_TEXTS),
         "methods.md": methods.markdown(),
         "methods.tex": methods.latex(),
         "references.bib": methods.bibtex(),
+        **({} if measured is None else {"measurement.json": to_json(measured)}),
     }
     sums: list[str] = []
     with replaced_file(output) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
