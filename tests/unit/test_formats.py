@@ -168,8 +168,23 @@ def test_other_splits_of_a_dataset_are_not_used_in_training():
     assert table.labels.numbers == (0, 1)
     assert [(note.severity, note.count) for note in table.notes] == [("warning", 3)]
     assert len(read_raw(source, DataConfig()).frame) == 7
-    with pytest.raises(DataError):
-        read_table(datasets.DatasetDict({"unsupervised": part}))
+    for names in (["unsupervised"], ["test"], ["first", "second"]):
+        with pytest.raises(DataError):
+            read_table(datasets.DatasetDict(dict.fromkeys(names, part)))
+    assert read_table(datasets.DatasetDict({"full": part})).frame["split"].isna().all()
+
+
+def test_a_test_table_is_the_test_split_of_a_dataset_with_several():
+    frame = FRAME.drop(columns="Label")
+    part = datasets.Dataset.from_pandas(frame.head(1))
+    source = datasets.DatasetDict({"train": part, "Test": datasets.Dataset.from_pandas(frame.tail(2)), "extra": part})
+    table = read_table(frame, DataConfig(test=source))
+    assert table.frame["split"].tolist()[4:] == ["test"] * 2
+    assert table.frame["row"].tolist()[4:] == [2, 3]
+    assert [(note.severity, note.count) for note in table.notes] == [("info", 2)]
+    with pytest.raises(DataError) as caught:
+        read_table(frame, DataConfig(validation=source))
+    assert "--validation" in caught.value.remedy
 
 
 def test_sql_gives_the_same_rows(tmp_path):
