@@ -187,6 +187,18 @@ def test_a_test_table_is_the_test_split_of_a_dataset_with_several():
     assert "--validation" in caught.value.remedy
 
 
+def test_a_dataset_is_read_without_its_format_and_without_decoding():
+    rows = {"text": ["a", "b"], "label": [0, 1], "sound": [{"bytes": b"x", "path": None}] * 2}
+    source = datasets.Dataset.from_dict(rows).cast_column("sound", datasets.Audio())
+    assert read_table(source.with_format("numpy", columns=["label"]).select([1, 0])).frame["text"].tolist() == [
+        "b",
+        "a",
+    ]
+    for other in (source["text"], datasets.IterableDatasetDict({"train": source["text"]}), datasets.DatasetDict()):
+        with pytest.raises(DataError):
+            read_table(other)
+
+
 def test_sql_gives_the_same_rows(tmp_path):
     with contextlib.closing(sqlite3.connect(tmp_path / "d.db")) as db, db:
         FRAME.to_sql("reviews", db, index=False)

@@ -12,7 +12,7 @@ import pandas as pd
 from bertsmith.config import DataConfig, Source, is_arrow_table
 from bertsmith.data import hub
 from bertsmith.data.columns import check_columns
-from bertsmith.data.formats.arrow import read_stream
+from bertsmith.data.formats.arrow import read_stream, to_cells
 from bertsmith.data.formats.registry import collect, read_file
 from bertsmith.data.table import RawTable
 from bertsmith.data.texts import is_missing, replace_surrogates
@@ -128,10 +128,19 @@ def _read_hub(address: str) -> RawTable:
 
 
 def _from_datasets(source: Any, name: str) -> RawTable:
-    parts: Iterable[tuple[str | None, Any]] = source.items() if hasattr(source, "items") else [(None, source)]
+    from datasets import Dataset
+
+    parts: Iterable[tuple[str | None, Any]] = source.items() if isinstance(source, dict) else [(None, source)]
     frames, splits, named = [], [], []
     for split, dataset in parts:
-        frames.append(pd.DataFrame({c: pd.Series(dataset[c][:], dtype=object) for c in dataset.column_names}))
+        if not isinstance(dataset, Dataset):
+            raise DataError(
+                f"{with_article(dataset)} cannot be read as a table",
+                where=name,
+                remedy="Load the dataset without streaming, and pass a datasets.Dataset or a DatasetDict.",
+            )
+        table = dataset.with_format("arrow")[:]  # does not decode images or audio
+        frames.append(pd.DataFrame({c: pd.Series(to_cells(table[c]), dtype=object) for c in table.column_names}))
         splits += [split] * len(frames[-1])
         items = {c: getattr(feature, "feature", feature) for c, feature in dataset.features.items()}  # of a list
         named.append({c: list(item.names) for c, item in items.items() if type(item).__name__ == "ClassLabel"})
@@ -142,7 +151,8 @@ def _from_datasets(source: Any, name: str) -> RawTable:
             if column in own:
                 frame[column] = pd.Series([_class_texts(cell, own[column]) for cell in frame[column]], dtype=object)
     split_column = pd.Series(splits, dtype=object) if any(splits) else None
-    return RawTable(pd.concat(frames, ignore_index=True), name, class_names=class_names, split=split_column)
+    frame = pd.concat(frames or [pd.DataFrame()], ignore_index=True)
+    return RawTable(frame, name, class_names=class_names, split=split_column)
 
 
 def _class_texts(cell: Any, names: Sequence[str]) -> Any:
