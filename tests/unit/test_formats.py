@@ -199,7 +199,7 @@ def test_a_dataset_is_read_without_its_format_and_without_decoding():
             read_table(other)
 
 
-def test_sql_gives_the_same_rows(tmp_path):
+def test_sql_gives_the_same_rows(tmp_path, monkeypatch):
     with contextlib.closing(sqlite3.connect(tmp_path / "d.db")) as db, db:
         FRAME.to_sql("reviews", db, index=False)
     url = f"sqlite:///{tmp_path / 'd.db'}"
@@ -210,6 +210,13 @@ def test_sql_gives_the_same_rows(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         read_table(None, DataConfig(sql="select 1", db=f"sqlite:///{tmp_path / 'none.db'}"))
     assert not (tmp_path / "none.db").exists()
+
+
+@pytest.mark.parametrize("db", ["postgresql://me:my@word:secret@host/db", "me:secret@host/db", "x://me:secret@host/db"])
+def test_an_error_about_a_database_names_no_password(db):
+    with pytest.raises(DataError) as caught:
+        read_table(None, DataConfig(sql="select 1", db=db))
+    assert "secret" not in str(caught.value)
 
 
 def test_a_dataset_dict_defines_splits_and_class_names():

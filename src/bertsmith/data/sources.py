@@ -16,7 +16,7 @@ from bertsmith.data.formats.arrow import read_stream, to_cells
 from bertsmith.data.formats.registry import collect, read_file
 from bertsmith.data.table import RawTable
 from bertsmith.data.texts import is_missing, replace_surrogates
-from bertsmith.errors import DataError, MissingPackageError, quoted, shorten, with_article
+from bertsmith.errors import DataError, MissingPackageError, first_line, quoted, shorten, with_article
 
 
 def read_raw(source: Any, config: DataConfig, role: str | None = None) -> RawTable:
@@ -89,9 +89,13 @@ def _read_sql(query: str, db: str) -> RawTable:
             names = list(result.keys())
             rows = result.fetchall()
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        # The message about an invalid port quotes a part of a password that contains "@".
+        is_port = isinstance(error, ValueError)
+        reason = "the port is not a number" if is_port else first_line(getattr(error, "orig", None) or error)
         raise DataError(
-            f"the database reports: {reason}", where=f"--sql {quoted(query)}", remedy="Check --sql and --db."
+            f"the database reports: {reason}",
+            where=f"--sql {quoted(query)}",
+            remedy=f"Check --sql and --db.{' In a password, write %40 for @.' if is_port else ''}",
         ) from error
     frame = pd.DataFrame({i: pd.Series([row[i] for row in rows], dtype=object) for i in range(len(names))})
     frame.columns = pd.Index(names)
