@@ -210,6 +210,8 @@ def test_sql_gives_the_same_rows(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="does not exist"):
         read_table(None, DataConfig(sql="select 1", db=f"sqlite:///{tmp_path / 'none.db'}"))
     assert not (tmp_path / "none.db").exists()
+    monkeypatch.chdir(tmp_path)
+    _check(read_table(None, DataConfig(sql="select * from reviews", db="sqlite:///file:d.db?mode=ro&uri=true")))
 
 
 @pytest.mark.parametrize("db", ["postgresql://me:my@word:secret@host/db", "me:secret@host/db", "x://me:secret@host/db"])

@@ -79,7 +79,7 @@ def _read_sql(query: str, db: str) -> RawTable:
         url = engine.url.render_as_string(hide_password=True)
         if engine.url.drivername.startswith("sqlite") and engine.url.database not in (None, "", ":memory:"):
             path = Path(str(engine.url.database))
-            if not path.is_file():  # SQLite would create an empty database
+            if not path.is_file() and "uri" not in engine.url.query:  # SQLite would create an empty database
                 raise DataError("the database file does not exist", where=str(path), remedy="Check --db.")
         with engine.connect() as connection:
             # As written: `text` takes ":D" in a string for a parameter, and some drivers take "%".
