@@ -217,6 +217,11 @@ def _quotes(c: _Corpus) -> None:
     c.repaired("quote-inside.csv", _rows('say "cat",a', "dog,b", "red,a", "blue,b"), ['say "cat"', *TEXTS[1:]])
     c.repaired("doubled.csv", _rows('"say ""cat""",a', "dog,b", "red,a", "blue,b"), ['say "cat"', *TEXTS[1:]])
     c.repaired("backslash.csv", _rows('"say \\"cat\\"",a', "dog,b", "red,a", "blue,b"), ['say "cat"', *TEXTS[1:]])
+    rows = ['"C:\\new \\"cat\\""', '"a\\b\\\\"', 'dog \\"', '"\\\\\\"x\\y"']
+    rows = [f"{row},{label}" for row, label in zip(rows, LABELS, strict=True)]
+    c.repaired("literal-backslashes.csv", _rows(*rows), ['C:\\new "cat"', "a\\b\\", 'dog "', '\\"x\\y'])
+    rows = [row.replace("C:\\", "C:\\\\").replace("a\\b", "a\\\\b").replace("x\\", "x\\\\") for row in rows]
+    c.repaired("escaped-backslashes.csv", _rows(*rows), ['C:\\new "cat"', "a\\b\\", 'dog "', '\\"x\\y'])
     c.repaired("all-quoted.csv", "\n".join(",".join(f'"{f}"' for f in row.split(",")) for row in GOOD.splitlines()))
     c.repaired("lines-inside.csv", _rows('"cat\n\ncat",a', "dog,b", "red,a", "blue,b"), ["cat\n\ncat", *TEXTS[1:]])
     c.repaired("curly.csv", _rows("“cat”,a", "dog,b", "red,a", "blue,b"), ["“cat”", *TEXTS[1:]])
@@ -225,6 +230,8 @@ def _quotes(c: _Corpus) -> None:
     c.repaired("quote-to-quote.tsv", tabs, ['" cat', "dog", 'red "', "blue"], LABELS, "plain characters")
     tabs = _rows('"cat\ncat"\ta', "dog\tb", "red\ta", "blue\tb", header="Text\tLabel")
     c.repaired("lines-inside.tsv", tabs, ["cat\ncat", *TEXTS[1:]])
+    tabs = _rows('"cat \\""\ta', 'dog"\tb', "red\ta", "blue\tb", header="Text\tLabel")
+    c.repaired("backslash-quote-to-quote.tsv", tabs, ['"cat \\""', 'dog"', "red", "blue"], LABELS, "plain characters")
     tabs = _rows('"cat\tcat\ncat"\ta', "dog\tb", "red\ta", "blue\tb", header='"Text"\t"Label"')
     c.repaired("tab-and-line-inside.tsv", tabs, ["cat\tcat\ncat", *TEXTS[1:]])
 

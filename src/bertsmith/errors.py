@@ -316,6 +316,12 @@ def is_valid_path(path: str | os.PathLike[str]) -> bool:
     return True
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of a message, without users and passwords in addresses; without a message, the type."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return re.sub(r"(\w+://)?[^\s'\"]*@", r"\1***@", line)
+
+
 def write_error(path: Path, error: Exception, remedy: str | None = None) -> OutputError:
     """Return the `OutputError` for a path that cannot be written.
 

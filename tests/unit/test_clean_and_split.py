@@ -344,3 +344,12 @@ def test_near_duplicates_with_other_labels_or_splits_are_reported():
     assert found["near-conflict"].severity == "warning"
     assert "1 ≈ 2" in found["near-conflict"].rows
     assert found["near-leak"].rows == ("10 ≈ 9", "151 ≈ 149")
+
+
+def test_examples_of_near_duplicates_differ_as_the_finding_says():
+    text = "the quick brown fox jumps over the lazy dog and runs away from the big bad wolf number one"
+    texts = [text, f"{text}.", f"{text}!", f"{text}?", "other words about cheese", "another sentence on cars"]
+    frame = pd.DataFrame({"text": texts, "label": list("aabaab"), "part": ["test"] * 3 + ["train"] * 3})
+    found = {f.kind: f.rows for f in inspect(read_table(frame, DataConfig(split_column="part"))).findings}
+    assert found["near-conflict"] == ("1 ≈ 3", "2 ≈ 3", "4 ≈ 3")
+    assert found["near-leak"] == ("1 ≈ 4", "2 ≈ 4", "3 ≈ 4")

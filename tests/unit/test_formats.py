@@ -168,11 +168,38 @@ def test_other_splits_of_a_dataset_are_not_used_in_training():
     assert table.labels.numbers == (0, 1)
     assert [(note.severity, note.count) for note in table.notes] == [("warning", 3)]
     assert len(read_raw(source, DataConfig()).frame) == 7
-    with pytest.raises(DataError):
-        read_table(datasets.DatasetDict({"unsupervised": part}))
+    for names in (["unsupervised"], ["test"], ["first", "second"]):
+        with pytest.raises(DataError):
+            read_table(datasets.DatasetDict(dict.fromkeys(names, part)))
+    assert read_table(datasets.DatasetDict({"full": part})).frame["split"].isna().all()
 
 
-def test_sql_gives_the_same_rows(tmp_path):
+def test_a_test_table_is_the_test_split_of_a_dataset_with_several():
+    frame = FRAME.drop(columns="Label")
+    part = datasets.Dataset.from_pandas(frame.head(1))
+    source = datasets.DatasetDict({"train": part, "Test": datasets.Dataset.from_pandas(frame.tail(2)), "extra": part})
+    table = read_table(frame, DataConfig(test=source))
+    assert table.frame["split"].tolist()[4:] == ["test"] * 2
+    assert table.frame["row"].tolist()[4:] == [2, 3]
+    assert [(note.severity, note.count) for note in table.notes] == [("info", 2)]
+    with pytest.raises(DataError) as caught:
+        read_table(frame, DataConfig(validation=source))
+    assert "--validation" in caught.value.remedy
+
+
+def test_a_dataset_is_read_without_its_format_and_without_decoding():
+    rows = {"text": ["a", "b"], "label": [0, 1], "sound": [{"bytes": b"x", "path": None}] * 2}
+    source = datasets.Dataset.from_dict(rows).cast_column("sound", datasets.Audio())
+    assert read_table(source.with_format("numpy", columns=["label"]).select([1, 0])).frame["text"].tolist() == [
+        "b",
+        "a",
+    ]
+    for other in (source["text"], datasets.IterableDatasetDict({"train": source["text"]}), datasets.DatasetDict()):
+        with pytest.raises(DataError):
+            read_table(other)
+
+
+def test_sql_gives_the_same_rows(tmp_path, monkeypatch):
     with contextlib.closing(sqlite3.connect(tmp_path / "d.db")) as db, db:
         FRAME.to_sql("reviews", db, index=False)
     url = f"sqlite:///{tmp_path / 'd.db'}"
@@ -183,6 +210,15 @@ def test_sql_gives_the_same_rows(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         read_table(None, DataConfig(sql="select 1", db=f"sqlite:///{tmp_path / 'none.db'}"))
     assert not (tmp_path / "none.db").exists()
+    monkeypatch.chdir(tmp_path)
+    _check(read_table(None, DataConfig(sql="select * from reviews", db="sqlite:///file:d.db?mode=ro&uri=true")))
+
+
+@pytest.mark.parametrize("db", ["postgresql://me:my@word:secret@host/db", "me:secret@host/db", "x://me:secret@host/db"])
+def test_an_error_about_a_database_names_no_password(db):
+    with pytest.raises(DataError) as caught:
+        read_table(None, DataConfig(sql="select 1", db=db))
+    assert "secret" not in str(caught.value)
 
 
 def test_a_dataset_dict_defines_splits_and_class_names():
@@ -389,6 +425,10 @@ def test_formulas_without_a_stored_value_are_reported(tmp_path):
     raw = read_raw(tmp_path / "t.xlsx", DataConfig())
     assert raw.frame["Text"].tolist() == ["a", None, "c"]
     assert [(note.severity, note.count) for note in raw.notes] == [("warning", 1)]
+    with zipfile.ZipFile(tmp_path / "t.xlsx") as book, zipfile.ZipFile(tmp_path / "saved.xlsx", "w") as saved:
+        for name in book.namelist():  # as Excel saves a formula whose value is an empty string
+            saved.writestr(name, book.read(name).replace(b'<c r="A3"><f>', b'<c r="A3" t="str"><f>'))
+    assert not read_raw(tmp_path / "saved.xlsx", DataConfig()).notes
     with pd.ExcelWriter(tmp_path / "t.xlsx") as book:
         frame.head(1).to_excel(book, sheet_name="Texts & labels", index=False)
         frame.to_excel(book, sheet_name="draft", index=False)

@@ -171,6 +171,11 @@ def test_a_file_without_the_columns_of_corrections_is_refused(flipped, tmp_path)
     flipped.to_csv(tmp_path / "t.csv", index=False)
     with pytest.raises(DataError, match="'row', 'text', 'corrected'"):
         bs.read_table(tmp_path / "t.csv", corrections=tmp_path / "t.csv")
+    line = {"row": [3], "text": "x", "corrected": "", "Corrected": "fruits"}
+    pd.DataFrame(line).to_csv(tmp_path / "c.csv", index=False)
+    with pytest.raises(DataError) as caught:
+        bs.read_table(tmp_path / "t.csv", corrections=tmp_path / "c.csv")
+    assert caught.value.where == "c.csv"
 
 
 def test_a_copy_with_the_same_wrong_label_does_not_hide_it():

@@ -266,6 +266,16 @@ def test_the_card_has_each_metric_with_its_interval(finished):
     assert data.base_model is None  # a folder on this machine
 
 
+@pytest.mark.parametrize(
+    ("model", "expected"), [({"revision": "a1b2"}, "owner/base"), ({"revision": None}, None), ({}, "owner/base")]
+)
+def test_the_card_names_only_a_checkpoint_of_the_hub_as_base(model, expected, own_run):
+    run = open_run(own_run)
+    others = {key: value for key, value in run.info["model"].items() if key != "revision"}
+    run.update(model={**others, "name": "owner/base", **model})
+    assert ModelCard(card_text(open_run(own_run))).data.base_model == expected
+
+
 @pytest.fixture(scope="module", params=["multi-label", "ordinal", "regression"])
 def other(request, tmp_path_factory, tiny):
     table = tiny_table(120)

@@ -139,6 +139,16 @@ def test_report_and_card_name_the_metric_that_selects_the_epoch(given, name, own
         assert f"the best {name} on the validation texts" in page
 
 
+@pytest.mark.parametrize("used", [True, False])
+def test_the_card_says_on_which_labels_the_model_was_trained(used, own_run):
+    run = open_run(own_run)
+    before = card_text(run).splitlines()
+    run.update(label_noise={"used": used, "suspects": 13}, soft_labels={"used": used})
+    changed = [line for line in card_text(open_run(own_run)).splitlines() if line not in before]
+    assert len(changed) == 2 * used
+    assert not used or "13 texts" in changed[0]
+
+
 def test_texts_of_groups_get_no_range_of_chance(own_run):
     run, cell = open_run(own_run), '<td class="n">–</td>'
     before = write_report(run).read_text().count(cell)

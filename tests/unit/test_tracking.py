@@ -157,7 +157,7 @@ class Memory(trackers.Tracker):
 
     def log(self, values, step):
         if values["validation/macro_f1"] == 0:
-            raise OSError("the server does not answer")
+            raise OSError("http://me:secret@host does not answer")
         self.values.append(values)
 
     def finish(self, values, files, *, failed):
@@ -200,6 +200,7 @@ def test_a_tracker_that_fails_does_not_end_training(tmp_path, memory):
             track(event)
     failed = [event for event in seen if isinstance(event, TrackingFailed)]
     assert [event.tracker for event in failed] == ["json"]
+    assert not [event for event in failed if "secret" in str(event)]
     assert len(seen) == 4
     assert memory[0].values == []
 
@@ -213,3 +214,43 @@ def test_what_cannot_be_used_is_refused_before_training(tmp_path, monkeypatch, c
             Tracking(name, tmp_path, Config(), print)
         assert caught.value.extra == name
     assert list(tmp_path.iterdir()) == []
+
+
+def _mlflow(monkeypatch, address, error):
+    """Replace MLflow by one whose server or database raises an error; return its settings for databases."""
+
+    def search_experiments(max_results):
+        raise error
+
+    client = types.SimpleNamespace(search_experiments=search_experiments)
+    mlflow = types.SimpleNamespace(MlflowClient=lambda: client, get_tracking_uri=lambda: address)
+    database = types.SimpleNamespace(utils=types.SimpleNamespace(MAX_RETRY_COUNT=10))
+    for name, module in (("mlflow", mlflow), ("mlflow.store", mlflow), ("mlflow.store.db", database)):
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    return database.utils
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("API request to http://me:secret@host:5000/api failed"),
+        ValueError("invalid literal for int() with base 10: 'secret@host'"),
+        OSError(),
+    ],
+)
+def test_an_error_of_mlflow_names_no_password(error, monkeypatch):
+    settings = _mlflow(monkeypatch, "postgresql://me:my@secret@host/db", error)
+    with pytest.raises(ConfigError) as caught:
+        trackers.find_tracker("mlflow")
+    assert "secret" not in str(caught.value)
+    assert caught.value.where == "MLFLOW_TRACKING_URI"
+    assert settings.MAX_RETRY_COUNT < 10
+
+
+def test_the_driver_of_the_database_of_mlflow_is_named(monkeypatch):
+    _mlflow(monkeypatch, "mysql+pymysql://host/db", ModuleNotFoundError("No module named 'pymysql'", name="pymysql"))
+    with pytest.raises(MissingPackageError) as caught:
+        trackers.find_tracker("mlflow")
+    assert (caught.value.package, caught.value.extra) == ("pymysql", None)

@@ -15,7 +15,7 @@ from bertsmith.data.findings import MAX_EXAMPLES, Finding, Inspected, join_names
 from bertsmith.data.label_checks import describe_far_numbers, differing_labels, far_numbers, label_findings
 from bertsmith.data.language import guess_language
 from bertsmith.data.split import split_cleaned
-from bertsmith.data.table import REGRESSION
+from bertsmith.data.table import ORDINAL, REGRESSION
 from bertsmith.data.template import flat_texts
 from bertsmith.errors import DataError, counted, quoted
 
@@ -111,21 +111,24 @@ def check_cleaning(inspected: Inspected) -> Iterator[Finding]:
 
 def check_near_duplicates(inspected: Inspected) -> Iterator[Finding]:
     """Report near-duplicates, and those with different labels or in different given splits."""
-    frame, groups = inspected.cleaned.table.frame, inspected.cleaned.near_duplicates
-    frame = frame.assign(near_duplicates=groups, split=frame["split"].fillna(""), text=flat_texts(frame))
-    grouped = frame.groupby("near_duplicates")
+    table, groups = inspected.cleaned.table, inspected.cleaned.near_duplicates
+    frame = table.frame.assign(split=table.frame["split"].fillna(""), text=flat_texts(table.frame))
+    grouped = frame.groupby(groups)
     # `check_cleaning` reports groups of equal texts.
     is_near, has_other_split = ((grouped[name].transform("nunique") > 1).to_numpy() for name in ("text", "split"))
-    has_other_label, other = differing_labels(inspected.cleaned.table, groups)
+    has_other_label, other = differing_labels(table, groups)
+    texts, splits = (frame[name].factorize()[0] for name in ("text", "split"))
+    labels = table.targets if table.task in (ORDINAL, REGRESSION) else table.codes
     is_held_out = frame["split"].isin(["validation", "test"]).to_numpy()
     unless = "kept in one split, unless splits are given or you pass --near-duplicates ignore"
     leak = "of the given validation and test splits with a near-duplicate in another split"
-    for kind, severity, mask, message, action in (
-        ("near-duplicate", "info", is_near, "with near-duplicates", f"used; {unless}"),
+    for kind, severity, mask, values, message, action in (
+        ("near-duplicate", "info", is_near, texts, "with near-duplicates", f"used; {unless}"),
         (
             "near-conflict",
             "warning",
             is_near & has_other_label,
+            labels,
             f"with near-duplicates {other}",
             "used; check the labels",
         ),
@@ -133,6 +136,7 @@ def check_near_duplicates(inspected: Inspected) -> Iterator[Finding]:
             "near-leak",
             "warning",
             is_near & is_held_out & has_other_split,
+            splits,
             leak,
             "used, because bertsmith does not change given validation and test splits; the metrics may be too high",
         ),
@@ -141,7 +145,8 @@ def check_near_duplicates(inspected: Inspected) -> Iterator[Finding]:
             pairs: list[tuple[int | str, ...]] = []
             for i in np.flatnonzero(mask):
                 others = np.flatnonzero(groups == groups[i])
-                pair = inspected.name_rows(frame.iloc[[i, others[0] if others[0] != i else others[1]]])
+                partner = others[np.argmax(np.abs(values[others] - values[i]))]
+                pair = inspected.name_rows(frame.iloc[[i, partner]])
                 if pair not in pairs and pair[::-1] not in pairs:
                     pairs.append(pair)
                 if len(pairs) == MAX_EXAMPLES:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from bertsmith.config import DataConfig
-from bertsmith.data.columns import canonical
+from bertsmith.data.columns import canonical, check_columns
 from bertsmith.data.outcomes import NO_LABELS, SEPARATOR, Outcomes
 from bertsmith.data.sources import read_raw
 from bertsmith.data.table import MISSING, Labels, Note, Table
@@ -56,6 +56,7 @@ def apply_corrections(table: Table, file: Path, config: DataConfig) -> Table:
             where=raw.name,
             remedy="Create the file with: bertsmith inspect TABLE --label-errors FILE.csv",
         )
+    check_columns([name for name in frame.columns if name in COLUMNS], len(frame), raw.name, config)
 
     def column(name: str) -> list[str | None]:
         return to_texts(frame[name], f"{raw.name}, column {name!r}")

@@ -73,8 +73,8 @@ def _combine(
     names = [f"{raw.name} ({split})" if split and names.count(raw.name) > 1 else raw.name for raw, split in parts]
     for (given, split), name in zip(parts, names, strict=True):
         raw, row_numbers = given, np.arange(1, len(given.frame) + 1, dtype=np.int64)
-        if split is None and config.split_column is None:
-            raw, row_numbers = _without_unknown_splits(raw, row_numbers)
+        if split is not None or config.split_column is None:
+            raw, row_numbers = _without_other_splits(raw, row_numbers, split)
         part_config = config if split is None else config.model_copy(update={"split_column": None})
         columns = find_columns(list(raw.frame.columns), name, part_config, template=template)
         labelled.append(Part(raw, columns, name))
@@ -111,30 +111,48 @@ def _combine(
     )
 
 
-def _without_unknown_splits(raw: RawTable, rows: np.ndarray) -> tuple[RawTable, np.ndarray]:
-    """Return a dataset without the splits that are neither train, validation nor test, such as ``unsupervised``.
+def _without_other_splits(raw: RawTable, rows: np.ndarray, role: str | None) -> tuple[RawTable, np.ndarray]:
+    """Return a dataset without the splits that are not for its role, such as ``unsupervised``.
+
+    A dataset with a single split is used whole. Unless the split is known, the dataset is then one without splits.
 
     Args:
         raw: the dataset.
         rows: the numbers of its rows.
+        role: the split to use; ``None`` for train, validation and test.
 
     Returns:
         The dataset, and the numbers of the remaining rows.
+
+    Raises:
+        DataError: if the dataset has several splits, but not that of its role.
     """
     if raw.split is None:
         return raw, rows
-    is_known = raw.split.map(lambda name: canonical(str(name)) in _SPLIT_SYNONYMS).to_numpy(dtype=bool)
-    if is_known.all() or not is_known.any():
+    names = sorted(set(map(str, raw.split)))
+    roles = {name: _SPLIT_SYNONYMS.get(canonical(name)) for name in names}
+    used = [name for name, found in roles.items() if found and role in (None, found)]
+    if len(names) == 1:
+        return raw if used or names == ["unsupervised"] else replace(raw, split=None), rows
+    if role is not None and not used:
+        raise DataError(
+            f"the dataset has no split {role}; its splits are {listing(names)}",
+            where=raw.name,
+            remedy=f"Pass one of its splits to --{role}.",
+        )
+    unused = [name for name in names if name not in used]
+    if not used or not unused:
         return raw, rows
-    unknown = listing(sorted(set(raw.split[~is_known])))
-    message = f"bertsmith does not use the splits {unknown} of {raw.name}, only train, validation and test"
-    used = replace(
+    is_used = raw.split.map(str).isin(used).to_numpy()
+    only = role or "train, validation and test"
+    message = f"bertsmith does not use the splits {listing(unused)} of {raw.name}, only {only}"
+    kept = replace(
         raw,
-        frame=raw.frame[is_known].reset_index(drop=True),
-        split=raw.split[is_known].reset_index(drop=True),
-        notes=(*raw.notes, Note("warning", message, int((~is_known).sum()))),
+        frame=raw.frame[is_used].reset_index(drop=True),
+        split=raw.split[is_used].reset_index(drop=True),
+        notes=(*raw.notes, Note("info" if role else "warning", message, int((~is_used).sum()))),
     )
-    return used, rows[is_known]
+    return kept, rows[is_used]
 
 
 def _parse_splits(
@@ -150,15 +168,17 @@ def _parse_splits(
     values: list[Any] = column.to_list()
     splits = [_SPLIT_SYNONYMS.get(canonical(str(value))) for value in values]
     rows = zip(values, splits, texts, strict=True)
+    remedy = "Rename the splits of the dataset to train, validation and test, or pass a datasets.Dataset."
     unknown = sorted({str(value) for value, known, text in rows if known is None and text})
     if unknown:
         raise DataError(
             f"these values do not name a split: {listing(unknown)}",
             where=f"{name}, column {quoted(columns.split)}" if columns.split else name,
-            remedy="Write train, validation or test in every row.",
+            remedy="Write train, validation or test in every row." if columns.split else remedy,
         )
     if "train" not in splits:
-        raise DataError("no row has the split train", where=name, remedy="Write train in the rows to train on.")
+        remedy = "Write train in the rows to train on." if columns.split else remedy
+        raise DataError("no row has the split train", where=name, remedy=remedy)
     return pd.Series(splits, dtype="str")
 
 

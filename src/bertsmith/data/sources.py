@@ -12,11 +12,11 @@ import pandas as pd
 from bertsmith.config import DataConfig, Source, is_arrow_table
 from bertsmith.data import hub
 from bertsmith.data.columns import check_columns
-from bertsmith.data.formats.arrow import read_stream
+from bertsmith.data.formats.arrow import read_stream, to_cells
 from bertsmith.data.formats.registry import collect, read_file
 from bertsmith.data.table import RawTable
 from bertsmith.data.texts import is_missing, replace_surrogates
-from bertsmith.errors import DataError, MissingPackageError, quoted, shorten, with_article
+from bertsmith.errors import DataError, MissingPackageError, first_line, quoted, shorten, with_article
 
 
 def read_raw(source: Any, config: DataConfig, role: str | None = None) -> RawTable:
@@ -79,7 +79,7 @@ def _read_sql(query: str, db: str) -> RawTable:
         url = engine.url.render_as_string(hide_password=True)
         if engine.url.drivername.startswith("sqlite") and engine.url.database not in (None, "", ":memory:"):
             path = Path(str(engine.url.database))
-            if not path.is_file():  # SQLite would create an empty database
+            if not path.is_file() and "uri" not in engine.url.query:  # SQLite would create an empty database
                 raise DataError("the database file does not exist", where=str(path), remedy="Check --db.")
         with engine.connect() as connection:
             # As written: `text` takes ":D" in a string for a parameter, and some drivers take "%".
@@ -89,9 +89,13 @@ def _read_sql(query: str, db: str) -> RawTable:
             names = list(result.keys())
             rows = result.fetchall()
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        # The message about an invalid port quotes a part of a password that contains "@".
+        is_port = isinstance(error, ValueError)
+        reason = "the port is not a number" if is_port else first_line(getattr(error, "orig", None) or error)
         raise DataError(
-            f"the database reports: {reason}", where=f"--sql {quoted(query)}", remedy="Check --sql and --db."
+            f"the database reports: {reason}",
+            where=f"--sql {quoted(query)}",
+            remedy=f"Check --sql and --db.{' In a password, write %40 for @.' if is_port else ''}",
         ) from error
     frame = pd.DataFrame({i: pd.Series([row[i] for row in rows], dtype=object) for i in range(len(names))})
     frame.columns = pd.Index(names)
@@ -128,10 +132,19 @@ def _read_hub(address: str) -> RawTable:
 
 
 def _from_datasets(source: Any, name: str) -> RawTable:
-    parts: Iterable[tuple[str | None, Any]] = source.items() if hasattr(source, "items") else [(None, source)]
+    from datasets import Dataset
+
+    parts: Iterable[tuple[str | None, Any]] = source.items() if isinstance(source, dict) else [(None, source)]
     frames, splits, named = [], [], []
     for split, dataset in parts:
-        frames.append(pd.DataFrame({c: pd.Series(dataset[c][:], dtype=object) for c in dataset.column_names}))
+        if not isinstance(dataset, Dataset):
+            raise DataError(
+                f"{with_article(dataset)} cannot be read as a table",
+                where=name,
+                remedy="Load the dataset without streaming, and pass a datasets.Dataset or a DatasetDict.",
+            )
+        table = dataset.with_format("arrow")[:]  # does not decode images or audio
+        frames.append(pd.DataFrame({c: pd.Series(to_cells(table[c]), dtype=object) for c in table.column_names}))
         splits += [split] * len(frames[-1])
         items = {c: getattr(feature, "feature", feature) for c, feature in dataset.features.items()}  # of a list
         named.append({c: list(item.names) for c, item in items.items() if type(item).__name__ == "ClassLabel"})
@@ -142,7 +155,8 @@ def _from_datasets(source: Any, name: str) -> RawTable:
             if column in own:
                 frame[column] = pd.Series([_class_texts(cell, own[column]) for cell in frame[column]], dtype=object)
     split_column = pd.Series(splits, dtype=object) if any(splits) else None
-    return RawTable(pd.concat(frames, ignore_index=True), name, class_names=class_names, split=split_column)
+    frame = pd.concat(frames or [pd.DataFrame()], ignore_index=True)
+    return RawTable(frame, name, class_names=class_names, split=split_column)
 
 
 def _class_texts(cell: Any, names: Sequence[str]) -> Any:

@@ -152,8 +152,10 @@ def _name(run: Run, details: Details) -> str:
 
 def _checkpoint(run: Run) -> str:
     """Return the name of the checkpoint; for a local folder, only its last part."""
-    name = str(run.info["model"]["name"])
-    return name if HUB_ID.fullmatch(name) and not Path(name).exists() else re.split(r"[/\\]", name)[-1]
+    model = run.info["model"]
+    name = str(model["name"])
+    is_local = model["revision"] is None if "revision" in model else Path(name).exists()  # older versions: no revision
+    return name if HUB_ID.fullmatch(name) and not is_local else re.split(r"[/\\]", name)[-1]
 
 
 def _example(run: Run) -> Any:

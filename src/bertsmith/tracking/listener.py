@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bertsmith.config import Config, EvalConfig, ModelConfig, TrainConfig
-from bertsmith.errors import ConfigError
+from bertsmith.errors import ConfigError, first_line
 from bertsmith.events import (
     Evaluated,
     FinalStarted,
@@ -75,7 +75,7 @@ class Tracking(AbstractContextManager["Tracking"]):
                 action()
         except Exception as error:  # an error of a tracker does not end training
             self.kind = None
-            self.observe(TrackingFailed(str(self.name), f"{type(error).__name__}: {error}"))
+            self.observe(TrackingFailed(str(self.name), f"{type(error).__name__}: {first_line(error)}"))
 
     def _track(self, event: Any) -> None:
         if isinstance(event, SeedStarted):

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from bertsmith.errors import ConfigError, MissingPackageError
+from bertsmith.errors import ConfigError, MissingPackageError, first_line
 
 PROJECT = "bertsmith"
 """Project or experiment, unless an environment variable of the tracker names another."""
@@ -104,26 +104,28 @@ class MLflow(Tracker):
 
     @staticmethod
     def _client() -> Any:
-        # By default, MLflow retries an unreachable server for several minutes.
+        # By default, MLflow retries an unreachable server or database for several minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        from mlflow import MlflowClient
+        from mlflow import MlflowClient, get_tracking_uri
 
+        if get_tracking_uri().startswith(("postgresql", "mysql", "mssql")):
+            from mlflow.store.db import utils
+
+            utils.MAX_RETRY_COUNT = 3
         return MlflowClient()
 
     @classmethod
     def check(cls) -> None:
         """Check that the package is installed, and that the server or database answers."""
         super().check()
-        from mlflow.exceptions import MlflowException
-
         try:
             cls._client().search_experiments(max_results=1)
-        except ModuleNotFoundError:
-            raise
-        except (MlflowException, OSError) as error:
+        except ModuleNotFoundError as error:  # such as the driver of a database
+            raise MissingPackageError(error.name or cls.package, "--track mlflow") from error
+        except Exception as error:  # each store raises its own
             raise ConfigError(
-                f"MLflow cannot be used: {_first_line(error)}",
+                f"MLflow cannot be used: {first_line(error)}",
                 where="MLFLOW_TRACKING_URI" if "MLFLOW_TRACKING_URI" in os.environ else None,
                 remedy="Start the server or correct its address, or leave out --track.",
             ) from error
@@ -201,7 +203,7 @@ class WeightsAndBiases(_LikeWandb):
             ready = wandb.login()
         except (wandb.Error, OSError) as error:
             raise ConfigError(
-                f"Weights & Biases cannot be used: {_first_line(error)}",
+                f"Weights & Biases cannot be used: {first_line(error)}",
                 remedy="Run wandb login, set WANDB_API_KEY, or set WANDB_MODE=offline.",
             ) from error
         if not ready:
@@ -267,7 +269,3 @@ def find_tracker(name: str) -> type[Tracker]:
 
 def _safe(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name) or "run"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

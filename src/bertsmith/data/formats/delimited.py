@@ -6,7 +6,7 @@ import contextlib
 import csv
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TextIO
 
@@ -21,6 +21,10 @@ _MAX_FIELD_CHARS = 2**31 - 1
 """The largest limit that `csv` accepts where a C long has 32 bits, as on Windows."""
 _SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
 """First line of a file that declares its delimiter to Excel."""
+_ESCAPED = {"escapechar": "\\", "doublequote": False}
+_LITERAL = r'(?<!\\)(?:\\\\)*\\(?!N\b)[^\\"\r\n\t,;|]'
+"""A backslash that escapes neither a quote nor a backslash or delimiter; ``\\N`` is the NULL of MySQL."""
+_BACKSLASHES = re.compile(r'\\+"?')
 
 
 def read_delimited(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRow | None) -> ChunkedTable:
@@ -41,18 +45,19 @@ def read_delimited(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRow
     n_lines = 0  # rows of a tab-separated file in which every line is a row, if it has quotes
     if delimiter == "\t" and '"' not in header and _contains(file, '"'):
         with contextlib.suppress(DataError):
-            n_lines = _read(file, _Dialect(delimiter, plain, bool(declared)), 1, None).n_rows
+            n_lines = _read(file, _Dialect(delimiter, plain, bool(declared), False), 1, None).n_rows
     first_error: DataError | None = None
     for options, how in (
         ({}, ""),
-        ({"escapechar": "\\", "doublequote": False}, 'quotes escaped as \\"'),
+        (_ESCAPED, 'quotes escaped as \\"'),
         (plain, "quotes as plain characters"),
     ):
-        if "escapechar" in options and not _contains(file, '\\"'):
+        if options is _ESCAPED and not (first_error and _contains(file, r'\\"')):
             continue
         if options is plain and delimiter != "\t":
             continue
-        dialect = _Dialect(delimiter, options, bool(declared))
+        is_literal = options is _ESCAPED and _contains(file, _LITERAL)
+        dialect = _Dialect(delimiter, options, bool(declared), is_literal)
         try:
             table = _read(file, dialect, chunk_rows, None if n_lines else on_bad_row)
         except DataError as error:
@@ -66,9 +71,9 @@ def read_delimited(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRow
     raise first_error
 
 
-def _contains(file: TableFile, characters: str) -> bool:
+def _contains(file: TableFile, pattern: str) -> bool:
     with file.text.open() as text:
-        return any(characters in line for line in text)
+        return any(map(re.compile(pattern).search, text))
 
 
 def _read(file: TableFile, dialect: _Dialect, chunk_rows: int | None, on_bad_row: OnBadRow | None) -> ChunkedTable:
@@ -119,11 +124,13 @@ class _Dialect:
         delimiter: the character between fields.
         options: other options of `csv.reader`.
         has_separator_line: whether the first line declares the delimiter to Excel.
+        is_literal: whether a backslash is a plain character, except before a quote.
     """
 
     delimiter: str
     options: Mapping[str, Any]
     has_separator_line: bool
+    is_literal: bool
 
     def rows(self, text: TextIO, name: str, on_ragged: Callable[[int, int], None]) -> Iterator[list[str]]:
         """Yield the fields of every row, the header first.
@@ -141,7 +148,10 @@ class _Dialect:
         """
         # A blank line replaces the separator line, so that line numbers stay the same.
         first = ["\n"] if self.has_separator_line and next(text, "") else []
-        reader = csv.reader(itertools.chain(first, text), delimiter=self.delimiter, strict=True, **self.options)
+        lines: Iterable[str] = itertools.chain(first, text)
+        if self.is_literal:
+            lines = (_BACKSLASHES.sub(lambda run: run[0] * (1 if run[0][-1] == '"' else 2), line) for line in lines)
+        reader = csv.reader(lines, delimiter=self.delimiter, strict=True, **self.options)
         start, n_fields, n_empty = 1, 0, 0
         while True:
             previous = csv.field_size_limit(_MAX_FIELD_CHARS)

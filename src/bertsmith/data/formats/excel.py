@@ -98,7 +98,9 @@ def _count_formulas_without_value(content: io.BytesIO, sheet: str) -> int:
             cells = packed.read(posixpath.join("xl", target).lstrip("/"))
         except (KeyError, StopIteration, ElementTree.ParseError):  # another format, such as .ods
             return 0
-    return len(re.findall(rb"</f>\s*(?:<v\s*/>|<v></v>|</c>)", cells))
+    # A stored empty string is a value of type "str".
+    formula = rb"<c\b(?![^>]*\bt=[\"']str[\"'])[^>]*>\s*<f\b[^>]*>[^<]*</f>\s*(?:<v\s*/>|<v></v>|</c>)"
+    return len(re.findall(formula, cells))
 
 
 def _cell_value(cell: Any) -> Any:
