@@ -300,6 +300,17 @@ def test_an_unfolded_rule_is_exported(run, copy):
     assert ruled.predict_proba(TEXTS) == pytest.approx(expected, abs=1e-4)
 
 
+def test_an_export_truncates_the_side_that_its_tokenizer_truncates(own_run, written, tmp_path, monkeypatch):
+    monkeypatch.setattr(bs.Run, "check_model", lambda run: None)  # the run was trained with the other side
+    file = own_run / "model" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"truncation_side": "left"}))
+    original = bs.load(own_run, runtime="torch", device="cpu")
+    exported = bs.load(bs.export(own_run, output=tmp_path / "left").path)
+    texts = ["cat dog horse " * 200 + "red green blue " * 200]
+    _close(exported.predict_proba(texts), original.predict_proba(texts))
+    _close(exported.predict_proba(texts), exported.predict_proba(["red green blue " * 200]))
+
+
 def test_thresholds_come_from_the_export_as_from_the_run(run, exported, tmp_path, cli):
     (tmp_path / "t.txt").write_text("cat\nred plum\nsaw")
     flags = ("--target-accuracy", "0.5", "--coverage", "0.8", "--json")

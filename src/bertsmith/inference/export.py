@@ -117,6 +117,7 @@ def export(
             run_facts(opened) | {"model_files": opened.info["model_files"], "versions": versions()},
             original.template,
             original.long,
+            str(tokenizer.truncation_side),
         )
         atomic.write_json(folder / ABOUT, about.to_dict())
         evaluated = "cross-validated texts" if "by" in opened.metrics["splits"]["test"] else "test texts"
