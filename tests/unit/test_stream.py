@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -402,10 +403,17 @@ def test_lines_from_stdin_go_to_every_format(suffix, cli, old_export, tmp_path, 
     assert (code, "--text-column" in messages) == (2, True)
 
 
-def test_lists_and_objects_are_json_in_csv(classifier, tmp_path):
-    with open_stream(pd.DataFrame({"Text": ["cat"], "n": [{"a": [1, None]}]}), DataConfig()) as stream:
-        write_stream(lambda p: predict_chunks(classifier, p), stream, tmp_path / "out.csv", {})
-    assert json.loads(pd.read_csv(tmp_path / "out.csv")["n"][0]) == {"a": [1, None]}
+@pytest.mark.parametrize("suffix", [".csv", ".xlsx"])
+def test_lists_arrays_and_objects_are_json_in_cells(suffix, classifier, tmp_path):
+    many, file = np.arange(2000).reshape(2, 1000), tmp_path / f"out{suffix}"
+    values = [{"a": [1, None]}, many, (1, "\ud800"), {2}, np.array(["\ud800"]), b"a"]
+    table = pd.DataFrame({"Text": ["cat"], **{f"n{i}": [value] for i, value in enumerate(values)}})
+    with open_stream(table, DataConfig()) as stream:
+        write_stream(lambda p: predict_chunks(classifier, p), stream, file, {})
+    frame = pd.read_csv(file) if suffix == ".csv" else pd.read_excel(file, engine="calamine")
+    *read, text = (frame[f"n{i}"][0] for i in range(len(values)))
+    assert list(map(json.loads, read)) == [{"a": [1, None]}, many.tolist(), [1, "\ufffd"], [2], ["\ufffd"]]
+    assert text == "YQ=="
 
 
 @pytest.mark.parametrize(
