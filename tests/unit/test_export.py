@@ -550,6 +550,18 @@ def test_an_export_keeps_the_exact_held_out_probabilities(run, exported):
     assert stored.tolist() == expected.tolist() != expected.astype(np.float32).tolist()
 
 
+def test_the_held_out_predictions_of_an_export_read_texts_as_the_export_does(own_run, written, tmp_path):
+    file = bs.Run(own_run).layout.predictions / "validation.parquet"
+    long = "cat dog " * 40 + "red blue " * 200
+    pd.read_parquet(file).assign(text=lambda f: [long, *f["text"][1:]]).to_parquet(file)
+    folder = bs.export(own_run, output=tmp_path / "whole", long="window").path
+    whole = bs.load(folder)
+    _close(whole.held_out().scores[0][:1], whole.predict_proba([long]))
+    with pytest.raises(ConfigError) as error:
+        bs.load(folder, long="truncate").held_out()
+    assert error.value.where == str(folder)
+
+
 @pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json", "validation.npz"])
 def test_changed_and_missing_files_of_an_export_are_reported(name, copy):
     file = copy / name

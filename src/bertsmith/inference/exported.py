@@ -20,7 +20,7 @@ from bertsmith.data.template import Template
 from bertsmith.errors import MissingPackageError, RunFolderError, counted
 from bertsmith.evaluation.rule import Rule
 from bertsmith.inference.abstain import HeldOutPredictions
-from bertsmith.inference.predictor import ModelPredictor
+from bertsmith.inference.predictor import ModelPredictor, other_long_error
 from bertsmith.inference.runtime import RUNTIMES, Session
 from bertsmith.model.tokenizer import COLUMNS, FastEncoder
 from bertsmith.model.tokens import Tokens, pad
@@ -203,10 +203,12 @@ class Exported(ModelPredictor):
     def __repr__(self) -> str:
         return f"Exported({counted(len(self.labels), 'class', 'classes')}, {self.about.format} {self.about.precision})"
 
-    def held_out(self) -> HeldOutPredictions:
-        """Return the held-out predictions of the original model, from the run or the export."""
-        if self.run is not None:
-            return super().held_out()
+    def held_out(self, *, test: bool = False) -> HeldOutPredictions:
+        """Return the held-out predictions of the run, or else those in the export, which has none for test texts."""
+        if self.run is not None or test:
+            return super().held_out(test=test)
+        if self.long != self.about.long:
+            raise other_long_error(self.long, self.about.long, "the export lacks these texts", self.folder)
         try:
             with np.load(self.folder / HELD_OUT, allow_pickle=False) as arrays:
                 scores = arrays["probabilities"].astype(np.float64)
