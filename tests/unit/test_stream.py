@@ -11,8 +11,10 @@ import sys
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import feather
 from pydantic import ValidationError
 
 import bertsmith as bs
@@ -416,15 +418,32 @@ def test_lists_arrays_and_objects_are_json_in_cells(suffix, classifier, tmp_path
     assert text == "YQ=="
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".feather"])
+def test_objects_without_fields_are_json_in_parquet(suffix, classifier, tmp_path):
+    table = pa.table({"Text": ["cat", "dog"], "a": [{}, None], "b": [[{}], []]})
+    source = tmp_path / f"t{suffix}"
+    if suffix == ".feather":
+        feather.write_feather(table, source)
+    else:
+        source.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    _predict(classifier, source, tmp_path / "out.parquet", {})
+    back = pq.read_table(tmp_path / "out.parquet")
+    assert (back["a"].to_pylist(), back["b"].to_pylist()) == (["{}", None], ["[{}]", "[]"])
+
+
 @pytest.mark.parametrize(
     ("numbers", "written"),
     [
         ([1, 2, 3, 4.5], [1.0, 2.0, 3.0, 4.5]),
         ([2**63 + 1, 2, 3, 4], [str(2**63 + 1), "2", "3", "4"]),
         ([2**60 + 1, 2, 3, 4.5], [str(2**60 + 1), "2", "3", "4.5"]),
+        ([{"v": n} for n in (1, 2, 3, 4.5)], [{"v": n} for n in (1.0, 2.0, 3.0, 4.5)]),
+        ([{"v": n} for n in (2**60 + 1, 2, 3, 4.5)], [f'{{"v": {n}}}' for n in (2**60 + 1, 2, 3, 4.5)]),
+        ([{}, {}, {}, {"v": 1}], [{"v": None}] * 3 + [{"v": 1}]),
+        ([{}, [], None], ["{}", "[]", None]),
     ],
 )
-def test_the_type_of_a_column_holds_the_numbers_of_all_chunks(numbers, written, tmp_path):
+def test_the_type_of_a_column_holds_the_values_of_all_chunks(numbers, written, tmp_path):
     (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": "a", "id": n}) + "\n" for n in numbers))
     with open_stream(tmp_path / "t.jsonl", DataConfig()) as stream:
         types = stream.types()
