@@ -112,6 +112,18 @@ def test_input_columns_are_kept_and_empty_texts_get_no_prediction(classifier):
     assert frame.filter(like="probability").dropna().sum(axis=1).tolist() == pytest.approx([1, 1, 1])
 
 
+def test_texts_are_normalised_before_they_are_empty_and_have_a_length(classifier):
+    """A table of fixed width pads its cells; the texts of the training have no outer white space."""
+    texts = ["cat", "\x01", "\ufeff ", "red"]
+    given = [({"x": [1, 2, 3, 4]}, some) for some in (texts, [text.ljust(200) for text in texts])]
+    (cells, counts, read), padded = predict_chunks(classifier, given)
+    assert (cells, counts, read) == padded
+    assert cells["predicted_text"] == ["animals", None, None, "colours"]
+    assert read == ["cat", "", "", "red"]
+    frame = classifier.predict_frame(pd.DataFrame({"text": texts}))
+    assert frame["predicted_text"].isna().tolist() == [False, True, True, False]
+
+
 def test_a_data_frame_keeps_its_columns_and_its_index(classifier):
     frame = pd.DataFrame(
         {"Review": ["my cat", None, "apple plum", " "], "stars": [5, 4, 3, 2]}, index=["d", "b", "b", "a"]

@@ -149,7 +149,7 @@ class Predictor(ABC):
         check_columns(names, max(len(frame), 1), where, config)
         found = find_text_columns(names, where, config, self.template)
         cells = {name: frame.iloc[:, names.index(name)].tolist() for name in found}
-        texts = self.template.texts(self.template.read_cells(cells, found, where))
+        texts = [normalise_text(text) for text in self.template.texts(self.template.read_cells(cells, found, where))]
         filled = [i for i, text in enumerate(texts) if not is_empty(text)]
         added = to_frame(self.task, self.predict_proba(Texts(texts[i] for i in filled), progress), self.labels)
         if clash := [name for name in added.columns if name in names]:
