@@ -186,7 +186,7 @@ def _predict(classifier, source, output, about, *, stop_after=None, **settings):
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet", ".xlsx"])
 def test_interrupted_predictions_resume_to_the_same_file(suffix, classifier, tmp_path):
-    source, about = _table(tmp_path / "t.csv"), {"input": "x"}
+    source, about = _table(tmp_path / "t.csv"), {"input": "x", "min_confidence": np.float32(0.1)}
     whole, parts = tmp_path / f"whole{suffix}", tmp_path / f"parts{suffix}"
     counts = _predict(classifier, source, whole, about)
     kinds = (LABELLED, CONFIDENCE, LENGTH)
