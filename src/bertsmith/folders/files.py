@@ -74,8 +74,8 @@ class OutputFolder(Output):
             return
         if not path.is_dir() or path.is_symlink():
             raise ConfigError("the path is not a folder", where=str(path), remedy=remedy)
-        inputs = [self.source.absolute(), *self.source.absolute().parents]
-        if path.absolute() in inputs or path.resolve() in [folder.resolve() for folder in inputs]:
+        source = self.source.absolute()
+        if any(folder.exists() and path.samefile(folder) for folder in (source, *source.parents)):
             raise ConfigError("the input is in this folder", where=str(path), remedy=remedy)
         files = sorted(path.iterdir())
         if foreign := [file.name for file in files if file.suffix != self.suffix or not file.is_file()]:
