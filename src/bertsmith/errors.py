@@ -338,9 +338,10 @@ def write_error(path: Path, error: Exception, remedy: str | None = None) -> Outp
     default = (
         "Free some space, or choose another path." if disk_full else "Choose another path, or check the permissions."
     )
+    remedy = remedy or default
     if isinstance(error, PermissionError) and path.exists() and os.name == "nt":
-        default = "Close the programs that have the path open, or choose another path."
-    return OutputError(f"the path cannot be written: {reason}", where=str(path), remedy=remedy or default)
+        remedy = f"Close the programs that have the path open. {remedy}"
+    return OutputError(f"the path cannot be written: {reason}", where=str(path), remedy=remedy)
 
 
 def save_traceback(error: BaseException) -> str:

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import accuracy_score
 
+import bertsmith as bs
+from bertsmith.errors import ConfigError
 from bertsmith.evaluation.abstention import (
     accuracy_coverage_curve,
     confidence_threshold,
@@ -19,6 +21,8 @@ from bertsmith.evaluation.abstention import (
     coverage_interval,
     label_shift,
 )
+from bertsmith.inference.abstain import fit_abstention
+from bertsmith.inference.ensemble import Ensemble
 from bertsmith.tasks.registry import get_task
 
 SINGLE = get_task()
@@ -171,6 +175,27 @@ def test_the_suggested_coverage_works(cli, finished, tmp_path):
     _, _, err = cli("predict", finished, tmp_path / "new.txt", "--coverage", "0.99")
     advised = re.search(r"at most ([\d.]+\d)", err)[1]
     assert cli("predict", finished, tmp_path / "new.txt", "--coverage", advised)[0] == 0
+
+
+def test_thresholds_come_from_held_out_texts_that_are_read_as_the_new_texts_are(own_run):
+    """A run has predictions for one way to read long texts only. The models of folds cannot read them again."""
+    run, text = bs.Run(own_run), "cat dog " * 40 + "red blue " * 200
+    for name in ("validation", "test"):
+        file = run.layout.predictions / f"{name}.parquet"
+        pd.read_parquet(file).assign(text=lambda f: [text, *f["text"][1:]]).to_parquet(file)
+    plain, whole = (bs.load(run, device="cpu", runtime="torch", long=long) for long in ("truncate", "window"))
+    for test, frame in ((False, run.validation_predictions), (True, run.predictions)):
+        (saved,), (again,) = plain.held_out(test=test).scores, whole.held_out(test=test).scores
+        assert saved.tolist() == np.stack(frame["probabilities"]).tolist()
+        assert again[1:].tolist() == saved[1:].tolist()
+        assert again[:1] == pytest.approx(whole.predict_proba([text]))
+        assert again[0].tolist() != saved[0].tolist()
+        assert Ensemble([plain, whole]).held_out(test=test).scores[1].tolist() == again.tolist()
+    run.layout.metrics.write_text(run.layout.metrics.read_text().replace('"texts"', '"by": "folds", "texts"'))
+    with pytest.raises(ConfigError) as error:
+        fit_abstention(whole, coverage=0.8)
+    assert error.value.where == str(own_run)
+    assert fit_abstention(plain, coverage=0.8).in_set is not None
 
 
 def test_label_shift_is_detected():

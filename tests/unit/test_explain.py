@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import bertsmith as bs
 from bertsmith.data.table import Labels
@@ -17,6 +18,7 @@ from bertsmith.inference.explain import (
     EXPLAINED_TOKENS,
     TOLERANCE,
     OutOfTimeError,
+    _words,
     can_explain,
     explain,
     explain_mistakes,
@@ -85,6 +87,22 @@ def test_every_architecture_is_explained(architecture, tmp_path):
     assert "".join(w.text for w in found.words) == "Redcats,neartheplum"
     assert "".join(w.text + w.after for w in found.words) == text.strip()
     assert abs(found.gap) <= TOLERANCE * max(abs(found.change), 1.0)
+
+
+@pytest.mark.parametrize("trim", [True, False])
+def test_tokens_of_white_space_belong_to_the_next_word(trim):
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(["[CLS]", "[SEP]", *alphabet])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.RobertaProcessing(("[SEP]", 1), ("[CLS]", 0), trim, add_prefix_space=False)
+    text = "one  two.\n\nthree é12 "
+    encoding = tokenizer.encode(text)
+    values = [0.0, *range(1, len(encoding) - 1), 0.0]
+    words = _words(text, encoding.word_ids, encoding.offsets, values, [])
+    assert [word.text for word in words] == ["one", "two", ".", "three", "é", "12"]
+    assert "".join(word.text + word.after for word in words) == text.rstrip()
+    assert sum(word.attribution for word in words) == sum(values)
+    assert words[1].attribution == sum(range(4, 9))  # two spaces, three letters
 
 
 def test_the_command_prints_json_and_a_page(cli, finished, tmp_path):

@@ -300,6 +300,17 @@ def test_an_unfolded_rule_is_exported(run, copy):
     assert ruled.predict_proba(TEXTS) == pytest.approx(expected, abs=1e-4)
 
 
+def test_an_export_truncates_the_side_that_its_tokenizer_truncates(own_run, written, tmp_path, monkeypatch):
+    monkeypatch.setattr(bs.Run, "check_model", lambda run: None)  # the run was trained with the other side
+    file = own_run / "model" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"truncation_side": "left"}))
+    original = bs.load(own_run, runtime="torch", device="cpu")
+    exported = bs.load(bs.export(own_run, output=tmp_path / "left").path)
+    texts = ["cat dog horse " * 200 + "red green blue " * 200]
+    _close(exported.predict_proba(texts), original.predict_proba(texts))
+    _close(exported.predict_proba(texts), exported.predict_proba(["red green blue " * 200]))
+
+
 def test_thresholds_come_from_the_export_as_from_the_run(run, exported, tmp_path, cli):
     (tmp_path / "t.txt").write_text("cat\nred plum\nsaw")
     flags = ("--target-accuracy", "0.5", "--coverage", "0.8", "--json")
@@ -537,6 +548,18 @@ def test_an_export_keeps_the_exact_held_out_probabilities(run, exported):
     """Rounded to fp32, a confidence close to 1 would be 1, and so would be a threshold."""
     (stored,), (expected,) = (x.scores for x in (Exported.load(exported.path).held_out(), held_out_predictions(run)))
     assert stored.tolist() == expected.tolist() != expected.astype(np.float32).tolist()
+
+
+def test_the_held_out_predictions_of_an_export_read_texts_as_the_export_does(own_run, written, tmp_path):
+    file = bs.Run(own_run).layout.predictions / "validation.parquet"
+    long = "cat dog " * 40 + "red blue " * 200
+    pd.read_parquet(file).assign(text=lambda f: [long, *f["text"][1:]]).to_parquet(file)
+    folder = bs.export(own_run, output=tmp_path / "whole", long="window").path
+    whole = bs.load(folder)
+    _close(whole.held_out().scores[0][:1], whole.predict_proba([long]))
+    with pytest.raises(ConfigError) as error:
+        bs.load(folder, long="truncate").held_out()
+    assert error.value.where == str(folder)
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json", "validation.npz"])

@@ -112,6 +112,18 @@ def test_input_columns_are_kept_and_empty_texts_get_no_prediction(classifier):
     assert frame.filter(like="probability").dropna().sum(axis=1).tolist() == pytest.approx([1, 1, 1])
 
 
+def test_texts_are_normalised_before_they_are_empty_and_have_a_length(classifier):
+    """A table of fixed width pads its cells; the texts of the training have no outer white space."""
+    texts = ["cat", "\x01", "\ufeff ", "red"]
+    given = [({"x": [1, 2, 3, 4]}, some) for some in (texts, [text.ljust(200) for text in texts])]
+    (cells, counts, read), padded = predict_chunks(classifier, given)
+    assert (cells, counts, read) == padded
+    assert cells["predicted_text"] == ["animals", None, None, "colours"]
+    assert read == ["cat", "", "", "red"]
+    frame = classifier.predict_frame(pd.DataFrame({"text": texts}))
+    assert frame["predicted_text"].isna().tolist() == [False, True, True, False]
+
+
 def test_a_data_frame_keeps_its_columns_and_its_index(classifier):
     frame = pd.DataFrame(
         {"Review": ["my cat", None, "apple plum", " "], "stars": [5, 4, 3, 2]}, index=["d", "b", "b", "a"]
@@ -160,11 +172,10 @@ def test_classes_follow_the_columns_of_predict_proba(classifier):
 
 def test_held_out_predictions_come_from_the_run_of_a_model(finished, classifier):
     expected = held_out_predictions(finished).targets.tolist()
-    for one in (classifier, Classifier.load(finished, device="cpu")):
+    for one in (classifier, Classifier.load(finished, device="cpu"), Ensemble([classifier])):
         assert one.held_out().targets.tolist() == expected
-    for without in (Classifier.load(finished / "model", device="cpu"), Ensemble([classifier])):
-        with pytest.raises(RunFolderError):
-            without.held_out()
+    with pytest.raises(RunFolderError):
+        Classifier.load(finished / "model", device="cpu").held_out()
 
 
 def test_an_ensemble_counts_truncated_texts_and_can_resume_predictions(classifier):

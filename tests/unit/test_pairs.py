@@ -152,6 +152,7 @@ def test_token_types_are_left_out_where_a_model_has_one(tmp_path):
     found = checkpoint.resolve(str(tiny_model(tmp_path / "m", type_vocab_size=1)))
     loaded = LoadedModel(load_model(found, Labels((0, 1), ("a", "b"))), load_tokenizer(found), torch.device("cpu"), 32)
     assert loaded.columns == ("input_ids",)
+    assert loaded.input_names == ("input_ids", "attention_mask")  # of an export, too
 
 
 # -- runs -----------------------------------------------------------------------------------------------------------

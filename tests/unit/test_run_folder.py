@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,10 +11,10 @@ import pytest
 
 import bertsmith as bs
 from bertsmith.config import Config
-from bertsmith.errors import Interrupted, RunFolderError
+from bertsmith.errors import ConfigError, Interrupted, RunFolderError
 from bertsmith.folders import atomic
 from bertsmith.folders.atomic import replaced_file, replaced_folder, write_json
-from bertsmith.folders.files import ExportFolder
+from bertsmith.folders.files import ExportFolder, OutputFolder
 from bertsmith.folders.layout import FINISHED, MEASURED
 from bertsmith.folders.new_run import RunFolder, check_same, check_same_settings
 from bertsmith.folders.run import Run, open_run
@@ -289,6 +290,17 @@ def test_hidden_files_of_the_user_are_not_overwritten(output, file, tmp_path):
             output(tmp_path).check(overwrite=True)
         assert hidden in error.value.what
         (tmp_path / hidden).unlink()
+
+
+def test_an_output_folder_does_not_replace_its_input_under_another_name(tmp_path, monkeypatch):
+    """On macOS and Windows, `Data` and `data` are the same folder."""
+    monkeypatch.setattr(Path, "samefile", lambda a, b: str(a).casefold() == str(b).casefold())
+    for name in ("Data", "data", "other"):
+        (tmp_path / name).mkdir(exist_ok=True)
+    for source in ("Data", "Data/t.parquet"):
+        with pytest.raises(ConfigError):
+            OutputFolder(tmp_path / "data", tmp_path / source, ".parquet").check(overwrite=True)
+        OutputFolder(tmp_path / "other", tmp_path / source, ".parquet").check(overwrite=True)
 
 
 def test_json_never_contains_nan(tmp_path):

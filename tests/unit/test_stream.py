@@ -9,9 +9,12 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import feather
 from pydantic import ValidationError
 
 import bertsmith as bs
@@ -183,7 +186,7 @@ def _predict(classifier, source, output, about, *, stop_after=None, **settings):
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet", ".xlsx"])
 def test_interrupted_predictions_resume_to_the_same_file(suffix, classifier, tmp_path):
-    source, about = _table(tmp_path / "t.csv"), {"input": "x"}
+    source, about = _table(tmp_path / "t.csv"), {"input": "x", "min_confidence": np.float32(0.1)}
     whole, parts = tmp_path / f"whole{suffix}", tmp_path / f"parts{suffix}"
     counts = _predict(classifier, source, whole, about)
     kinds = (LABELLED, CONFIDENCE, LENGTH)
@@ -402,10 +405,30 @@ def test_lines_from_stdin_go_to_every_format(suffix, cli, old_export, tmp_path, 
     assert (code, "--text-column" in messages) == (2, True)
 
 
-def test_lists_and_objects_are_json_in_csv(classifier, tmp_path):
-    with open_stream(pd.DataFrame({"Text": ["cat"], "n": [{"a": [1, None]}]}), DataConfig()) as stream:
-        write_stream(lambda p: predict_chunks(classifier, p), stream, tmp_path / "out.csv", {})
-    assert json.loads(pd.read_csv(tmp_path / "out.csv")["n"][0]) == {"a": [1, None]}
+@pytest.mark.parametrize("suffix", [".csv", ".xlsx"])
+def test_lists_arrays_and_objects_are_json_in_cells(suffix, classifier, tmp_path):
+    many, file = np.arange(2000).reshape(2, 1000), tmp_path / f"out{suffix}"
+    values = [{"a": [1, None]}, many, (1, "\ud800"), {2}, np.array(["\ud800"]), b"a"]
+    table = pd.DataFrame({"Text": ["cat"], **{f"n{i}": [value] for i, value in enumerate(values)}})
+    with open_stream(table, DataConfig()) as stream:
+        write_stream(lambda p: predict_chunks(classifier, p), stream, file, {})
+    frame = pd.read_csv(file) if suffix == ".csv" else pd.read_excel(file, engine="calamine")
+    *read, text = (frame[f"n{i}"][0] for i in range(len(values)))
+    assert list(map(json.loads, read)) == [{"a": [1, None]}, many.tolist(), [1, "\ufffd"], [2], ["\ufffd"]]
+    assert text == "YQ=="
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".feather"])
+def test_objects_without_fields_are_json_in_parquet(suffix, classifier, tmp_path):
+    table = pa.table({"Text": ["cat", "dog"], "a": [{}, None], "b": [[{}], []]})
+    source = tmp_path / f"t{suffix}"
+    if suffix == ".feather":
+        feather.write_feather(table, source)
+    else:
+        source.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    _predict(classifier, source, tmp_path / "out.parquet", {})
+    back = pq.read_table(tmp_path / "out.parquet")
+    assert (back["a"].to_pylist(), back["b"].to_pylist()) == (["{}", None], ["[{}]", "[]"])
 
 
 @pytest.mark.parametrize(
@@ -414,9 +437,13 @@ def test_lists_and_objects_are_json_in_csv(classifier, tmp_path):
         ([1, 2, 3, 4.5], [1.0, 2.0, 3.0, 4.5]),
         ([2**63 + 1, 2, 3, 4], [str(2**63 + 1), "2", "3", "4"]),
         ([2**60 + 1, 2, 3, 4.5], [str(2**60 + 1), "2", "3", "4.5"]),
+        ([{"v": n} for n in (1, 2, 3, 4.5)], [{"v": n} for n in (1.0, 2.0, 3.0, 4.5)]),
+        ([{"v": n} for n in (2**60 + 1, 2, 3, 4.5)], [f'{{"v": {n}}}' for n in (2**60 + 1, 2, 3, 4.5)]),
+        ([{}, {}, {}, {"v": 1}], [{"v": None}] * 3 + [{"v": 1}]),
+        ([{}, [], None], ["{}", "[]", None]),
     ],
 )
-def test_the_type_of_a_column_holds_the_numbers_of_all_chunks(numbers, written, tmp_path):
+def test_the_type_of_a_column_holds_the_values_of_all_chunks(numbers, written, tmp_path):
     (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": "a", "id": n}) + "\n" for n in numbers))
     with open_stream(tmp_path / "t.jsonl", DataConfig()) as stream:
         types = stream.types()

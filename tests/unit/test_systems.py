@@ -25,12 +25,13 @@ from bertsmith.cli.app import main
 from bertsmith.compute import system
 from bertsmith.data.read import read_table
 from bertsmith.data.table import Labels
-from bertsmith.errors import Interrupted, OutputError, RunFolderError
+from bertsmith.errors import Interrupted, OutputError, RunFolderError, write_error
 from bertsmith.events import StepDone
 from bertsmith.folders import atomic, new_run
 from bertsmith.folders.atomic import disk_errors, replaced_file, replaced_folder
-from bertsmith.folders.claim import lock
+from bertsmith.folders.claim import claim, lock
 from bertsmith.folders.run import Run
+from bertsmith.inference.chunks import PredictionFile
 from bertsmith.inference.explain import explain
 from bertsmith.model import checkpoint, load
 from bertsmith.serving.signals import SignalFlags
@@ -252,6 +253,27 @@ def open_files(monkeypatch):
     for name in real:
         monkeypatch.setattr(Path, name, refuse(name))
     return opened
+
+
+def test_an_open_file_is_refused_before_the_work(tmp_path, open_files, monkeypatch):
+    file = tmp_path / "labelled.csv"
+    file.write_text("old")
+    open_files.add(file)
+    monkeypatch.setattr("bertsmith.folders.files.LOCKS_OPEN_FILES", True)
+    with pytest.raises(OutputError), claim(PredictionFile(file), overwrite=True):
+        pytest.fail("the work began")
+    open_files.clear()
+    with claim(PredictionFile(file), overwrite=True):
+        assert file.read_text() == "old"
+
+
+@pytest.mark.parametrize("given", ["The rows are saved.", None])
+def test_the_advice_on_open_files_precedes_other_advice(given, tmp_path, monkeypatch):
+    plain = write_error(tmp_path, PermissionError(errno.EACCES, "x"), given).remedy
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "name", "nt")
+        found = write_error(tmp_path, PermissionError(errno.EACCES, "x"), given).remedy
+    assert found.endswith(f". {plain}")
 
 
 def test_a_folder_with_an_open_file_is_left_as_it_was(tmp_path, open_files):

@@ -113,7 +113,7 @@ def next(
 
     def write(target: Path | IO[str]) -> None:
         if format == "table":
-            types = common_types([cells]) if kind in TYPED else {}
+            types = common_types(lambda: [cells]) if kind in TYPED else {}
             with open_writer(kind, target, style=style, types=(types, False), predictions=False) as writer:
                 writer.write(cells)
         elif isinstance(target, Path):

@@ -131,7 +131,7 @@ def _stream(
     def types() -> tuple[dict[str, Any], bool]:
         if table.types is not None:
             return table.types, True
-        return common_types(cells for cells, _ in chunks(ignore)), False
+        return common_types(lambda: (cells for cells, _ in chunks(ignore))), False
 
     return Stream(
         table.name,
@@ -185,7 +185,7 @@ def _stream_lines(file: TableFile) -> Stream:
         raise DataError("the file is empty", where=str(file.path), remedy="Write one text per line.")
 
     def types() -> tuple[dict[str, Any], bool]:
-        return common_types(cells for cells, _ in itertools.islice(chunks(), 1)), False
+        return common_types(lambda: (cells for cells, _ in itertools.islice(chunks(), 1))), False
 
     return Stream(file.path.name, chunks, n_rows, file.text.notes, types=types, path=file.path)
 

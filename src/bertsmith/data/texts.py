@@ -64,9 +64,12 @@ def folded(text: str) -> str:
 
 
 def replace_surrogates(value: Any) -> Any:
-    """Replace lone surrogates, which no encoding can write, by U+FFFD, also within lists and objects."""
-    if isinstance(value, list):
-        return [replace_surrogates(entry) for entry in value]
+    """Replace lone surrogates, which no encoding can write, by U+FFFD, also within lists, arrays and objects."""
+    if getattr(value, "ndim", 0) and value.dtype.kind in "OU":
+        value = value.tolist()
+    if isinstance(value, list | tuple | set):
+        kind = next(kind for kind in (list, tuple, set) if isinstance(value, kind))
+        return kind(map(replace_surrogates, value))
     if isinstance(value, dict):
         return {replace_surrogates(key): replace_surrogates(entry) for key, entry in value.items()}
     if not isinstance(value, str) or value.isascii():
@@ -142,7 +145,7 @@ def json_ready(value: Any) -> Any:
         return base64.b64encode(value).decode()
     if isinstance(value, dict):
         return {str(key): json_ready(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | set):
         return [json_ready(entry) for entry in value]
     if hasattr(value, "tolist"):  # an array or a number of NumPy
         return json_ready(value.tolist())

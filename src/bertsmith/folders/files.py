@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from bertsmith.compute.system import LOCKS_OPEN_FILES
 from bertsmith.errors import ConfigError, RunFolderError, listing
-from bertsmith.folders.atomic import foreign_names
+from bertsmith.folders.atomic import disk_errors, foreign_names, rename
 from bertsmith.folders.claim import Output, check_contents, check_not_in_run
 
 
@@ -27,7 +28,7 @@ class OutputFile(Output):
     activity: ClassVar[str | None] = "writing this file"
 
     def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
-        """Refuse to replace an input, a folder, or a file without ``overwrite``."""
+        """Refuse to replace an input, a folder, a file without ``overwrite``, or on Windows an open file."""
         path, remedy = self.path, "Choose another file."
         check_not_in_run(path, "Choose a file in another folder.")
         if path.exists() and any(_same_file(source, path) for source in self.sources):
@@ -47,6 +48,9 @@ class OutputFile(Output):
                 where=str(path),
                 remedy="Choose another file, or pass --overwrite to replace it.",
             )
+        if path.exists() and LOCKS_OPEN_FILES:
+            with disk_errors(path):
+                rename(path, path)
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,8 @@ class OutputFolder(Output):
             return
         if not path.is_dir() or path.is_symlink():
             raise ConfigError("the path is not a folder", where=str(path), remedy=remedy)
-        inputs = [self.source.absolute(), *self.source.absolute().parents]
-        if path.absolute() in inputs or path.resolve() in [folder.resolve() for folder in inputs]:
+        source = self.source.absolute()
+        if any(folder.exists() and path.samefile(folder) for folder in (source, *source.parents)):
             raise ConfigError("the input is in this folder", where=str(path), remedy=remedy)
         files = sorted(path.iterdir())
         if foreign := [file.name for file in files if file.suffix != self.suffix or not file.is_file()]:

@@ -49,26 +49,23 @@ class HeldOutPredictions:
     groups: np.ndarray | None = None
 
 
-def held_out_predictions(run: Run | Path | str, *, ensemble: bool = False, test: bool = False) -> HeldOutPredictions:
-    """Return the predictions for the validation split of a run, or for its test split.
+def held_out_predictions(run: Run | Path | str, *, test: bool = False) -> HeldOutPredictions:
+    """Return the saved predictions for the validation split of a run, or for its test split.
 
     Thresholds come from validation, so that the test split can check them. Estimates for new texts come from the test
     split: on validation, the selected epoch and decision rule look better than on new texts.
 
     Args:
         run: the run, or its folder.
-        ensemble: whether to return the predictions of all its seeds.
         test: whether to return those for the test split.
     """
     run = open_run(run)
-    members = run.members if ensemble else [run]
-    frames = [member.predictions if test else member.validation_predictions for member in members]
-    task = get_task(run.task)
+    frame, task = run.predictions if test else run.validation_predictions, get_task(run.task)
     return HeldOutPredictions(
-        task.stored_targets(frames[0], run.labels),
-        [task.stored_scores(frame) for frame in frames],
-        np.array([len(text) for text in flat_texts(frames[0])]),
-        stored_groups(frames[0]),
+        task.stored_targets(frame, run.labels),
+        [task.stored_scores(frame)],
+        np.array([len(text) for text in flat_texts(frame)]),
+        stored_groups(frame),
     )
 
 

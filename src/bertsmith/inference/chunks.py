@@ -15,7 +15,7 @@ from bertsmith.data.stream import CHUNK_ROWS, Chunk, Stream
 from bertsmith.data.table import Cells
 from bertsmith.data.template import Text
 from bertsmith.errors import Interrupted, RunFolderError, counted, needing
-from bertsmith.folders.atomic import RESUME_REMEDY, checksum, disk_errors, replaced_file, write_json
+from bertsmith.folders.atomic import RESUME_REMEDY, checksum, disk_errors, replaced_file, to_json, write_json
 from bertsmith.folders.claim import differences, refuse_changes
 from bertsmith.folders.files import OutputFile
 from bertsmith.inference.spreadsheet import check_fits
@@ -85,7 +85,7 @@ class Chunks:
         Raises:
             RunFolderError: if no chunks exist, or ``about`` has changed.
         """
-        changed = differences(_read_about(self.output)["about"], json.loads(json.dumps(about)))
+        changed = differences(_read_about(self.output)["about"], json.loads(to_json(about)))
         refuse_changes("predictions", self.folder, changed)
         while True:
             chunk, note = self._files(self.done)

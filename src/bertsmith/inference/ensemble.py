@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from bertsmith.data.template import Texts
 from bertsmith.errors import RunFolderError
 from bertsmith.evaluation.rule import Rule
 from bertsmith.folders.run import Run
+from bertsmith.inference.abstain import HeldOutPredictions
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.predictor import Items, Predictor, PredictProba
 from bertsmith.model.tokens import Tokens
@@ -26,8 +27,6 @@ class Ensemble(Predictor):
         labels: the classes.
         task: the kind of label.
     """
-
-    is_ensemble: ClassVar[bool] = True
 
     def __init__(self, members: Sequence[Classifier], run: Path | None = None) -> None:
         self.members, self.run = list(members), run
@@ -58,6 +57,11 @@ class Ensemble(Predictor):
     def rules(self) -> list[Rule]:
         """The rules of the members."""
         return [member.rule for member in self.members]
+
+    def held_out(self, *, test: bool = False) -> HeldOutPredictions:
+        """Return the predictions of all members; see `Predictor.held_out`."""
+        each = [member.held_out(test=test) for member in self.members]
+        return replace(each[0], scores=[scores for one in each for scores in one.scores])
 
     def prepare(self, texts: Items) -> tuple[PredictProba, int]:
         """Tokenize texts for the mean of the probabilities of the members; see `Predictor.prepare`."""

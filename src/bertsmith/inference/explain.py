@@ -122,7 +122,8 @@ def explain(
 ) -> Explanation:
     """Attribute the logit of a label, or the predicted number, to the words of a text.
 
-    The baseline replaces all tokens but special ones by padding. The attribution of a word is the sum over its tokens.
+    The baseline replaces all tokens but special ones by padding. The attribution of a word is the sum over its tokens,
+    and over tokens of white space before it.
     The number of integration points doubles until the attributions sum to the change of the logit. If the model reads
     windows, its logits are their mean, and so are the attributions.
 
@@ -321,10 +322,14 @@ def _words(
     unread: list[tuple[int, int]],
 ) -> tuple[Word, ...]:
     words: list[Word] = []
-    last = None
+    last, of_spaces = None, 0.0
     for word, (start, end), value in zip(word_ids, offsets, attributions, strict=True):
-        if word is None or start == end:
+        if word is None:
             continue
+        if not text[start:end].strip():  # white space that is a token belongs to the next word
+            of_spaces += value
+            continue
+        value, of_spaces = value + of_spaces, 0.0
         start += len(text[start:end]) - len(text[start:end].lstrip())  # some tokenizers include the space before
         end_before = words[-1].end if words else -1
         is_joined = start == end_before and (_JOINT.match(text, start) or _JOINT.match(text, start - 1))
@@ -333,6 +338,8 @@ def _words(
             start, value = first.start, first.attribution + value
         words.append(Word(text[start:end], start, end, value))
         last = word
+    if words:
+        words[-1] = replace(words[-1], attribution=words[-1].attribution + of_spaces)
     ends = [*(word.start for word in words[1:]), *(word.end for word in words[-1:])]
     return tuple(
         replace(word, after=" … " if any(word.end <= a < end for a, _ in unread) else text[word.end : end])

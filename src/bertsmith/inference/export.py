@@ -17,7 +17,6 @@ from bertsmith.folders import atomic
 from bertsmith.folders.claim import claim
 from bertsmith.folders.files import ExportFolder
 from bertsmith.folders.run import Run, open_run
-from bertsmith.inference.abstain import held_out_predictions
 from bertsmith.inference.export_formats import CALIBRATION_TEXTS, PRECISIONS, write_model
 from bertsmith.inference.exported import ABOUT, HELD_OUT, TOKENIZER, Exported, ExportInfo, file_digest
 from bertsmith.inference.load import run_facts
@@ -94,7 +93,7 @@ def export(
     texts = Texts([text for frame in others for text in texts_of(frame)][:MAX_PARITY_TEXTS])
     with claim(ExportFolder(target), overwrite=overwrite), atomic.replaced_folder(target) as folder:
         tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
-        held_out = held_out_predictions(opened)
+        held_out = original.held_out()
         lengths, groups = (np.array([]) if v is None else v for v in (held_out.lengths, held_out.groups))
         np.savez(
             folder / HELD_OUT,
@@ -117,6 +116,7 @@ def export(
             run_facts(opened) | {"model_files": opened.info["model_files"], "versions": versions()},
             original.template,
             original.long,
+            str(tokenizer.truncation_side),
         )
         atomic.write_json(folder / ABOUT, about.to_dict())
         evaluated = "cross-validated texts" if "by" in opened.metrics["splits"]["test"] else "test texts"

@@ -20,7 +20,7 @@ from bertsmith.data.template import Template
 from bertsmith.errors import MissingPackageError, RunFolderError, counted
 from bertsmith.evaluation.rule import Rule
 from bertsmith.inference.abstain import HeldOutPredictions
-from bertsmith.inference.predictor import ModelPredictor
+from bertsmith.inference.predictor import ModelPredictor, other_long_error
 from bertsmith.inference.runtime import RUNTIMES, Session
 from bertsmith.model.tokenizer import COLUMNS, FastEncoder
 from bertsmith.model.tokens import Tokens, pad
@@ -55,6 +55,7 @@ class ExportInfo:
         run: facts about the run it comes from.
         template: the columns that the model reads.
         long: how texts above the maximum length are read; absent from exports of older versions.
+        truncation_side: ``"left"`` or ``"right"``; absent from exports of older versions.
     """
 
     format: str
@@ -70,6 +71,7 @@ class ExportInfo:
     run: dict[str, Any]
     template: Template = field(default_factory=Template)
     long: str = "truncate"
+    truncation_side: str = "right"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-ready content of ``export.json``, including its checksum."""
@@ -111,6 +113,7 @@ class ExportInfo:
                 content["run"],
                 Template.from_dict(content.get("template")),
                 content.get("long", "truncate"),
+                content.get("truncation_side", "right"),
             )
         except json.JSONDecodeError as error:
             raise _damaged(folder / ABOUT, f"line {error.lineno} is not JSON") from error
@@ -152,7 +155,7 @@ class Exported(ModelPredictor):
         self.session, self.rule, self.long = session, about.rule, about.long
         self.template = about.template
         content = (folder / TOKENIZER).read_text(encoding="utf-8")
-        self.encoder = FastEncoder(content, by_line=about.template.by_line)
+        self.encoder = FastEncoder(content, about.truncation_side, by_line=about.template.by_line)
         if about.template.pair_column:  # the token types of single texts are 0
             self.columns = tuple(name for name in COLUMNS if name in about.inputs)
 
@@ -200,10 +203,12 @@ class Exported(ModelPredictor):
     def __repr__(self) -> str:
         return f"Exported({counted(len(self.labels), 'class', 'classes')}, {self.about.format} {self.about.precision})"
 
-    def held_out(self) -> HeldOutPredictions:
-        """Return the held-out predictions of the original model, from the run or the export."""
-        if self.run is not None:
-            return super().held_out()
+    def held_out(self, *, test: bool = False) -> HeldOutPredictions:
+        """Return the held-out predictions of the run, or else those in the export, which has none for test texts."""
+        if self.run is not None or test:
+            return super().held_out(test=test)
+        if self.long != self.about.long:
+            raise other_long_error(self.long, self.about.long, "the export lacks these texts", self.folder)
         try:
             with np.load(self.folder / HELD_OUT, allow_pickle=False) as arrays:
                 scores = arrays["probabilities"].astype(np.float64)

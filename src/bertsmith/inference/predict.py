@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from bertsmith.data.stream import Chunk
 from bertsmith.data.table import Cells
-from bertsmith.data.template import Text, Texts, flat, is_empty
+from bertsmith.data.template import Text, Texts, flat, is_empty, normalise_text
 from bertsmith.errors import DataError, listing
 from bertsmith.inference.abstain import Abstention
 from bertsmith.inference.predictor import Predictor, PredictProba
@@ -52,7 +52,7 @@ def predict_rows(
 
 
 class _Prepared(NamedTuple):
-    """A tokenized chunk: ``predict_proba`` computes the probabilities of the ``rows`` with a text."""
+    """A tokenized chunk of normalised texts; ``predict_proba`` computes the probabilities of the filled ``rows``."""
 
     cells: Cells
     texts: Sequence[Text]
@@ -62,7 +62,7 @@ class _Prepared(NamedTuple):
 
 
 def _prepare(classifier: Predictor, chunk: Chunk) -> _Prepared:
-    cells, texts = chunk
+    cells, texts = chunk[0], [normalise_text(text) for text in chunk[1]]
     rows = [i for i, text in enumerate(texts) if not is_empty(text)]
     predict_proba, cut = classifier.prepare(Texts(texts[i] for i in rows))
     return _Prepared(cells, texts, rows, predict_proba, cut)
@@ -124,9 +124,9 @@ def predict_chunks(
         waits: reading can block, as from stdin; chunks are then read without a thread, which might never end.
 
     Yields:
-        The result of `predict_rows` for each chunk, its counts, and its texts. The counts are ``rows``, ``empty``,
-        ``abstained``, ``cut`` (truncated texts) and ``none`` (texts without any label). Further counts have the
-        prefixes `LABELLED`, `CONFIDENCE` and `LENGTH`: the rows of each label, and of each bin of `grid_of` and of
+        The result of `predict_rows` for each chunk, its counts, and its normalised texts. The counts are ``rows``,
+        ``empty``, ``abstained``, ``cut`` (truncated texts) and ``none`` (texts without any label). Further counts have
+        the prefixes `LABELLED`, `CONFIDENCE` and `LENGTH`: the rows of each label, and of each bin of `grid_of` and of
         `length_bin`.
     """
     all_prepared = (_prepare(classifier, chunk) for chunk in chunks)

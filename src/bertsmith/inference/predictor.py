@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -14,9 +16,10 @@ from bertsmith.config import DataConfig
 from bertsmith.data.columns import check_columns, find_text_columns
 from bertsmith.data.formats.registry import to_data_frame
 from bertsmith.data.table import Labels
-from bertsmith.data.template import Template, Text, Texts, is_empty, normalise_text
+from bertsmith.data.template import Template, Text, Texts, is_empty, normalise_text, texts_of
 from bertsmith.errors import ConfigError, DataError, RunFolderError, listing, naming_parameters
 from bertsmith.evaluation.rule import Rule
+from bertsmith.folders.run import open_run
 from bertsmith.inference.abstain import HeldOutPredictions, held_out_predictions
 from bertsmith.load_config import resolve
 from bertsmith.model.tokenizer import Encoder
@@ -44,7 +47,6 @@ class Predictor(ABC):
         template: the columns that the model reads.
         long: how the predictor reads texts above the maximum length: ``"truncate"``, ``"head-tail"`` or ``"window"``.
         run: the folder of the run; ``None`` for an export outside of a run, or a model without a run.
-        is_ensemble: whether the models of all seeds of the run predict.
     """
 
     labels: Labels
@@ -52,20 +54,18 @@ class Predictor(ABC):
     template: Template = Template()
     long: str = "truncate"
     run: Path | None = None
-    is_ensemble: ClassVar[bool] = False
 
-    def held_out(self) -> HeldOutPredictions:
-        """Return the predictions of the run for its validation texts, which set thresholds.
+    @abstractmethod
+    def held_out(self, *, test: bool = False) -> HeldOutPredictions:
+        """Return the predictions, with the decision rule, for the validation texts of the run, which set thresholds.
+
+        Args:
+            test: return those for the test texts.
 
         Raises:
             RunFolderError: if the model has no run, or the run is damaged.
+            ConfigError: if the run read long texts in another way, and the predictions cannot be computed again.
         """
-        if self.run is None:
-            raise RunFolderError(
-                "the model has no run, so it has no predictions for validation texts",
-                remedy="Pass the folder of a run or of an export.",
-            )
-        return held_out_predictions(self.run, ensemble=self.is_ensemble)
 
     @property
     def classes_(self) -> np.ndarray:
@@ -149,7 +149,7 @@ class Predictor(ABC):
         check_columns(names, max(len(frame), 1), where, config)
         found = find_text_columns(names, where, config, self.template)
         cells = {name: frame.iloc[:, names.index(name)].tolist() for name in found}
-        texts = self.template.texts(self.template.read_cells(cells, found, where))
+        texts = [normalise_text(text) for text in self.template.texts(self.template.read_cells(cells, found, where))]
         filled = [i for i, text in enumerate(texts) if not is_empty(text)]
         added = to_frame(self.task, self.predict_proba(Texts(texts[i] for i in filled), progress), self.labels)
         if clash := [name for name in added.columns if name in names]:
@@ -194,6 +194,26 @@ class ModelPredictor(Predictor):
     def rules(self) -> list[Rule]:
         """The rule of the model."""
         return [self.rule]
+
+    def held_out(self, *, test: bool = False) -> HeldOutPredictions:
+        """Return the saved predictions; if `long` is not that of the run, predict the long texts again."""
+        if self.run is None:
+            raise RunFolderError(
+                "the model has no run, so it has no predictions for validation texts",
+                remedy="Pass the folder of a run or of an export.",
+            )
+        run = open_run(self.run)
+        found, saved_long = held_out_predictions(run, test=test), run.info.get("long", "truncate")
+        if self.long == saved_long:
+            return found
+        texts = texts_of(run.predictions if test else run.validation_predictions)
+        longer = np.flatnonzero(self.count_tokens(texts) > self.max_length)
+        if len(longer) and "by" in run.metrics["splits"]["test" if test else "validation"]:
+            raise other_long_error(self.long, saved_long, "the run lacks the models of the folds", self.run)
+        with_rule, scores = copy.copy(self), found.scores[0].copy()
+        with_rule.decide = True
+        scores[longer] = with_rule.predict_proba(Texts(texts[i] for i in longer))
+        return replace(found, scores=[scores])
 
     def encode(self, texts: Items, *, truncate: bool = True) -> Tokens:
         """Tokenize texts; by default keep only what the model reads of them, see `read`.
@@ -264,6 +284,15 @@ class ModelPredictor(Predictor):
         """Tokenize texts; see `Predictor.prepare`."""
         tokens = self.encode(texts)
         return partial(self.probabilities_of, tokens), int(tokens.is_truncated.sum())
+
+
+def other_long_error(long: str, saved: str, why: str, path: Path) -> ConfigError:
+    """Return the error for held-out texts whose predictions with ``saved`` exist, but not those with ``long``."""
+    return ConfigError(
+        f"--long {long}: the saved predictions for held-out texts use --long {saved}, and {why}",
+        where=str(path),
+        remedy=f"Leave out --long, or train with --long {long}.",
+    )
 
 
 def to_frame(task: Task, scores: np.ndarray, labels: Labels) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from bertsmith.data.formats.arrow import to_cells
 from bertsmith.data.table import Cells
-from bertsmith.data.texts import guarded_cell, is_missing, json_ready, quoting
+from bertsmith.data.texts import guarded_cell, is_missing, json_ready, not_scalar, quoting
 from bertsmith.errors import ConfigError, listing
 from bertsmith.inference.spreadsheet import Workbook
 
@@ -184,10 +184,11 @@ class _Csv:
 
 
 def _input_cell(value: Any) -> Any:
-    """Return an input cell for CSV: missing values are empty, bytes Base64, lists and objects JSON."""
-    if isinstance(value, list | dict):
-        return json.dumps(json_ready(value), ensure_ascii=False, default=str)
-    return "" if is_missing(value) else json_ready(value) if isinstance(value, bytes) else value
+    """Return an input cell for CSV: missing values are empty, bytes Base64, lists, arrays and objects JSON."""
+    if not_scalar(value):
+        ready = json_ready(value)
+        return ready if isinstance(value, bytes) else json.dumps(ready, ensure_ascii=False, default=str)
+    return "" if is_missing(value) else value
 
 
 def _added_cell(value: Any, name: str) -> Any:
@@ -272,7 +273,7 @@ def to_arrow(cells: Cells, types: Mapping[str, Any], as_read: bool) -> Any:
     columns, added = {}, _added(cells)
     for name, values in cells.items():
         kind = types.get(name) or _added_type(name, added)
-        if kind == pa.string() and not as_read:
+        if kind == pa.string():
             values = [None if is_missing(value) else str(_input_cell(value)) for value in values]
         columns[name] = pa.array(values, type=kind, from_pandas=not as_read)
     return pa.table(columns)

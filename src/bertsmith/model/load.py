@@ -50,15 +50,16 @@ class LoadedModel:
 
     @cached_property
     def input_names(self) -> tuple[str, ...]:
-        """Outputs of the tokenizer that the model takes, such as ``input_ids`` and ``attention_mask``."""
-        parameters = inspect.signature(self.model.forward).parameters
-        return tuple(name for name in self.tokenizer.model_input_names if name in parameters)
+        """Outputs of the tokenizer that the model takes. If it has one token type, it takes no ``token_type_ids``."""
+        names = set(inspect.signature(self.model.forward).parameters)
+        if getattr(self.model.config, "type_vocab_size", 2) == 1:
+            names.discard("token_type_ids")
+        return tuple(name for name in self.tokenizer.model_input_names if name in names)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The names in `COLUMNS` that the model takes. A model with a single token type gets no ``token_type_ids``."""
-        has_types = getattr(self.model.config, "type_vocab_size", 2) != 1
-        return tuple(n for n in COLUMNS if n in self.input_names and (has_types or n != "token_type_ids"))
+        """The names in `COLUMNS` that the model takes."""
+        return tuple(name for name in COLUMNS if name in self.input_names)
 
     @property
     def padding(self) -> dict[str, int]:

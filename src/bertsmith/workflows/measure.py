@@ -12,7 +12,7 @@ import numpy as np
 
 from bertsmith.config import Config
 from bertsmith.data.table import ORDINAL, Cells
-from bertsmith.data.template import Text, flat, is_empty, normalise_text
+from bertsmith.data.template import Text, flat, is_empty
 from bertsmith.data.texts import group_name
 from bertsmith.errors import ConfigError, DataError, counted, did_you_mean, listing, number_form, quoted
 from bertsmith.events import PredictionListener, RowsPredicted
@@ -143,13 +143,12 @@ class Tally:
         self.leaves_out = sample is None or sample.without_trained
 
     def add(self, cells: Cells, texts: Sequence[Text]) -> None:
-        """Add a chunk of n rows: its columns, predictions among them, and its texts."""
+        """Add a chunk of n rows: its columns, predictions among them, and its normalised texts."""
         filled = [i for i, text in enumerate(texts) if not is_empty(text)]
-        normal = {i: normalise_text(texts[i]) for i in filled}
-        seen = hash_texts(normal.values()).isin(self._trained).tolist()
+        seen = hash_texts(texts[i] for i in filled).isin(self._trained).tolist()
         self.trained += sum(seen)
         rows = [i for i, known in zip(filled, seen, strict=True) if not (known and self.leaves_out)]
-        read = [flat(normal[i]) for i in rows]
+        read = [flat(texts[i]) for i in rows]
         numbers = [self.rows + i + 1 for i in rows]
         self.rows, self.empty = self.rows + len(texts), self.empty + len(texts) - len(filled)
         if not rows:

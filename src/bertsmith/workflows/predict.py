@@ -143,7 +143,7 @@ def run_prediction(
     labels = Counter({key.removeprefix(LABELLED): n for key, n in counts.items() if key.startswith(LABELLED)})
     expected = None
     if options.decide and abstain.confidence is None:
-        expected = _expected_accuracy(classifier, run, options, counts)
+        expected = _expected_accuracy(classifier, counts)
     return Predictions(
         output,
         None,
@@ -159,35 +159,30 @@ def run_prediction(
     )
 
 
-def _unseen(classifier: Predictor, run: Path, options: PredictOptions) -> HeldOutPredictions:
+def _unseen(classifier: Predictor) -> HeldOutPredictions:
     """Return the predictions for the test texts of a run. An export, or a run with few of them, gives held-out ones."""
-    from bertsmith.inference.abstain import held_out_predictions
     from bertsmith.measuring.expected_accuracy import FEWEST
 
-    if not is_export(run):
-        with suppress(UserError):  # a run without a test split
-            found = held_out_predictions(run, ensemble=options.ensemble, test=True)
-            if len(found.targets) >= FEWEST:
-                return found
+    with suppress(UserError):  # an export, or a run without a test split
+        found = classifier.held_out(test=True)
+        if len(found.targets) >= FEWEST:
+            return found
     return classifier.held_out()
 
 
-def _expected_accuracy(
-    classifier: Predictor, run: Path, options: PredictOptions, counts: Counter[str]
-) -> ExpectedAccuracy | None:
-    """Return the accuracy to expect; ``None`` if texts do not have one class each, or held-out texts are missing."""
+def _expected_accuracy(classifier: Predictor, counts: Counter[str]) -> ExpectedAccuracy | None:
+    """Return the accuracy to expect; ``None`` if texts do not have one class each, or are too few."""
     from bertsmith.inference.predict import CONFIDENCE, LABELLED, LENGTH
+    from bertsmith.measuring.expected_accuracy import FEWEST, GRID, LENGTHS, expect_accuracy, length_bin
 
     task = classifier.task
-    if not task.one_class:
+    if not task.one_class or counts["rows"] - counts["empty"] < FEWEST:
         return None
     try:
-        known = _unseen(classifier, run, options)
+        known = _unseen(classifier)
     except UserError:  # a model folder, or a run of an older version
         return None
     import numpy as np
-
-    from bertsmith.measuring.expected_accuracy import GRID, LENGTHS, expect_accuracy, length_bin
 
     scores, lengths = np.mean(known.scores, axis=0), None
     if known.lengths is not None:

@@ -83,7 +83,9 @@ def _table(name: str, columns: list[str], types: list[Any], parts: Callable[[], 
             yield {column: to_cells(values) for column, values in zip(columns, part.columns, strict=True)}
 
     nested = {column for column, arrow_type in zip(columns, types, strict=True) if _is_nested(arrow_type)}
-    return ChunkedTable(name, columns, chunks, n_rows, nested, notes, dict(zip(columns, types, strict=True)))
+    return ChunkedTable(
+        name, columns, chunks, n_rows, nested, notes, dict(zip(columns, map(_storable, types), strict=True))
+    )
 
 
 def to_cells(column: Any) -> list[Any]:
@@ -187,26 +189,38 @@ def _is_nested(arrow_type: Any) -> bool:
     return bool(t.is_nested(arrow_type) or is_bytes)
 
 
-def common_types(chunks: Iterable[Mapping[str, list[Any]]]) -> dict[str, Any]:
-    """Return for every column the Arrow type that holds its values in all chunks, or string if none does."""
+def common_types(chunks: Callable[[], Iterable[Mapping[str, list[Any]]]]) -> dict[str, Any]:
+    """Return for every column the Arrow type that holds its values in all chunks, or string if none does.
+
+    Args:
+        chunks: returns an iterator over the chunks, from the first.
+    """
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     found: dict[str, Any] = {}
-    bounds: dict[str, list[int]] = {}
-    for cells in chunks:
+    promoted: set[str] = set()
+    for cells in chunks():
         for name, values in cells.items():
             try:
-                array = pa.array(values, from_pandas=True)
-                schemas = [pa.schema([(name, each)]) for each in (found.get(name, array.type), array.type)]
+                kind = pa.array(values, from_pandas=True).type
+                both = (found.get(name, kind), kind)
+                schemas = [pa.schema([(name, each)]) for each in both]
                 found[name] = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
-                if pa.types.is_integer(array.type):
-                    bounds.setdefault(name, []).extend(pc.min_max(array).as_py().values())
+                if any(each not in (found[name], pa.null()) for each in both):
+                    promoted.add(name)
             except (pa.ArrowException, TypeError, OverflowError):
                 found[name] = pa.string()
-    for name, integers in bounds.items():  # floats, or int64 for chunks of int64 and uint64, do not hold all integers
-        try:
-            pa.array(integers, type=found[name])
-        except (pa.ArrowException, OverflowError):
-            found[name] = pa.string()
-    return found
+    for cells in chunks() if promoted else ():  # floats, for example, do not hold all integers
+        for name in promoted & cells.keys():
+            try:
+                pa.array(cells[name], type=found[name], from_pandas=True)
+            except (pa.ArrowException, TypeError, OverflowError):
+                found[name] = pa.string()
+    return {name: _storable(kind) for name, kind in found.items()}
+
+
+def _storable(arrow_type: Any) -> Any:
+    """Return the type for output files: Parquet cannot store objects without fields, so they become text."""
+    import pyarrow as pa
+
+    return pa.string() if "struct<>" in str(arrow_type) else arrow_type
