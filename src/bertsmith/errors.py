@@ -335,10 +335,8 @@ def write_error(path: Path, error: Exception, remedy: str | None = None) -> Outp
     blocking = next((folder for folder in path.absolute().parents if folder.is_file()), None)
     if blocking is not None:
         reason = f"{blocking} is a file, not a folder"
-    default = (
-        "Free some space, or choose another path." if disk_full else "Choose another path, or check the permissions."
-    )
-    remedy = remedy or default
+    default = "Choose another path, or check the permissions."
+    remedy = remedy or ("Free some space, or choose another path." if disk_full else default)
     if isinstance(error, PermissionError) and path.exists() and os.name == "nt":
         remedy = f"Close the programs that have the path open. {remedy}"
     return OutputError(f"the path cannot be written: {reason}", where=str(path), remedy=remedy)
