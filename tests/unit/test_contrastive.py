@@ -17,8 +17,8 @@ from bertsmith.inference.classifier import Classifier
 from bertsmith.model.tokenizer import encode
 from bertsmith.model.tokens import Tokens
 from bertsmith.testing import tiny_table
-from bertsmith.training.contrastive import contrastive_loss, part_losses
 from bertsmith.training.data import TokenDataset
+from bertsmith.training.losses import contrastive_loss, part_losses
 from bertsmith.training.recipe import choose_hyperparameters, schedule_arguments
 from bertsmith.workflows import fine_tune
 from bertsmith.workflows.prepare import embed

@@ -20,7 +20,7 @@ from bertsmith.training.callback import EventCallback
 from bertsmith.training.cuda_graphs import can_compile
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.engine import Engine
-from bertsmith.training.losses import CrossEntropy, StepLoss
+from bertsmith.training.losses import CrossEntropy
 from bertsmith.training.nan_guard import NotFiniteError
 from bertsmith.training.recipe import Recipe
 
@@ -49,7 +49,7 @@ def test_packed_texts_in_bf16_give_the_padded_batch_in_fp32(architecture, tmp_pa
                 logits = model(**{k: v.cuda() for k, v in batch.pad({"input_ids": padding}).items()}).logits
             else:
                 logits = forward.logits(model, forward.pack_for(model, batch).to(model.device))
-        StepLoss(CrossEntropy())(logits, targets, len(labels)).backward()
+        CrossEntropy().of_step(logits, targets, len(labels)).backward()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         found[dtype] = logits.detach().float(), gradient
     (expected, expected_gradient), (logits, gradient) = found.values()

@@ -24,10 +24,9 @@ from bertsmith.model.gradients import TableGradients, collect_gradients, replica
 from bertsmith.model.load import LoadedModel
 from bertsmith.model.outputs import compute_logits, with_layer_dtype
 from bertsmith.training import cuda_graphs
-from bertsmith.training.contrastive import PartLoss, part_losses
 from bertsmith.training.data import EpochSampler, TokenDataset
 from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup
-from bertsmith.training.losses import StepLoss
+from bertsmith.training.losses import PartLoss, part_losses
 from bertsmith.training.nan_guard import NanGuard, NotFiniteError
 from bertsmith.training.optimizer import halve_learning_rate, set_param_groups
 from bertsmith.training.recipe import Recipe
@@ -72,8 +71,8 @@ class Engine(ResumableTrainer):
         self.loaded, self.recipe, self.task, self.callback = loaded, recipe, task, callback
         self.emit, self.group, self.halved, self.on_scores = callback.emit, group, halved, on_scores
         counts = task.label_counts(train.labels, loaded.model.config.num_labels)
-        loss = task.loss(recipe.imbalance, counts, len(train), arguments.label_smoothing_factor)
-        self.step_loss = StepLoss(loss, recipe.consistency)
+        self.loss = task.loss(recipe.imbalance, counts, len(train), arguments.label_smoothing_factor)
+        self.plain_loss = task.loss("none", counts, len(train), smoothing=0.0)  # comparable values for evaluations
         self.plan = plan = plan_steps(loaded, train, longest_text(train, validation), arguments, recipe, self.emit)
         self.token_budget, self.memory_limit = plan.token_budget, plan.memory_limit
         self.sampler = EpochSampler(len(train), arguments, lambda: self.state.global_step, plan.probabilities)
@@ -150,8 +149,7 @@ class Engine(ResumableTrainer):
             raise NotFiniteError(f"a logit of the validation texts at step {self.state.global_step:,}", [], [])
         targets, scores = batch.labels.numpy(), self.task.scores(table.numpy())
         self.callback.only_label = self.task.only_label(scores, self.model.config.id2label)
-        plain = self.step_loss.loss.plain()
-        loss = plain(table, plain.targets(batch.labels)).mean()
+        loss = self.plain_loss(table, self.plain_loss.targets(batch.labels)).mean()
         values = {"loss": loss, **self.task.validation_metrics(targets, scores)}
         self.on_scores(scores)
         metrics = {f"eval_{name}": float(value) for name, value in values.items()}
@@ -207,7 +205,7 @@ class Engine(ResumableTrainer):
 
     def _add_gradients(self, model: Any, batch: TokenBatch, n_texts: Any, budget: int) -> torch.Tensor:
         """Add the gradient of a batch, computed in micro-batches on several workers; return its loss."""
-        budget, workers = budget // 2 if self.step_loss.consistency else budget, self.plan.workers
+        budget, workers = budget // 2 if self.recipe.consistency else budget, self.plan.workers
         parts = batch.split(budget, packed=self.plan.packed, workers=workers) if len(batch) else []
         losses_of = self._contrastive_losses(parts) if self.recipe.contrastive == "only" else [None] * len(parts)
         while len(parts) > 1 and len(self.replicas) < workers - 1:
@@ -233,13 +231,13 @@ class Engine(ResumableTrainer):
         self, model: Any, part: TokenBatch, index: int, n_texts: Any, n_parts: int, loss_of: PartLoss | None
     ) -> torch.Tensor:
         """Add the gradient of a micro-batch, and return its loss."""
-        if self.step_loss.consistency:
+        if self.recipe.consistency:
             part = part.take(torch.arange(len(part)).repeat(2))
         batch, labels, dropout = self._inputs(part, index)
 
         def step(batch: PackedBatch | TokenBatch, labels: torch.Tensor) -> torch.Tensor:
             outputs = self._outputs(model, batch, dropout)
-            loss = loss_of(outputs) if loss_of else self.step_loss(outputs, labels, n_texts)
+            loss = loss_of(outputs) if loss_of else self.loss.of_step(outputs, labels, n_texts, self.recipe.consistency)
             self.accelerator.backward(loss)
             return loss.detach()
 
@@ -252,7 +250,7 @@ class Engine(ResumableTrainer):
         seed = (self.args.seed, *self._position, index, self.group.rank)
         if not self.plan.packed or self.args.device.type != "cpu":
             torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(1)))
-        labels = to_device(self.step_loss.loss.targets(part.labels), self.args.device)
+        labels = to_device(self.loss.targets(part.labels), self.args.device)
         return forward.pack_for(self.model, part) if self.plan.packed else part, labels, Dropout(*seed)
 
     def _contrastive_losses(self, parts: list[TokenBatch]) -> list[PartLoss]:

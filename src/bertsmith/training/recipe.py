@@ -62,9 +62,9 @@ class Recipe:
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` for matrix products; the weights are fp32.
         patience: epochs without a better score before training stops.
         imbalance: treatment of imbalanced classes, a key of `bertsmith.training.losses.IMBALANCE_LOSSES`.
-        consistency: weight of R-Drop, see `bertsmith.training.losses.StepLoss`; 0 to disable it.
+        consistency: weight of R-Drop, see `bertsmith.training.losses.Loss.of_step`; 0 to disable it.
         contrastive: ``"first"`` for contrastive training before training on labels, ``"only"`` instead of it, or
-            ``"none"``; see `bertsmith.training.contrastive`.
+            ``"none"``; see `bertsmith.training.losses.contrastive_loss`.
         reasons: why each value was chosen, by name.
     """
 

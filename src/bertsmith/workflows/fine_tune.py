@@ -45,9 +45,9 @@ def fine_tune(
 ) -> Finished:
     """Fine-tune a model in the stages of a recipe.
 
-    Contrastive training, see `bertsmith.training.contrastive`, reads only the first `CONTRASTIVE_TOKENS` of a text.
-    After it, the head is fitted as a regression on what the model reads later. A contrastive stage before training on
-    labels writes nothing: if it is interrupted, it begins again.
+    Contrastive training, see `bertsmith.training.losses.contrastive_loss`, reads only the first `CONTRASTIVE_TOKENS` of
+    a text. After it, the head is fitted as a regression on what the model reads later. A contrastive stage before
+    training on labels writes nothing: if it is interrupted, it begins again.
 
     Args:
         config: the settings; training arguments for the schedule apply to training on labels only.
