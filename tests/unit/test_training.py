@@ -31,13 +31,13 @@ from bertsmith.testing import ARCHITECTURES, tiny_model
 from bertsmith.training import checkpoints, trainer
 from bertsmith.training.arguments import argument_problems, training_arguments
 from bertsmith.training.callback import EventCallback
+from bertsmith.training.checkpoints import OVERRIDDEN, ResumableTrainer
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.distributed import SINGLE_PROCESS
 from bertsmith.training.engine import Engine
 from bertsmith.training.nan_guard import NotFiniteError
 from bertsmith.training.optimizer import lr_factors, set_param_groups
 from bertsmith.training.recipe import choose_hyperparameters, choose_precision
-from bertsmith.training.resumable import OVERRIDDEN, ResumableTrainer
 from bertsmith.training.steps import estimate_seconds
 from bertsmith.workflows.prepare import choose_recipe
 from tests.conftest import same_weights as _same
@@ -489,7 +489,7 @@ def test_the_rate_of_the_head_reaches_training_and_its_schedule(tiny, tmp_path):
 def test_the_private_methods_of_the_trainer_are_those_that_are_overridden(name):
     """A transformers release that changes one of them breaks exact resume."""
     theirs, ours = getattr(Trainer, name, None), vars(ResumableTrainer)[name]
-    release = f"Trainer.{name} of transformers {transformers.__version__}; adapt bertsmith/training/resumable.py"
+    release = f"Trainer.{name} of transformers {transformers.__version__}; adapt bertsmith/training/checkpoints.py"
     assert theirs is not None, f"missing: {release}"
     for method in (theirs, ours):
         assert tuple(inspect.signature(method).parameters)[1:] == OVERRIDDEN[name], f"other parameters: {release}"
