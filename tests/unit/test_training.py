@@ -38,7 +38,7 @@ from bertsmith.training.engine import Engine
 from bertsmith.training.nan_guard import NotFiniteError
 from bertsmith.training.optimizer import lr_factors, set_param_groups
 from bertsmith.training.recipe import choose_hyperparameters, choose_precision
-from bertsmith.training.steps import estimate_seconds
+from bertsmith.workflows.fine_tune import estimate_seconds
 from bertsmith.workflows.prepare import choose_recipe
 from tests.conftest import same_weights as _same
 from tests.conftest import train as _train
@@ -131,7 +131,8 @@ def test_the_estimated_time_counts_accumulated_batches(tmp_path):
     def seconds(**arguments):
         config = Config(set={"max_steps": 5, **arguments})
         recipe = _choose([20, 20], set=config.set)
-        return estimate_seconds(texts, texts, training_arguments(recipe, config, tmp_path, CPU), tokens_per_second=1.0)
+        arguments = training_arguments(recipe, config, tmp_path, CPU)
+        return estimate_seconds(recipe, texts, texts, arguments, tokens_per_second=1.0)
 
     assert seconds(gradient_accumulation_steps=2) == pytest.approx(2 * seconds())
 

@@ -25,6 +25,9 @@ from bertsmith.workflows.prepare import fit_head
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+BACKWARD = 3.0
+"""Time of a training step in forward passes: the backward pass takes about two; see benchmarks/LOG.md."""
+
 
 def fine_tune(
     loaded: LoadedModel,
@@ -103,3 +106,31 @@ def passes_per_epoch(recipe: Recipe, train: TokenDataset) -> float:
     if recipe.contrastive == "first":
         passes += share * recipe.contrastive_stage(len(train)).epochs / recipe.epochs
     return passes
+
+
+def estimate_seconds(
+    recipe: Recipe,
+    train: TokenDataset,
+    validation: TokenDataset,
+    arguments: TrainingArguments,
+    *,
+    tokens_per_second: float,
+    folds: int = 0,
+) -> float:
+    """Return the approximate training time in seconds if training does not stop early.
+
+    Args:
+        recipe: R-Drop and contrastive training need more passes over the training texts.
+        train: the training texts.
+        validation: the validation texts, scored once per epoch.
+        arguments: number of epochs or steps.
+        tokens_per_second: speed of forward passes.
+        folds: number of folds that are trained first; 0 without cross-validation.
+    """
+    epochs = float(arguments.num_train_epochs)
+    if arguments.max_steps > 0:
+        batch_size = arguments.train_batch_size * arguments.gradient_accumulation_steps
+        epochs = arguments.max_steps * batch_size / max(1, len(train))
+    trained = epochs * int(train.lengths.sum()) * (1 + max(0, folds - 1))
+    scored = epochs * int(validation.lengths.sum())
+    return (BACKWARD * passes_per_epoch(recipe, train) * trained + scored) / tokens_per_second

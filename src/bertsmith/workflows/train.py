@@ -29,12 +29,11 @@ from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import training_arguments
 from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group
 from bertsmith.training.recipe import Recipe
-from bertsmith.training.steps import estimate_seconds
 from bertsmith.training.trainer import fit
 from bertsmith.workflows.ablation import compare_columns
 from bertsmith.workflows.baselines import FrozenEmbeddings, baselines
 from bertsmith.workflows.cross_validation import cross_validate, split_or_fold
-from bertsmith.workflows.fine_tune import fine_tune, passes_per_epoch
+from bertsmith.workflows.fine_tune import estimate_seconds, fine_tune
 from bertsmith.workflows.inspect import as_table, with_checkpoint
 from bertsmith.workflows.long_texts import candidates, choose_reading, measure_reading
 from bertsmith.workflows.prepare import Splits, choose_recipe, initialize_head, prepare_inputs, prepared_event
@@ -160,11 +159,11 @@ def train_into(
                 trained = tables if labels.kept is None else {**tables, "train": tables["train"].take(labels.kept)}
             if checkpoint is None and recipe.epochs:
                 seconds = estimate_seconds(
+                    recipe,
                     inputs.train,
                     inputs.validation,
                     arguments,
                     tokens_per_second=frozen.tokens_per_second,
-                    passes=passes_per_epoch(recipe, inputs.train),
                     folds=splits.n_folds,
                 )
                 observe(TrainingEstimated(seconds, may_stop=validates))
