@@ -1,4 +1,4 @@
-"""Choose and describe the device and its precision."""
+"""Choose and describe the device and its precision; find out whether it compiles."""
 
 from __future__ import annotations
 
@@ -94,3 +94,13 @@ def choose_precision(device: torch.device) -> tuple[str, str]:
             return "bf16", "bf16 is fast on this GPU"
         return "fp32", "this GPU does not support bf16"
     return "fp32", "the safe choice on this device, which also supports bf16"
+
+
+def can_compile(device: torch.device) -> bool:
+    """Return whether `torch.compile` works on this machine: it needs Triton and a C compiler."""
+    import torch
+
+    try:
+        return bool((torch.compile(lambda x: x + 1)(torch.zeros(8, device=device)) == 1).all())
+    except Exception:  # many types
+        return False

@@ -111,16 +111,3 @@ class _CudaCapture:
         with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=self.pool):
             loss = work()
         return graph.replay, loss
-
-
-def compiling_pays(seconds: float) -> bool:
-    """Return whether compiling saves time if training takes this many more seconds."""
-    return COMPILE_SAVING * seconds > COMPILE_SECONDS
-
-
-def can_compile(device: torch.device) -> bool:
-    """Return whether `torch.compile` works on this machine: it needs Triton and a C compiler."""
-    try:
-        return bool((torch.compile(lambda x: x + 1)(torch.zeros(8, device=device)) == 1).all())
-    except Exception:  # many types
-        return False

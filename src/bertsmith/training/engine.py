@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
 from bertsmith.compute import threads
+from bertsmith.compute.device import can_compile
 from bertsmith.compute.memory import MIN_TOKEN_BUDGET, retry_on_out_of_memory
 from bertsmith.compute.system import trim_memory
 from bertsmith.events import Compiling, MemoryExceeded
@@ -284,7 +285,8 @@ class Engine(ResumableTrainer):
             return
         self._steps_seen = -self.state.max_steps  # estimate only once
         seconds = (self.state.max_steps - self.state.global_step) * batch_size / self.meter.texts_per_second
-        if cuda_graphs.compiling_pays(seconds) and cuda_graphs.can_compile(self.args.device):
+        saved = cuda_graphs.COMPILE_SAVING * seconds
+        if saved > cuda_graphs.COMPILE_SECONDS and can_compile(self.args.device):
             self.emit(Compiling(self.state.global_step, seconds))
             self.compiled, self.graphs = True, cuda_graphs.CudaGraphs(self.model)
 
