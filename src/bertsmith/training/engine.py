@@ -25,6 +25,7 @@ from bertsmith.model.gradients import TableGradients, collect_gradients, replica
 from bertsmith.model.load import LoadedModel
 from bertsmith.model.outputs import compute_logits, with_layer_dtype
 from bertsmith.training import cuda_graphs
+from bertsmith.training.callback import EventCallback, StepMeter
 from bertsmith.training.checkpoints import ResumableTrainer
 from bertsmith.training.data import EpochSampler, TokenDataset
 from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup
@@ -32,11 +33,10 @@ from bertsmith.training.losses import PartLoss, part_losses
 from bertsmith.training.nan_guard import NanGuard, NotFiniteError
 from bertsmith.training.optimizer import halve_learning_rate, set_param_groups
 from bertsmith.training.recipe import Recipe
-from bertsmith.training.steps import StepMeter, longest_text, plan_steps
+from bertsmith.training.steps import longest_text, plan_steps
 
 if TYPE_CHECKING:
     from bertsmith.tasks.base import Task
-    from bertsmith.training.callback import EventCallback
 
 OnScores = Callable[[np.ndarray], None]
 

@@ -1,8 +1,7 @@
-"""How the steps of a training are computed on the device (token budget, workers, memory), and how fast."""
+"""How the steps of a training are computed on the device (token budget, workers, memory)."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,29 +87,3 @@ def plan_steps(
 def longest_text(*datasets: TokenDataset) -> int:
     """Return the number of tokens of the longest text."""
     return max(int(dataset.lengths.max()) for dataset in datasets if len(dataset))
-
-
-class StepMeter:
-    """Measures the texts per second since the last reset, without the time of evaluation and saving."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Set the number of texts and the duration of their steps, in seconds, to 0."""
-        self.texts, self.seconds = 0, 0.0
-        self.skip()
-
-    def skip(self) -> None:
-        """Ignore the time since the last step."""
-        self._last = time.perf_counter()
-
-    def end_step(self) -> None:
-        """Count the time since the last step."""
-        self.seconds += time.perf_counter() - self._last
-        self.skip()
-
-    @property
-    def texts_per_second(self) -> float:
-        """Texts per second."""
-        return self.texts / self.seconds if self.seconds else 0.0

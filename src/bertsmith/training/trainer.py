@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import extract_model_from_parallel
 from transformers import EarlyStoppingCallback, TrainingArguments
@@ -18,11 +17,11 @@ from bertsmith.compute.memory import is_out_of_memory
 from bertsmith.compute.system import keep_freed_memory
 from bertsmith.config import FEWEST_TO_SELECT
 from bertsmith.errors import DeviceError, Interrupted, TrainingError
-from bertsmith.events import Evaluated, Event, Finished, Listener
+from bertsmith.events import Finished, Listener
 from bertsmith.model.load import LoadedModel, quiet_transformers, saved_settings
 from bertsmith.training import nan_guard
 from bertsmith.training.arguments import arguments_error
-from bertsmith.training.callback import EventCallback
+from bertsmith.training.callback import EventCallback, copy_of_weights
 from bertsmith.training.checkpoints import is_slower
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup
@@ -83,17 +82,9 @@ def fit(
     if not recipe.epochs:
         loaded.model.to(loaded.device)  # as the Trainer does
         return _finish(loaded, task, emit, Finished(0, 0.0, 0, None, False, False, 0.0))
-    best: dict[str, torch.Tensor] = {}
-
-    def keep_best(event: Event) -> None:
-        if isinstance(event, Evaluated) and event.best:
-            best.update((name, w.detach().cpu().clone()) for name, w in loaded.model.state_dict().items())
-        emit(event)
-
-    listener = keep_best if arguments.save_strategy == "no" else emit
-    callback = EventCallback(listener, stop, selects=len(validation) >= FEWEST_TO_SELECT)
+    callback = EventCallback(emit, stop, selects=len(validation) >= FEWEST_TO_SELECT)
     if resume is None:  # for a retry before the first checkpoint
-        callback.initial = {name: w.detach().cpu().clone() for name, w in loaded.model.state_dict().items()}
+        callback.initial = copy_of_weights(loaded.model)
     start, halved = time.perf_counter(), False
     while True:
         local = None if resume is None else group.share_folder(resume)
@@ -155,8 +146,8 @@ def fit(
         stopped_early=state.global_step < state.max_steps,
         seconds=time.perf_counter() - start,
     )
-    if best:
-        loaded.model.load_state_dict(best)
+    if callback.best_weights:
+        loaded.model.load_state_dict(callback.best_weights)
     return _finish(loaded, task, emit, finished)
 
 
