@@ -23,6 +23,7 @@ from bertsmith.training.engine import Engine
 from bertsmith.training.losses import CrossEntropy
 from bertsmith.training.nan_guard import NotFiniteError
 from bertsmith.training.recipe import Recipe
+from bertsmith.training.trainer import Training
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 LABELS = Labels((0, 1, 2), ("a", "b", "c"))
@@ -122,7 +123,7 @@ def _trained(folder, graphs, compiled=False, steps=40, accumulate=1, spoil=None,
     loaded = LoadedModel(model, AutoTokenizer.from_pretrained(folder), torch.device("cuda"), 64)
     texts = TokenDataset(Tokens.from_lists({"input_ids": ids}), np.array([int(i[0] > 30) for i in ids]))
     callback = EventCallback(lambda e: None, lambda: False)
-    engine = Engine(loaded, texts, texts, arguments, recipe, get_task(), callback)
+    engine = Engine(Training(loaded, texts, texts, arguments, recipe, get_task()), callback, arguments)
     assert engine.graphs is not None
     if not graphs:
         engine.graphs = None

@@ -553,8 +553,8 @@ def test_a_retry_copies_the_checkpoint_to_another_machine_again(tmp_path, monkey
     loaded = SimpleNamespace(model=torch.nn.Linear(1, 1), device=CPU)
     group = SimpleNamespace(share_folder=share_folder)
     arguments = training_arguments(recipe, config, tmp_path, CPU)
-    given = {"recipe": recipe, "task": task, "emit": events.append, "resume": resume, "group": group}
-    trainer.fit(loaded, [], [], arguments, **given)
+    training = trainer.Training(loaded, [], [], arguments, recipe, task, emit=events.append, group=group)
+    trainer.fit(training, resume)
     assert read == [str(tmp_path / ".checkpoint-300.1.part")] * 2
     assert [e.to_step for e in events if isinstance(e, RolledBack)] == [300]
     assert list(tmp_path.iterdir()) == []
@@ -576,12 +576,13 @@ def test_a_best_step_without_a_checkpoint_is_an_error(tmp_path, monkeypatch):
     task = SimpleNamespace(undo_standardisation=lambda model: SimpleNamespace(is_neutral=True))
     loaded = SimpleNamespace(model=torch.nn.Linear(1, 1), device=CPU)
     arguments = training_arguments(recipe, Config(epochs=1), tmp_path, CPU)
+    training = trainer.Training(loaded, [], [], arguments, recipe, task, emit=events.append)
     (tmp_path / "checkpoint-6").mkdir()
     with pytest.raises(TrainingError) as caught:
-        trainer.fit(loaded, [], [], arguments, recipe=recipe, task=task, emit=events.append)
+        trainer.fit(training)
     assert (caught.value.where, events) == (str(tmp_path / "checkpoint-4"), [])
     (tmp_path / "checkpoint-4").mkdir()
-    assert trainer.fit(loaded, [], [], arguments, recipe=recipe, task=task, emit=events.append).best_step == 4
+    assert trainer.fit(training).best_step == 4
 
 
 @pytest.mark.parametrize(("device", "budget"), [(None, 1024), ("cuda", 1024), ("cpu", 32768)])

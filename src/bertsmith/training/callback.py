@@ -42,7 +42,7 @@ class StepMeter:
 
 
 class EventCallback(TrainerCallback):  # type: ignore[misc]
-    """Connects an engine with the listener ``emit``, and with ``stop``; see `bertsmith.training.trainer.fit`.
+    """Connects an engine with the listener ``emit``, and with ``stop``; see `bertsmith.training.trainer.Training`.
 
     Attributes:
         selects: whether the best epoch is selected; otherwise the last one.

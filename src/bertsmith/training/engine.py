@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -22,23 +21,18 @@ from bertsmith.model import forward
 from bertsmith.model.batch import PackedBatch, TokenBatch, to_device
 from bertsmith.model.dropout import Dropout
 from bertsmith.model.gradients import TableGradients, collect_gradients, replicate
-from bertsmith.model.load import LoadedModel
 from bertsmith.model.outputs import compute_logits, with_layer_dtype
 from bertsmith.training import cuda_graphs
 from bertsmith.training.callback import EventCallback, StepMeter
 from bertsmith.training.checkpoints import ResumableTrainer
-from bertsmith.training.data import EpochSampler, TokenDataset
-from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup
+from bertsmith.training.data import EpochSampler
 from bertsmith.training.losses import PartLoss, part_losses
 from bertsmith.training.nan_guard import NanGuard, NotFiniteError
 from bertsmith.training.optimizer import halve_learning_rate, set_param_groups
-from bertsmith.training.recipe import Recipe
-from bertsmith.training.steps import longest_text, plan_steps
+from bertsmith.training.steps import plan_steps
 
 if TYPE_CHECKING:
-    from bertsmith.tasks.base import Task
-
-OnScores = Callable[[np.ndarray], None]
+    from bertsmith.training.trainer import Training
 
 
 class Engine(ResumableTrainer):
@@ -50,31 +44,22 @@ class Engine(ResumableTrainer):
     follow in the next step.
 
     Args:
-        halved: whether ``arguments`` have half the original learning rate, after a number that was not finite.
-        loaded, train, validation, arguments, recipe, task, group, on_scores: see `bertsmith.training.trainer.fit`.
+        training: what to train.
         callback: receives events.
+        arguments: those of ``training``, or safer ones.
+        halved: whether ``arguments`` have half the original learning rate, after a number that was not finite.
     """
 
     def __init__(
-        self,
-        loaded: LoadedModel,
-        train: TokenDataset,
-        validation: TokenDataset,
-        arguments: TrainingArguments,
-        recipe: Recipe,
-        task: Task,
-        callback: EventCallback,
-        group: ProcessGroup = SINGLE_PROCESS,
-        on_scores: OnScores = lambda scores: None,
-        *,
-        halved: bool = False,
+        self, training: Training, callback: EventCallback, arguments: TrainingArguments, *, halved: bool = False
     ) -> None:
-        self.loaded, self.recipe, self.task, self.callback = loaded, recipe, task, callback
-        self.emit, self.group, self.halved, self.on_scores = callback.emit, group, halved, on_scores
-        counts = task.label_counts(train.labels, loaded.model.config.num_labels)
-        self.loss = task.loss(recipe.imbalance, counts, len(train), arguments.label_smoothing_factor)
-        self.plain_loss = task.loss("none", counts, len(train), smoothing=0.0)  # comparable values for evaluations
-        self.plan = plan = plan_steps(loaded, train, longest_text(train, validation), arguments, recipe, self.emit)
+        self.training, self.callback, self.emit, self.halved = training, callback, callback.emit, halved
+        self.loaded, self.group = training.loaded, training.group
+        self.recipe, self.task, train = training.recipe, training.task, training.train
+        counts = self.task.label_counts(train.labels, self.loaded.model.config.num_labels)
+        self.loss = self.task.loss(self.recipe.imbalance, counts, len(train), arguments.label_smoothing_factor)
+        self.plain_loss = self.task.loss("none", counts, len(train), smoothing=0.0)  # comparable values for evaluations
+        self.plan = plan = plan_steps(training, arguments)
         self.token_budget, self.memory_limit = plan.token_budget, plan.memory_limit
         self.sampler = EpochSampler(len(train), arguments, lambda: self.state.global_step, plan.probabilities)
         self.meter, self.guard = StepMeter(), NanGuard(self)
@@ -85,19 +70,19 @@ class Engine(ResumableTrainer):
         self._position = (-1, 0)  # step, and batch of the step
         self.dtype = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
         super().__init__(
-            model=loaded.model,
+            model=self.loaded.model,
             args=arguments,
             train_dataset=train,
-            eval_dataset=validation,
+            eval_dataset=training.validation,
             data_collator=lambda batch: batch,  # `TokenDataset` returns batches
-            processing_class=loaded.tokenizer,
+            processing_class=self.loaded.tokenizer,
             callbacks=[callback],
         )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         callback.engine = self
-        self.table_gradients = TableGradients(loaded.model)
-        self.graphs = cuda_graphs.CudaGraphs(loaded.model) if plan.use_cuda_graphs else None
+        self.table_gradients = TableGradients(self.loaded.model)
+        self.graphs = cuda_graphs.CudaGraphs(self.loaded.model) if plan.use_cuda_graphs else None
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Create the optimizer, with the learning rates of head and layers."""
@@ -152,7 +137,7 @@ class Engine(ResumableTrainer):
         self.callback.only_label = self.task.only_label(scores, self.model.config.id2label)
         loss = self.plain_loss(table, self.plain_loss.targets(batch.labels)).mean()
         values = {"loss": loss, **self.task.validation_metrics(targets, scores)}
-        self.on_scores(scores)
+        self.training.on_scores(scores)
         metrics = {f"eval_{name}": float(value) for name, value in values.items()}
         self.log({**metrics})  # adds the epoch
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -166,35 +166,33 @@ def safer_arguments(arguments: TrainingArguments) -> TrainingArguments:
     return result
 
 
-def retry_event(
-    error: NotFiniteError, engine: Engine, describe_texts: DescribeTexts, checkpoint: Path | None
-) -> RolledBack:
+def retry_event(error: NotFiniteError, engine: Engine, checkpoint: Path | None) -> RolledBack:
     """Return the event of a retry from a checkpoint, or from the start."""
     return RolledBack(
         step=engine.state.global_step,
         to_step=step_of(checkpoint) if checkpoint else 0,
-        what=f"{error.what} is not a finite number ({_source(error, describe_texts)}); "
-        f"likely cause: {_cause(error, engine)}",
+        what=f"{error.what} is not a finite number ({_source(error, engine)}); likely cause: {_cause(error, engine)}",
         learning_rate=engine.args.learning_rate / 2,
     )
 
 
-def final_error(error: NotFiniteError, engine: Engine, describe_texts: DescribeTexts) -> TrainingError:
+def final_error(error: NotFiniteError, engine: Engine) -> TrainingError:
     """Return the error that ends training if the retry fails, too."""
     named = len(error.rows or error.batch)
     check = f"Check {number_form(named, 'the text', 'the texts')}, pass" if named else "Pass"
     return TrainingError(
         f"{error.what} is again not a finite number, after a retry with fp32 and half the learning rate",
-        where=_source(error, describe_texts),
+        where=_source(error, engine),
         remedy=f"Likely cause: {_cause(error, engine)}. {check} a smaller --learning-rate (the last one was "
         f"{engine.args.learning_rate:g}), or use another --model. bertsmith keeps the checkpoints.",
     )
 
 
-def _source(error: NotFiniteError, describe_texts: DescribeTexts) -> str:
+def _source(error: NotFiniteError, engine: Engine) -> str:
     if not error.batch:
         return "text unknown"
-    return f"{'found in' if error.rows else 'in a batch of'} {describe_texts(sorted(error.rows or error.batch))}"
+    texts = engine.training.describe_texts(sorted(error.rows or error.batch))
+    return f"{'found in' if error.rows else 'in a batch of'} {texts}"
 
 
 def _cause(error: NotFiniteError, engine: Engine) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from transformers import TrainingArguments
@@ -12,12 +12,12 @@ from bertsmith.compute import batching, threads
 from bertsmith.compute.machine import cpu_capabilities
 from bertsmith.compute.memory import plan_token_budget, step_memory
 from bertsmith.compute.system import free_memory, resident_memory
-from bertsmith.events import Listener, MemoryLimited
+from bertsmith.events import MemoryLimited
 from bertsmith.model import forward
-from bertsmith.model.load import LoadedModel
-from bertsmith.training.data import TokenDataset
 from bertsmith.training.losses import inverse_weights
-from bertsmith.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from bertsmith.training.trainer import Training
 
 
 @dataclass(frozen=True)
@@ -41,18 +41,17 @@ class StepPlan:
     probabilities: np.ndarray | None
 
 
-def plan_steps(
-    loaded: LoadedModel, train: TokenDataset, longest: int, arguments: TrainingArguments, recipe: Recipe, emit: Listener
-) -> StepPlan:
+def plan_steps(training: Training, arguments: TrainingArguments) -> StepPlan:
     """Plan the steps of a training, and emit an event if memory reduces the token budget.
 
-    ``longest`` is the number of tokens of the longest training or validation text.
+    ``arguments`` are those of the training, or safer ones.
 
     Raises:
         DeviceError: if a CPU has too little memory for one text.
     """
-    device, config = loaded.device.type, loaded.model.config
-    packed = forward.supports(loaded.model) and not arguments.gradient_checkpointing
+    model, recipe, train, longest = training.loaded.model, training.recipe, training.train, training.longest
+    device, config = training.loaded.device.type, model.config
+    packed = forward.supports(model) and not arguments.gradient_checkpointing
     probabilities = None
     if recipe.imbalance == "balanced-sampling" or recipe.contrastive == "only":
         counts = np.bincount(train.labels, minlength=config.num_labels)
@@ -63,12 +62,12 @@ def plan_steps(
             budget *= batching.AMX_BUDGET_FACTOR
         free, workers, default = free_memory(), threads.num_workers() if packed else 1, budget
         keeps_best = arguments.save_strategy == "no" and arguments.eval_strategy != "no"
-        kept = 4 * loaded.model.num_parameters() if keeps_best else 0  # the weights of the best epoch
+        kept = 4 * model.num_parameters() if keeps_best else 0  # the weights of the best epoch
         sizes: dict[str, Any] = {"training": True, "workers": workers}
-        budget = plan_token_budget(loaded.model, longest, free=free - kept, default=default, **sizes)
+        budget = plan_token_budget(model, longest, free=free - kept, default=default, **sizes)
         if budget < default:
-            emit(MemoryLimited(budget, free))
-        limit = resident_memory() + step_memory(loaded.model, longest, budget, **sizes)
+            training.emit(MemoryLimited(budget, free))
+        limit = resident_memory() + step_memory(model, longest, budget, **sizes)
     return StepPlan(
         token_budget=budget,
         packed=packed,
@@ -82,8 +81,3 @@ def plan_steps(
         memory_limit=limit,
         probabilities=probabilities,
     )
-
-
-def longest_text(*datasets: TokenDataset) -> int:
-    """Return the number of tokens of the longest text."""
-    return max(int(dataset.lengths.max()) for dataset in datasets if len(dataset))

@@ -29,7 +29,7 @@ from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import training_arguments
 from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group
 from bertsmith.training.recipe import Recipe
-from bertsmith.training.trainer import fit
+from bertsmith.training.trainer import Training, fit
 from bertsmith.workflows.ablation import compare_columns
 from bertsmith.workflows.baselines import FrozenEmbeddings, baselines
 from bertsmith.workflows.cross_validation import cross_validate, split_or_fold
@@ -175,21 +175,19 @@ def train_into(
                 cross_validation = cross_validate(
                     run, config, splits, inputs, recipe, names, frozen.initial_head, observe, stop
                 )
-                finished = fine_tune(
+                training = Training(
                     loaded,
                     inputs.train,
                     inputs.validation,
                     arguments,
-                    task=task,
+                    recipe,
+                    task,
                     emit=listener,
-                    emit_contrastive=observe,
-                    recipe=recipe,
-                    config=config,
                     stop=stop,
-                    resume=checkpoint,
                     group=group,
                     describe_texts=partial(_source_rows, trained["train"]),
                 )
+                finished = fine_tune(training, config, emit_contrastive=observe, resume=checkpoint)
                 run.save_model(loaded.save)
             with phases.timed("evaluation"):
                 # Users get the saved model, so the saved model is scored.
@@ -251,19 +249,19 @@ def _assist(group: ProcessGroup, source: Any, config: Config, output: Path, stop
     head, labels = group.broadcast(None)
     initialize_head(inputs.loaded, head)
     inputs = inputs.training_on(*labels)
-    fit(
-        inputs.loaded,
+    loaded, task = inputs.loaded, inputs.task
+    training = Training(
+        loaded,
         inputs.train,
         inputs.validation,
-        training_arguments(recipe, config, checkpoints, inputs.loaded.device, task=inputs.task),
-        task=inputs.task,
-        emit=lambda event: None,
-        recipe=recipe,
-        user_arguments=config.set,
+        training_arguments(recipe, config, checkpoints, loaded.device, task=task),
+        recipe,
+        task,
         stop=stop,
-        resume=checkpoint and checkpoints / checkpoint.name,
+        user_arguments=config.set,
         group=group,
     )
+    fit(training, resume=checkpoint and checkpoints / checkpoint.name)
 
 
 def _saved_recipe(run: Run) -> Recipe:
