@@ -16,7 +16,7 @@ from bertsmith.model.load import LoadedModel, load_model
 from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_model
-from bertsmith.training import cuda_graphs
+from bertsmith.training import steps as stepping
 from bertsmith.training.callback import EventCallback
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.engine import Engine
@@ -157,9 +157,9 @@ def test_compiled_layers_train_to_the_same_weights(trained):
 def test_layers_are_compiled_during_training(trained, monkeypatch):
     assert can_compile(torch.device("cuda"))
     plain, _ = trained(graphs=True)
-    monkeypatch.setattr(cuda_graphs, "COMPILE_AFTER_STEPS", 10)
-    monkeypatch.setattr(cuda_graphs, "MIN_MEASURED_STEPS", 5)
-    monkeypatch.setattr(cuda_graphs, "COMPILE_SECONDS", 0.0)
+    monkeypatch.setattr(stepping, "COMPILE_AFTER_STEPS", 10)
+    monkeypatch.setattr(stepping, "MIN_MEASURED_STEPS", 5)
+    monkeypatch.setattr(stepping, "COMPILE_SECONDS", 0.0)
     engine, _ = trained(graphs=True)
     assert engine.compiled
     assert engine.graphs.graphs

@@ -18,18 +18,13 @@ from bertsmith.model.batch import TokenBatch, pack
 from bertsmith.model.load import load_model
 from bertsmith.model.tokens import Tokens
 from bertsmith.testing import tiny_model
-from bertsmith.training import cuda_graphs
 from bertsmith.training import engine as engines
+from bertsmith.training import steps
 from bertsmith.training.callback import StepMeter
-from bertsmith.training.cuda_graphs import (
-    COMPILE_AFTER_STEPS,
-    MAX_FAILURES,
-    MIN_MEASURED_STEPS,
-    CudaGraphs,
-)
 from bertsmith.training.data import EpochSampler, TokenDataset
 from bertsmith.training.nan_guard import BatchLoss, FiniteCheck, NanGuard
 from bertsmith.training.optimizer import can_skip_step
+from bertsmith.training.steps import COMPILE_AFTER_STEPS, MAX_FAILURES, MIN_MEASURED_STEPS, CudaGraphs
 
 CPU = torch.device("cpu")
 LABELS = Labels((0, 1, 2), ("a", "b", "c"))
@@ -193,7 +188,7 @@ def test_layers_are_compiled_only_if_this_saves_time(seconds, expected, folder, 
     )
     engine.meter = type("Watch", (), {"texts_per_second": 10_000 / seconds, "texts": 0})
     monkeypatch.setattr(engines, "can_compile", lambda device: True)
-    monkeypatch.setattr(cuda_graphs, "CudaGraphs", lambda model: CudaGraphs(model, _Recorder()))
+    monkeypatch.setattr(steps, "CudaGraphs", lambda model: CudaGraphs(model, _Recorder()))
     for _ in range(COMPILE_AFTER_STEPS + 5):  # scored a moment ago
         engine._compile_if_worthwhile()
     assert events == []

@@ -22,14 +22,13 @@ from bertsmith.model.batch import PackedBatch, TokenBatch, to_device
 from bertsmith.model.dropout import Dropout
 from bertsmith.model.gradients import TableGradients, collect_gradients, replicate
 from bertsmith.model.outputs import compute_logits, with_layer_dtype
-from bertsmith.training import cuda_graphs
+from bertsmith.training import steps
 from bertsmith.training.callback import EventCallback, StepMeter
 from bertsmith.training.checkpoints import ResumableTrainer
 from bertsmith.training.data import EpochSampler
 from bertsmith.training.losses import PartLoss, part_losses
 from bertsmith.training.nan_guard import NanGuard, NotFiniteError
 from bertsmith.training.optimizer import halve_learning_rate, set_param_groups
-from bertsmith.training.steps import plan_steps
 
 if TYPE_CHECKING:
     from bertsmith.training.trainer import Training
@@ -59,7 +58,7 @@ class Engine(ResumableTrainer):
         counts = self.task.label_counts(train.labels, self.loaded.model.config.num_labels)
         self.loss = self.task.loss(self.recipe.imbalance, counts, len(train), arguments.label_smoothing_factor)
         self.plain_loss = self.task.loss("none", counts, len(train), smoothing=0.0)  # comparable values for evaluations
-        self.plan = plan = plan_steps(training, arguments)
+        self.plan = plan = steps.StepPlan(training, arguments)
         self.token_budget, self.memory_limit = plan.token_budget, plan.memory_limit
         self.sampler = EpochSampler(len(train), arguments, lambda: self.state.global_step, plan.probabilities)
         self.meter, self.guard = StepMeter(), NanGuard(self)
@@ -82,7 +81,7 @@ class Engine(ResumableTrainer):
         self.remove_callback(ProgressCallback)
         callback.engine = self
         self.table_gradients = TableGradients(self.loaded.model)
-        self.graphs = cuda_graphs.CudaGraphs(self.loaded.model) if plan.use_cuda_graphs else None
+        self.graphs = steps.CudaGraphs(self.loaded.model) if plan.uses_cuda_graphs else None
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Create the optimizer, with the learning rates of head and layers."""
@@ -169,7 +168,7 @@ class Engine(ResumableTrainer):
                 parameter.grad = None if gradient is None else gradient.clone()
             self.replicas.clear()
             if self.graphs is not None:
-                self.graphs = cuda_graphs.CudaGraphs(self.model)  # frees the memory of the captured graphs
+                self.graphs = steps.CudaGraphs(self.model)  # frees the memory of the captured graphs
             self.emit(MemoryExceeded(self.state.global_step, budget))
 
         loss, self.token_budget = retry_on_out_of_memory(
@@ -265,15 +264,15 @@ class Engine(ResumableTrainer):
         """Compile the layers on a GPU if the estimated remaining time is long enough."""
         batch_size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         self._steps_seen += 1
-        measured = self.meter.texts >= cuda_graphs.MIN_MEASURED_STEPS * batch_size
-        if self.compiled or self._steps_seen < cuda_graphs.COMPILE_AFTER_STEPS or not measured:
+        measured = self.meter.texts >= steps.MIN_MEASURED_STEPS * batch_size
+        if self.compiled or self._steps_seen < steps.COMPILE_AFTER_STEPS or not measured:
             return
         self._steps_seen = -self.state.max_steps  # estimate only once
         seconds = (self.state.max_steps - self.state.global_step) * batch_size / self.meter.texts_per_second
-        saved = cuda_graphs.COMPILE_SAVING * seconds
-        if saved > cuda_graphs.COMPILE_SECONDS and can_compile(self.args.device):
+        saved = steps.COMPILE_SAVING * seconds
+        if saved > steps.COMPILE_SECONDS and can_compile(self.args.device):
             self.emit(Compiling(self.state.global_step, seconds))
-            self.compiled, self.graphs = True, cuda_graphs.CudaGraphs(self.model)
+            self.compiled, self.graphs = True, steps.CudaGraphs(self.model)
 
     def checkpoint_state(self) -> dict[str, Any]:
         """Return the state of the engine for a checkpoint."""
