@@ -1,4 +1,4 @@
-"""Choose and describe the device and its precision; find out whether it compiles."""
+"""Choose and describe the device and its precision."""
 
 from __future__ import annotations
 
@@ -76,6 +76,16 @@ def describe_device(device: torch.device) -> str:
     return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
+def can_compile(device: torch.device) -> bool:
+    """Return whether `torch.compile` works on this machine: it needs Triton and a C compiler."""
+    import torch
+
+    try:
+        return bool((torch.compile(lambda x: x + 1)(torch.zeros(8, device=device)) == 1).all())
+    except Exception:  # many types
+        return False
+
+
 def choose_precision(device: torch.device) -> tuple[str, str]:
     """Return the fastest precision of a device (``"fp32"``, ``"bf16"`` or ``"fp16"``), and the reason."""
     import torch
@@ -94,13 +104,3 @@ def choose_precision(device: torch.device) -> tuple[str, str]:
             return "bf16", "bf16 is fast on this GPU"
         return "fp32", "this GPU does not support bf16"
     return "fp32", "the safe choice on this device, which also supports bf16"
-
-
-def can_compile(device: torch.device) -> bool:
-    """Return whether `torch.compile` works on this machine: it needs Triton and a C compiler."""
-    import torch
-
-    try:
-        return bool((torch.compile(lambda x: x + 1)(torch.zeros(8, device=device)) == 1).all())
-    except Exception:  # many types
-        return False
