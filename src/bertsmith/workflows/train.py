@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bertsmith.compute.memory import is_out_of_memory
+from bertsmith.compute.memory import memory_errors
 from bertsmith.config import Config
 from bertsmith.data.clean import clean
 from bertsmith.data.split import split_cleaned
 from bertsmith.data.table import Table
-from bertsmith.errors import ConfigError, DeviceError, Interrupted, listing, number_form
+from bertsmith.errors import ConfigError, Interrupted, listing, number_form
 from bertsmith.events import Finished, RunFinished, RunListener, TrainingEstimated
 from bertsmith.folders.atomic import write_json
 from bertsmith.folders.claim import claim
@@ -108,7 +107,8 @@ def train_into(
     def check_stop(scored: int = 0) -> None:
         _check(stop, "stopped while scoring; the trained model is saved")
 
-    with _memory_errors():
+    remedy = "Free memory, raise the memory limit, or use a smaller --model. --resume continues from a checkpoint."
+    with memory_errors("out of memory: {error}", remedy):
         with phases.timed("data"):
             _check(stop, "stopped before training began")
             table = as_table(source, config)
@@ -312,21 +312,6 @@ def _finish(run: Run, finished: Finished, phases: PhaseTimer, config: Config) ->
 def _check(stop: Callable[[], bool], message: str) -> None:
     if stop():
         raise Interrupted(message)
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Turn out-of-memory errors into user errors."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise DeviceError(
-            f"out of memory: {str(error).splitlines()[0] if str(error) else 'an allocation failed'}",
-            remedy="Free memory, raise the memory limit, or use a smaller --model. "
-            "--resume continues from a checkpoint.",
-        ) from error
 
 
 def _source_rows(table: Table, positions: Sequence[int]) -> str:
