@@ -26,6 +26,7 @@ from bertsmith.model.outputs import compute_embeddings, compute_logits, with_lay
 from bertsmith.model.tokens import Tokens
 from bertsmith.testing import ARCHITECTURES, tiny_model
 from bertsmith.training.losses import CrossEntropy
+from tests.conftest import split_batch
 
 LABELS = Labels((0, 1, 2), ("a", "b", "c"))
 CPU = torch.device("cpu")
@@ -207,7 +208,7 @@ def test_gradients_do_not_depend_on_micro_batches(models, lengths, budget, worke
     expected = _gradient(model)
     model.zero_grad()
     copies = [model, *(replicate(model) for _ in range(workers - 1))]
-    for i, part in enumerate(batch.split(budget, packed=True, workers=workers)):
+    for i, part in enumerate(split_batch(batch, budget, packed=True, workers=workers)):
         copy = copies[i % workers]
         loss.of_step(forward.logits(copy, forward.pack_for(copy, part)), part.labels, len(lengths)).backward()
     for copy in copies[1:]:

@@ -191,7 +191,8 @@ class Engine(ResumableTrainer):
     def _add_gradients(self, model: Any, batch: TokenBatch, n_texts: Any, budget: int) -> torch.Tensor:
         """Add the gradient of a batch, computed in micro-batches on several workers; return its loss."""
         budget, workers = budget // 2 if self.recipe.consistency else budget, self.plan.workers
-        parts = batch.split(budget, packed=self.plan.packed, workers=workers) if len(batch) else []
+        groups = batch.micro_batches(budget, packed=self.plan.packed, workers=workers)
+        parts = [batch.take(torch.from_numpy(rows)) for rows in groups]
         losses_of = self._contrastive_losses(parts) if self.recipe.contrastive == "only" else [None] * len(parts)
         while len(parts) > 1 and len(self.replicas) < workers - 1:
             self.replicas.append(replicate(self.model))
