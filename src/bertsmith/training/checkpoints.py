@@ -124,11 +124,8 @@ def save(
 ) -> None:
     """Write a checkpoint atomically, and seal it with checksums. It replaces an existing folder.
 
-    Args:
-        path: the checkpoint folder.
-        model, tokenizer: saved as a plain Hugging Face checkpoint.
-        state: training state: tensors, numbers and strings in nested mappings, tuples and lists.
-        write: writes more files into the folder.
+    Model and tokenizer are a plain Hugging Face checkpoint. The training state consists of tensors, numbers and strings
+    in nested mappings, tuples and lists. ``write`` writes more files into the folder.
 
     Raises:
         OutputError: if the disk is full or not writable. Earlier checkpoints are unchanged.

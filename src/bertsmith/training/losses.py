@@ -210,10 +210,9 @@ def contrastive_loss(features: torch.Tensor, labels: torch.Tensor) -> torch.Tens
         similarity = unit @ unit.T
         same = labels @ labels.T if labels.is_floating_point() else (labels[:, None] == labels).to(similarity.dtype)
     other = ~torch.eye(len(labels), dtype=torch.bool, device=features.device)
-    errors = ((1 - similarity) ** 2, similarity**2)
-    weights = (same * other, (1 - same) * other)
+    pairs = ((same * other, (1 - similarity) ** 2), ((1 - same) * other, similarity**2))  # weights and errors
     # A batch may have pairs of one kind only.
-    means = [(w * error).sum() / w.sum().clamp(min=1e-6) for w, error in zip(weights, errors, strict=True)]
+    means = [(weights * errors).sum() / weights.sum().clamp(min=1e-6) for weights, errors in pairs]
     return torch.stack(means).sum() / 2
 
 
