@@ -16,6 +16,7 @@ from rich.console import Console
 from transformers import Trainer, TrainerControl, TrainerState
 
 from bertsmith.compute import threads
+from bertsmith.compute.processes import SINGLE_PROCESS
 from bertsmith.config import Config, TrainConfig
 from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, Interrupted, TrainingError
@@ -33,7 +34,6 @@ from bertsmith.training.arguments import argument_problems, training_arguments
 from bertsmith.training.callback import EventCallback
 from bertsmith.training.checkpoints import OVERRIDDEN, ResumableTrainer
 from bertsmith.training.data import TokenDataset
-from bertsmith.training.distributed import SINGLE_PROCESS
 from bertsmith.training.engine import Engine
 from bertsmith.training.nan_guard import NotFiniteError
 from bertsmith.training.optimizer import lr_factors, set_param_groups
@@ -529,7 +529,7 @@ def test_a_retry_copies_the_checkpoint_to_another_machine_again(tmp_path, monkey
     """If the first NaN of a resumed run comes before its next checkpoint."""
     resume, read, events = tmp_path / "checkpoint-300", [], []
 
-    def share_folder(folder):
+    def share_folder(group, folder):
         assert folder == resume
         copy = folder.with_name(f".{folder.name}.1.part")
         copy.mkdir()
@@ -547,13 +547,13 @@ def test_a_retry_copies_the_checkpoint_to_another_machine_again(tmp_path, monkey
                 raise NotFiniteError("the loss of step 311", [], [])
 
     monkeypatch.setattr(trainer, "Engine", Diverging)
+    monkeypatch.setattr(trainer, "share_folder", share_folder)
     config = Config(epochs=1)
     recipe = _choose([10, 10], epochs=1)
     task = SimpleNamespace(undo_standardisation=lambda model: SimpleNamespace(is_neutral=True))
     loaded = SimpleNamespace(model=torch.nn.Linear(1, 1), device=CPU)
-    group = SimpleNamespace(share_folder=share_folder)
     arguments = training_arguments(recipe, config, tmp_path, CPU)
-    training = trainer.Training(loaded, [], [], arguments, recipe, task, emit=events.append, group=group)
+    training = trainer.Training(loaded, [], [], arguments, recipe, task, emit=events.append)
     trainer.fit(training, resume)
     assert read == [str(tmp_path / ".checkpoint-300.1.part")] * 2
     assert [e.to_step for e in events if isinstance(e, RolledBack)] == [300]

@@ -10,6 +10,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from safetensors.torch import load_file, save_file, save_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerControl
 from transformers.trainer_callback import ExportableState, TrainerState
 
+from bertsmith.compute.processes import ProcessGroup
 from bertsmith.compute.system import LOCKS_OPEN_FILES
 from bertsmith.errors import TrainingError, write_error
-from bertsmith.folders.atomic import RESUME_REMEDY, replaced_folder, seal
+from bertsmith.folders.atomic import PART, RESUME_REMEDY, replaced_folder, seal
 from bertsmith.folders.layout import checkpoints
-from bertsmith.training.distributed import ProcessGroup
 from bertsmith.training.nan_guard import NanGuard
 
 WEIGHTS, TENSORS = "model.safetensors", "training.safetensors"
@@ -35,6 +36,8 @@ OVERRIDDEN = {
     "_get_grad_norm": ("model", "grad_norm"),
 }
 """Parameters of the private methods. The last method is overridden to check the norm before the optimizer step."""
+SHARED_BYTES = 2**26
+"""Maximum number of bytes of a file per message to the other processes."""
 
 
 class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
@@ -113,6 +116,28 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
         norm = super()._get_grad_norm(model, grad_norm)
         self.guard.check_gradient(norm)
         return norm
+
+
+def share_folder(group: ProcessGroup, folder: Path) -> Path:
+    """Return where this process reads a folder of files of the main process. All processes call this at once.
+
+    A machine that lacks the folder gets a copy: a hidden folder beside the missing one.
+    """
+    (lacked,) = group.any(not folder.is_dir())
+    if not lacked:
+        return folder
+    copy = None if group.is_main or folder.is_dir() else folder.with_name(f".{folder.name}.{group.rank}{PART}")
+    if copy is not None:
+        shutil.rmtree(copy, ignore_errors=True)
+        copy.mkdir(parents=True)
+    for name in group.broadcast(sorted(p.name for p in folder.iterdir()) if group.is_main else None):
+        with ExitStack() as opened:
+            source = opened.enter_context((folder / name).open("rb")) if group.is_main else None
+            target = None if copy is None else opened.enter_context((copy / name).open("wb"))
+            while chunk := group.broadcast(source and source.read(SHARED_BYTES)):
+                if target is not None:
+                    target.write(chunk)
+    return copy or folder
 
 
 def save(

@@ -16,6 +16,7 @@ from accelerate.utils import extract_model_from_parallel
 from transformers import EarlyStoppingCallback, TrainingArguments
 
 from bertsmith.compute.memory import is_out_of_memory
+from bertsmith.compute.processes import SINGLE_PROCESS, ProcessGroup
 from bertsmith.compute.system import keep_freed_memory
 from bertsmith.config import FEWEST_TO_SELECT
 from bertsmith.errors import DeviceError, Interrupted, TrainingError
@@ -24,9 +25,8 @@ from bertsmith.model.load import LoadedModel, quiet_transformers, saved_settings
 from bertsmith.training import nan_guard
 from bertsmith.training.arguments import arguments_error
 from bertsmith.training.callback import EventCallback, copy_of_weights
-from bertsmith.training.checkpoints import is_slower
+from bertsmith.training.checkpoints import is_slower, share_folder
 from bertsmith.training.data import TokenDataset
-from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup
 from bertsmith.training.engine import Engine
 from bertsmith.training.nan_guard import NotFiniteError
 from bertsmith.training.recipe import Recipe
@@ -98,7 +98,7 @@ def fit(training: Training, resume: Path | None = None) -> Finished:
         callback.initial = copy_of_weights(loaded.model)
     start, halved = time.perf_counter(), False
     while True:
-        local = None if resume is None else group.share_folder(resume)
+        local = None if resume is None else share_folder(group, resume)
         if local is not None:
             halved = halved or is_slower(local)
         # An earlier training of this process, or a stage or attempt of this one, may have had another precision.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bertsmith.compute.memory import memory_errors
+from bertsmith.compute.processes import SINGLE_PROCESS, ProcessGroup, init_process_group
 from bertsmith.config import Config
 from bertsmith.data.clean import clean
 from bertsmith.data.split import split_cleaned
@@ -26,7 +27,6 @@ from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
 from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import training_arguments
-from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.trainer import Training, fit
 from bertsmith.workflows.ablation import compare_columns
