@@ -26,7 +26,7 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BertConfig, BertForSequenceClassification
 
-from bertsmith.training.distributed import ProcessGroup
+from bertsmith.compute.processes import ProcessGroup
 
 SHAPES = {
     "bert-base": {},

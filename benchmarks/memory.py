@@ -101,7 +101,7 @@ def measured_run(n_texts: int, batch_size: int, epochs: int) -> int:
     from bertsmith.training.arguments import training_arguments
     from bertsmith.training.data import TokenDataset
     from bertsmith.training.recipe import Recipe
-    from bertsmith.training.trainer import fit
+    from bertsmith.training.trainer import Training, fit
 
     logging.disable()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.resolve("packaged:minilm").path)
@@ -118,16 +118,7 @@ def measured_run(n_texts: int, batch_size: int, epochs: int) -> int:
     with tempfile.TemporaryDirectory() as name:
         settings = training_arguments(recipe, TrainConfig(), Path(name), device, saves=False)
         before = resident_memory()
-        fit(
-            LoadedModel(model, tokenizer, device, 128),
-            train,
-            validation,
-            settings,
-            recipe=recipe,
-            task=get_task(),
-            emit=lambda event: None,
-            stop=lambda: False,
-        )
+        fit(Training(LoadedModel(model, tokenizer, device, 128), train, validation, settings, recipe, get_task()))
     return resident_memory(peak=True) - before
 
 

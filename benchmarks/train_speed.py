@@ -134,6 +134,7 @@ def run(
     from bertsmith.training.data import TokenDataset
     from bertsmith.training.engine import Engine
     from bertsmith.training.recipe import Recipe, choose_precision
+    from bertsmith.training.trainer import Training
 
     model = new_model(model_name, n_classes, seed).to(device)
     fast = choose_precision(device)[0]
@@ -169,7 +170,8 @@ def run(
             callback = EventCallback(lambda event: None, lambda: False)
             columns = {name: dataset[name][:] for name in loaded.columns}
             texts = TokenDataset(Tokens.from_lists(columns), np.array(dataset["labels"]))
-            trainer = Engine(loaded, texts, texts, settings, recipe, get_task(), callback)
+            training = Training(loaded, texts, texts, settings, recipe, get_task())
+            trainer = Engine(training, callback, settings)
             trainer.compiled = contender == "compiled"
             if contender == "unrecorded":
                 trainer.graphs = None

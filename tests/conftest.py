@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from bertsmith.folders.run import Run
     from bertsmith.inference.predictor import Predictor
+    from bertsmith.model.batch import TokenBatch
     from bertsmith.model.tokens import Tokens
 
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -146,6 +147,13 @@ def weights_of(run: Run) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     return load_file(run.layout.model / "model.safetensors")
+
+
+def split_batch(batch: TokenBatch, budget: int, **settings: Any) -> list[TokenBatch]:
+    """Return the micro-batches of a `TokenBatch`, in the order in which the engine computes them."""
+    import torch
+
+    return [batch.take(torch.from_numpy(rows)) for rows in batch.micro_batches(budget, **settings)]
 
 
 def same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -15,7 +15,8 @@ from bertsmith.model.batch import TokenBatch
 from bertsmith.model.load import LoadedModel, load_model, load_tokenizer
 from bertsmith.model.tokens import Tokens
 from bertsmith.testing import tiny_model
-from bertsmith.training.losses import CrossEntropy, StepLoss
+from bertsmith.training.losses import CrossEntropy
+from tests.conftest import split_batch
 
 
 @given(st.lists(st.integers(0, 600), max_size=60), st.integers(1, 4096))
@@ -63,7 +64,7 @@ def test_splitting_keeps_every_token(lengths, budget, packed, typed, labelled):
         split = (values.split(batch.lengths.tolist()) for values in (batch.input_ids, types))
         return sorted((i.tolist(), t.tolist(), int(n)) for i, t, n in zip(*split, labels, strict=True))
 
-    assert sorted(text for part in batch.split(budget, packed=packed) for text in texts(part)) == texts(batch)
+    assert sorted(text for part in split_batch(batch, budget, packed=packed) for text in texts(part)) == texts(batch)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,7 @@ def test_gradients_of_padded_texts_equal_those_of_the_batch(loaded, lengths, bud
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
     expected = gradient([batch], torch.nn.CrossEntropyLoss(label_smoothing=smoothing))
-    step_loss = StepLoss(CrossEntropy(smoothing))
-    found = gradient(batch.split(budget, packed=False), lambda logits, labels: step_loss(logits, labels, len(lengths)))
+    loss = CrossEntropy(smoothing)
+    parts = split_batch(batch, budget, packed=False)
+    found = gradient(parts, lambda logits, labels: loss.of_step(logits, labels, len(lengths)))
     assert (found - expected).norm() / expected.norm() < 1e-5

@@ -17,9 +17,10 @@ from bertsmith.inference.classifier import Classifier
 from bertsmith.model.tokenizer import encode
 from bertsmith.model.tokens import Tokens
 from bertsmith.testing import tiny_table
-from bertsmith.training.contrastive import contrastive_loss, part_losses
 from bertsmith.training.data import TokenDataset
+from bertsmith.training.losses import contrastive_loss, part_losses
 from bertsmith.training.recipe import choose_hyperparameters, schedule_arguments
+from bertsmith.training.trainer import Training
 from bertsmith.workflows import fine_tune
 from bertsmith.workflows.prepare import embed
 from tests.conftest import train as _train
@@ -144,7 +145,7 @@ def test_a_share_of_warmup_steps_applies_to_every_stage():
 @pytest.mark.parametrize("stage", ["first", "only", "none"])
 def test_only_contrastive_training_reads_beginnings(stage, monkeypatch):
     read = []
-    monkeypatch.setattr(fine_tune, "fit", lambda loaded, train, *_, **__: read.append(train.lengths.tolist()))
+    monkeypatch.setattr(fine_tune, "fit", lambda training, resume=None: read.append(training.train.lengths.tolist()))
     monkeypatch.setattr(fine_tune, "fit_head", lambda loaded, task, tokens, targets: read.append(tokens))
     monkeypatch.setattr(fine_tune, "training_arguments", lambda *_, **__: None)
     config = TrainConfig()
@@ -154,7 +155,7 @@ def test_only_contrastive_training_reads_beginnings(stage, monkeypatch):
     texts = TokenDataset(Tokens.from_lists({"input_ids": rows}), np.array([0, 0, 1]))
     texts.soft_labels = np.eye(2)[[0, 0, 1]]
     loaded = SimpleNamespace(device=torch.device("cpu"))
-    fine_tune.fine_tune(loaded, texts, texts, None, recipe=recipe, task=None, config=config, emit=lambda event: None)
+    fine_tune.fine_tune(Training(loaded, texts, texts, None, recipe, None), config)
     short, full = [128, 128, 12], [200, 128, 12]
     expected = {"none": [full], "only": [short, texts.tokens], "first": [short, texts.tokens, full]}
     assert read == expected[stage]

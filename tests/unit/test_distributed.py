@@ -16,13 +16,12 @@ import torch
 
 import bertsmith as bs
 from bertsmith.cli.app import main
-from bertsmith.compute import batching
+from bertsmith.compute import batching, processes
+from bertsmith.compute.processes import SINGLE_PROCESS, ProcessGroup, init_process_group, rank_and_world_size
 from bertsmith.errors import DeviceError
 from bertsmith.events import Saved, Started
 from bertsmith.folders.run import open_run
 from bertsmith.testing import tiny_table
-from bertsmith.training import distributed
-from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group, rank_and_world_size
 from bertsmith.training.engine import Engine
 from tests.conftest import FAST, weights_of
 from tests.processes import Command
@@ -233,7 +232,7 @@ def test_unrelated_rank_variables_are_ignored(monkeypatch):
 
 
 def test_a_process_stays_in_its_group(monkeypatch):
-    monkeypatch.setattr(distributed, "_joined", SINGLE_PROCESS)
+    monkeypatch.setattr(processes, "_joined", SINGLE_PROCESS)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     for name, value in {"TORCHELASTIC_RUN_ID": "1", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
@@ -244,24 +243,24 @@ def test_a_process_stays_in_its_group(monkeypatch):
 
 def test_processes_exchange_flags_without_the_gpus(monkeypatch):
     backends, sent = [], []
-    monkeypatch.setattr(distributed, "_joined", SINGLE_PROCESS)
+    monkeypatch.setattr(processes, "_joined", SINGLE_PROCESS)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: backends.append(backend))
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: sent.append(tensor.device))
-    monkeypatch.setattr(distributed.atexit, "register", lambda function: None)
+    monkeypatch.setattr(processes.atexit, "register", lambda function: None)
     for name, value in {"TORCHELASTIC_RUN_ID": "1", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     group = init_process_group("cpu")  # with more processes than GPUs
     assert group == ProcessGroup(1, 2)
     assert backends == ["gloo"]
     assert group.any(True, False) == (True, False)
-    monkeypatch.setattr(distributed, "_joined", SINGLE_PROCESS)
+    monkeypatch.setattr(processes, "_joined", SINGLE_PROCESS)
     for name, value in {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert init_process_group().any(False) == (False,)
-    assert backends == ["gloo", distributed.GPU_BACKENDS]
+    assert backends == ["gloo", processes.GPU_BACKENDS]
     assert sent == [torch.device("cpu")] * 2  # no step waits for the GPU
 
 
@@ -291,7 +290,7 @@ def test_gradients_are_summed_in_place(monkeypatch):
         return message if async_op else message.wait()
 
     monkeypatch.setattr("torch.distributed.all_reduce", all_reduce)
-    monkeypatch.setattr(distributed, "SENT_ALONE", 8)
+    monkeypatch.setattr(processes, "SENT_ALONE", 8)
     frozen, used, unused = torch.nn.Linear(4, 4).requires_grad_(False), torch.nn.Linear(4, 3), torch.nn.Linear(4, 5)
     model = torch.nn.ModuleList([frozen, used, unused])
     used(frozen(torch.ones(2, 4))).square().sum().backward()

@@ -25,7 +25,8 @@ from bertsmith.model.load import LoadedModel, load_model, load_tokenizer
 from bertsmith.model.outputs import compute_embeddings, compute_logits, with_layer_dtype
 from bertsmith.model.tokens import Tokens
 from bertsmith.testing import ARCHITECTURES, tiny_model
-from bertsmith.training.losses import CrossEntropy, StepLoss
+from bertsmith.training.losses import CrossEntropy
+from tests.conftest import split_batch
 
 LABELS = Labels((0, 1, 2), ("a", "b", "c"))
 CPU = torch.device("cpu")
@@ -200,16 +201,16 @@ def test_gradients_do_not_depend_on_micro_batches(models, lengths, budget, worke
     batch = _texts(model, lengths)
     labels = torch.from_numpy(rng.integers(0, 3, len(lengths)))
     batch = TokenBatch(batch.input_ids, batch.lengths, batch.token_type_ids, labels)
-    loss = StepLoss(CrossEntropy(smoothing))
+    loss = CrossEntropy(smoothing)
     model.zero_grad()
     whole = torch.nn.CrossEntropyLoss(label_smoothing=smoothing)
     whole(model(**_padded(model, batch)).logits, labels).backward()
     expected = _gradient(model)
     model.zero_grad()
     copies = [model, *(replicate(model) for _ in range(workers - 1))]
-    for i, part in enumerate(batch.split(budget, packed=True, workers=workers)):
+    for i, part in enumerate(split_batch(batch, budget, packed=True, workers=workers)):
         copy = copies[i % workers]
-        loss(forward.logits(copy, forward.pack_for(copy, part)), part.labels, len(lengths)).backward()
+        loss.of_step(forward.logits(copy, forward.pack_for(copy, part)), part.labels, len(lengths)).backward()
     for copy in copies[1:]:
         collect_gradients(model, copy)
         assert all(p.grad is None for p in copy.parameters())

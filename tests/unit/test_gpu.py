@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, TrainingArguments
 
+from bertsmith.compute.device import can_compile
 from bertsmith.data.table import Labels
 from bertsmith.model import attention, checkpoint, forward
 from bertsmith.model.batch import TokenBatch
@@ -15,14 +16,14 @@ from bertsmith.model.load import LoadedModel, load_model
 from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_model
-from bertsmith.training import cuda_graphs
+from bertsmith.training import steps as stepping
 from bertsmith.training.callback import EventCallback
-from bertsmith.training.cuda_graphs import can_compile
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.engine import Engine
-from bertsmith.training.losses import CrossEntropy, StepLoss
+from bertsmith.training.losses import CrossEntropy
 from bertsmith.training.nan_guard import NotFiniteError
 from bertsmith.training.recipe import Recipe
+from bertsmith.training.trainer import Training
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 LABELS = Labels((0, 1, 2), ("a", "b", "c"))
@@ -49,7 +50,7 @@ def test_packed_texts_in_bf16_give_the_padded_batch_in_fp32(architecture, tmp_pa
                 logits = model(**{k: v.cuda() for k, v in batch.pad({"input_ids": padding}).items()}).logits
             else:
                 logits = forward.logits(model, forward.pack_for(model, batch).to(model.device))
-        StepLoss(CrossEntropy())(logits, targets, len(labels)).backward()
+        CrossEntropy().of_step(logits, targets, len(labels)).backward()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         found[dtype] = logits.detach().float(), gradient
     (expected, expected_gradient), (logits, gradient) = found.values()
@@ -122,7 +123,7 @@ def _trained(folder, graphs, compiled=False, steps=40, accumulate=1, spoil=None,
     loaded = LoadedModel(model, AutoTokenizer.from_pretrained(folder), torch.device("cuda"), 64)
     texts = TokenDataset(Tokens.from_lists({"input_ids": ids}), np.array([int(i[0] > 30) for i in ids]))
     callback = EventCallback(lambda e: None, lambda: False)
-    engine = Engine(loaded, texts, texts, arguments, recipe, get_task(), callback)
+    engine = Engine(Training(loaded, texts, texts, arguments, recipe, get_task()), callback, arguments)
     assert engine.graphs is not None
     if not graphs:
         engine.graphs = None
@@ -156,9 +157,9 @@ def test_compiled_layers_train_to_the_same_weights(trained):
 def test_layers_are_compiled_during_training(trained, monkeypatch):
     assert can_compile(torch.device("cuda"))
     plain, _ = trained(graphs=True)
-    monkeypatch.setattr(cuda_graphs, "COMPILE_AFTER_STEPS", 10)
-    monkeypatch.setattr(cuda_graphs, "MIN_MEASURED_STEPS", 5)
-    monkeypatch.setattr(cuda_graphs, "compiling_pays", lambda seconds: seconds > 0)
+    monkeypatch.setattr(stepping, "COMPILE_AFTER_STEPS", 10)
+    monkeypatch.setattr(stepping, "MIN_MEASURED_STEPS", 5)
+    monkeypatch.setattr(stepping, "COMPILE_SECONDS", 0.0)
     engine, _ = trained(graphs=True)
     assert engine.compiled
     assert engine.graphs.graphs

@@ -14,7 +14,6 @@ from bertsmith.tasks.registry import get_task
 from bertsmith.training.losses import (
     IMBALANCE_LOSSES,
     CrossEntropy,
-    StepLoss,
     effective_number_weights,
     inverse_weights,
     log_prior,
@@ -50,12 +49,10 @@ def test_losses_per_text_sum_to_the_loss_of_the_step(name, smoothing):
     each = loss(logits, labels)
     assert each.shape == (12,)
     assert (each >= 0).all()
-    step = StepLoss(loss)
-    whole = step(logits, labels, 12)
-    parts = sum(step(logits[i : i + 5], labels[i : i + 5], 12) for i in (0, 5, 10))
+    whole = loss.of_step(logits, labels, 12)
+    parts = sum(loss.of_step(logits[i : i + 5], labels[i : i + 5], 12) for i in (0, 5, 10))
     assert parts == pytest.approx(whole.item(), rel=1e-6)
     assert whole == pytest.approx(each.mean().item(), rel=1e-6)
-    assert loss.plain()(logits, labels).equal(CrossEntropy()(logits, labels))  # for scoring
 
 
 @pytest.mark.parametrize("name", IMBALANCE_LOSSES)
@@ -83,7 +80,7 @@ def test_rdrop_adds_the_divergence_to_the_loss(name):
 
     def step(i, j):
         twice = torch.cat([first[i:j], second[i:j]])
-        return StepLoss(loss, 1.5)(twice, labels[i:j].repeat(2), 12).item()
+        return loss.of_step(twice, labels[i:j].repeat(2), 12, 1.5).item()
 
     p, q = (torch.distributions.Categorical(logits=logits) for logits in (first, second))
     apart = (torch.distributions.kl_divergence(p, q) + torch.distributions.kl_divergence(q, p)) / 2

@@ -243,9 +243,9 @@ def test_the_ablation_of_many_texts_trains_both_models_on_a_sample(tmp_path, tin
     events, recipes = [], []
     fine_tune = trials.fine_tune
 
-    def recorded(*args, recipe, **settings):
-        recipes.append(recipe)
-        return fine_tune(*args, recipe=recipe, **settings)
+    def recorded(training, *settings, **more):
+        recipes.append(training.recipe)
+        return fine_tune(training, *settings, **more)
 
     monkeypatch.setattr(trials, "fine_tune", recorded)
     run = train(

@@ -11,6 +11,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 import bertsmith as bs
+from bertsmith.compute.processes import ProcessGroup
 from bertsmith.errors import ConfigError, Interrupted, MissingPackageError, OutputError, RunFolderError, UserError
 from bertsmith.events import FoldDone, RunFinished, Saved
 from bertsmith.folders import remote
@@ -20,7 +21,7 @@ from bertsmith.folders.remote import RemoteRun, run_output
 from bertsmith.folders.run import Run
 from bertsmith.testing import tiny_table
 from bertsmith.tracking.listener import Tracking
-from bertsmith.training.distributed import ProcessGroup
+from bertsmith.training.checkpoints import share_folder
 from bertsmith.workflows.run_at_url import copied_from_url, copied_to_url
 
 URL = "memory://bucket/runs/reviews"
@@ -485,7 +486,7 @@ TOGETHER = threading.Barrier(2, timeout=10)
 
 
 def test_a_checkpoint_reaches_a_process_on_another_machine(tmp_path, monkeypatch):
-    monkeypatch.setattr("bertsmith.training.distributed.SHARED_BYTES", 4)
+    monkeypatch.setattr("bertsmith.training.checkpoints.SHARED_BYTES", 4)
     there = [tmp_path / str(rank) / "checkpoint-5" for rank in range(2)]
     there[0].mkdir(parents=True)
     files = {"a": b"0123456789", "b": b"", "c": b"01234567"}
@@ -494,7 +495,7 @@ def test_a_checkpoint_reaches_a_process_on_another_machine(tmp_path, monkeypatch
     found = {}
 
     def share(rank):
-        found[rank] = _Threads(rank, 2).share_folder(there[rank])
+        found[rank] = share_folder(_Threads(rank, 2), there[rank])
 
     threads = [threading.Thread(target=share, args=(rank,)) for rank in range(2)]
     for thread in threads:
@@ -504,4 +505,4 @@ def test_a_checkpoint_reaches_a_process_on_another_machine(tmp_path, monkeypatch
     assert found[0] == there[0]
     assert found[1].parent == there[1].parent
     assert {p.name: p.read_bytes() for p in found[1].iterdir()} == files
-    assert ProcessGroup().share_folder(there[0]) == there[0]
+    assert share_folder(ProcessGroup(), there[0]) == there[0]

@@ -18,19 +18,13 @@ from bertsmith.model.batch import TokenBatch, pack
 from bertsmith.model.load import load_model
 from bertsmith.model.tokens import Tokens
 from bertsmith.testing import tiny_model
-from bertsmith.training import cuda_graphs
 from bertsmith.training import engine as engines
-from bertsmith.training.cuda_graphs import (
-    COMPILE_AFTER_STEPS,
-    MAX_FAILURES,
-    MIN_MEASURED_STEPS,
-    CudaGraphs,
-    compiling_pays,
-)
+from bertsmith.training import steps
+from bertsmith.training.callback import StepMeter
 from bertsmith.training.data import EpochSampler, TokenDataset
 from bertsmith.training.nan_guard import BatchLoss, FiniteCheck, NanGuard
 from bertsmith.training.optimizer import can_skip_step
-from bertsmith.training.steps import StepMeter
+from bertsmith.training.steps import COMPILE_AFTER_STEPS, MAX_FAILURES, MIN_MEASURED_STEPS, CudaGraphs
 
 CPU = torch.device("cpu")
 LABELS = Labels((0, 1, 2), ("a", "b", "c"))
@@ -157,15 +151,14 @@ def _question(losses, norm):
     ("losses", "norm", "expected"),
     [
         ([1.0, 2.0], 3.0, None),
-        ([1.0, float("nan")], 3.0, (3, 1)),
-        ([float("inf"), float("nan")], float("nan"), (3, 0)),
-        ([1.0, 2.0], float("inf"), "gradient"),
+        ([1.0, float("nan")], 3.0, 1),
+        ([float("inf"), float("nan")], float("nan"), 0),
+        ([1.0, 2.0], float("inf"), 2),  # the gradient
     ],
 )
 def test_check_names_the_nonfinite_tensor(losses, norm, expected):
     question = _question(losses, norm)
-    answer = question.result()
-    assert (answer.position if isinstance(answer, BatchLoss) else answer) == expected
+    assert question.result() == expected
     assert float(question.found_inf) == (expected is not None)
 
 
@@ -183,7 +176,6 @@ def test_fused_optimizers_skip_nonfinite_steps():
 
 @pytest.mark.parametrize(("seconds", "expected"), [(30.0, False), (1000.0, True)])
 def test_layers_are_compiled_only_if_this_saves_time(seconds, expected, folder, monkeypatch):
-    assert compiling_pays(seconds) is expected
     events = []
     engine = object.__new__(engines.Engine)
     engine.graphs, engine.compiled, engine.emit = CudaGraphs(torch.nn.Linear(2, 2), _Recorder()), False, events.append
@@ -194,8 +186,8 @@ def test_layers_are_compiled_only_if_this_saves_time(seconds, expected, folder, 
         "Arguments", (), {"per_device_train_batch_size": 10, "gradient_accumulation_steps": 1, "device": CPU}
     )
     engine.meter = type("Watch", (), {"texts_per_second": 10_000 / seconds, "texts": 0})
-    monkeypatch.setattr(cuda_graphs, "can_compile", lambda device: True)
-    monkeypatch.setattr(cuda_graphs, "CudaGraphs", lambda model: CudaGraphs(model, _Recorder()))
+    monkeypatch.setattr(engines, "can_compile", lambda device: True)
+    monkeypatch.setattr(steps, "CudaGraphs", lambda model: CudaGraphs(model, _Recorder()))
     for _ in range(COMPILE_AFTER_STEPS + 5):  # scored a moment ago
         engine._compile_if_worthwhile()
     assert events == []
@@ -252,9 +244,6 @@ def test_the_training_speed_leaves_out_evaluation_and_saving(monkeypatch):
         now += saving
         meter.skip()
     assert meter.texts_per_second == 4
-    now += 50.0
-    meter.reset()
-    assert (meter.texts, meter.texts_per_second) == (0, 0)
 
 
 def test_cores_are_limited_by_the_setting(monkeypatch):

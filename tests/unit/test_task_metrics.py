@@ -43,7 +43,7 @@ from bertsmith.tasks.ordinal import _prefer_likely
 from bertsmith.tasks.registry import TASKS
 from bertsmith.tasks.regression import RegressionTask
 from bertsmith.training.data import TokenDataset
-from bertsmith.training.losses import BinaryCrossEntropy, SquaredError, StepLoss
+from bertsmith.training.losses import BinaryCrossEntropy, SquaredError
 from bertsmith.workflows.baselines import FrozenEmbeddings
 from bertsmith.workflows.embeddings import regression_scores
 from bertsmith.workflows.prepare import sample_texts
@@ -564,7 +564,7 @@ LOSSES = {
 @pytest.mark.parametrize("consistency", [0.0, 1.5])
 def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_cut(name, consistency):
     first, second, labels = _loss_batch(name)
-    step, n = StepLoss(LOSSES[name], consistency), len(labels)
+    n = len(labels)
 
     def gradient(*cuts):
         logits = torch.stack([first, second]).requires_grad_()
@@ -573,7 +573,7 @@ def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_cut(name, consisten
             part, truth = logits[0, i:j], labels[i:j]
             if consistency:
                 part, truth = torch.cat([part, logits[1, i:j]]), torch.cat([truth, truth])
-            loss = step(part, truth, n)
+            loss = LOSSES[name].of_step(part, truth, n, consistency)
             loss.backward()
             total = total + loss.detach()
         return total, logits.grad
@@ -597,13 +597,16 @@ def test_losses_are_one_per_text_and_divergences_are_symmetric(name):
     assert (apart > 0).all()
     assert torch.allclose(apart, loss.divergence(second, first), atol=1e-6)
     assert (loss.divergence(first, first) == 0).all()
-    plain = loss.plain()(first, loss.targets(labels)).mean()  # evaluation uses no weights and no smoothing
-    expected = (
-        ((first[:, 0] * 2 + 1.5 - labels) ** 2).mean() / 4
-        if name == "numbers"
-        else F.binary_cross_entropy_with_logits(first, labels.float())
-    )
-    assert plain == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_losses_without_treatment_of_imbalance_have_no_weights():
+    """Evaluations use them."""
+    first, _, labels = _loss_batch("plain")
+    plain = MULTI.loss("none", labels.sum(dim=0).numpy(), len(labels), smoothing=0.0)(first, labels).mean()
+    assert plain == pytest.approx(F.binary_cross_entropy_with_logits(first, labels.float()).item(), rel=1e-5)
+    first, _, numbers = _loss_batch("numbers")
+    squared = LOSSES["numbers"](first, LOSSES["numbers"].targets(numbers)).mean()
+    assert squared == pytest.approx((((first[:, 0] * 2 + 1.5 - numbers) ** 2).mean() / 4).item(), rel=1e-5)
 
 
 def test_large_numbers_are_standardised_exactly():

@@ -16,6 +16,7 @@ from rich.console import Console
 from transformers import Trainer, TrainerControl, TrainerState
 
 from bertsmith.compute import threads
+from bertsmith.compute.processes import SINGLE_PROCESS
 from bertsmith.config import Config, TrainConfig
 from bertsmith.data.table import Labels
 from bertsmith.errors import ConfigError, Interrupted, TrainingError
@@ -31,14 +32,13 @@ from bertsmith.testing import ARCHITECTURES, tiny_model
 from bertsmith.training import checkpoints, trainer
 from bertsmith.training.arguments import argument_problems, training_arguments
 from bertsmith.training.callback import EventCallback
+from bertsmith.training.checkpoints import OVERRIDDEN, ResumableTrainer
 from bertsmith.training.data import TokenDataset
-from bertsmith.training.distributed import SINGLE_PROCESS
 from bertsmith.training.engine import Engine
 from bertsmith.training.nan_guard import NotFiniteError
 from bertsmith.training.optimizer import lr_factors, set_param_groups
 from bertsmith.training.recipe import choose_hyperparameters, choose_precision
-from bertsmith.training.resumable import OVERRIDDEN, ResumableTrainer
-from bertsmith.training.steps import estimate_seconds
+from bertsmith.workflows.fine_tune import estimate_seconds
 from bertsmith.workflows.prepare import choose_recipe
 from tests.conftest import same_weights as _same
 from tests.conftest import train as _train
@@ -131,7 +131,8 @@ def test_the_estimated_time_counts_accumulated_batches(tmp_path):
     def seconds(**arguments):
         config = Config(set={"max_steps": 5, **arguments})
         recipe = _choose([20, 20], set=config.set)
-        return estimate_seconds(texts, texts, training_arguments(recipe, config, tmp_path, CPU), tokens_per_second=1.0)
+        arguments = training_arguments(recipe, config, tmp_path, CPU)
+        return estimate_seconds(recipe, texts, texts, arguments, tokens_per_second=1.0)
 
     assert seconds(gradient_accumulation_steps=2) == pytest.approx(2 * seconds())
 
@@ -489,7 +490,7 @@ def test_the_rate_of_the_head_reaches_training_and_its_schedule(tiny, tmp_path):
 def test_the_private_methods_of_the_trainer_are_those_that_are_overridden(name):
     """A transformers release that changes one of them breaks exact resume."""
     theirs, ours = getattr(Trainer, name, None), vars(ResumableTrainer)[name]
-    release = f"Trainer.{name} of transformers {transformers.__version__}; adapt bertsmith/training/resumable.py"
+    release = f"Trainer.{name} of transformers {transformers.__version__}; adapt bertsmith/training/checkpoints.py"
     assert theirs is not None, f"missing: {release}"
     for method in (theirs, ours):
         assert tuple(inspect.signature(method).parameters)[1:] == OVERRIDDEN[name], f"other parameters: {release}"
@@ -528,7 +529,7 @@ def test_a_retry_copies_the_checkpoint_to_another_machine_again(tmp_path, monkey
     """If the first NaN of a resumed run comes before its next checkpoint."""
     resume, read, events = tmp_path / "checkpoint-300", [], []
 
-    def share_folder(folder):
+    def share_folder(group, folder):
         assert folder == resume
         copy = folder.with_name(f".{folder.name}.1.part")
         copy.mkdir()
@@ -546,14 +547,14 @@ def test_a_retry_copies_the_checkpoint_to_another_machine_again(tmp_path, monkey
                 raise NotFiniteError("the loss of step 311", [], [])
 
     monkeypatch.setattr(trainer, "Engine", Diverging)
+    monkeypatch.setattr(trainer, "share_folder", share_folder)
     config = Config(epochs=1)
     recipe = _choose([10, 10], epochs=1)
     task = SimpleNamespace(undo_standardisation=lambda model: SimpleNamespace(is_neutral=True))
     loaded = SimpleNamespace(model=torch.nn.Linear(1, 1), device=CPU)
-    group = SimpleNamespace(share_folder=share_folder)
     arguments = training_arguments(recipe, config, tmp_path, CPU)
-    given = {"recipe": recipe, "task": task, "emit": events.append, "resume": resume, "group": group}
-    trainer.fit(loaded, [], [], arguments, **given)
+    training = trainer.Training(loaded, [], [], arguments, recipe, task, emit=events.append)
+    trainer.fit(training, resume)
     assert read == [str(tmp_path / ".checkpoint-300.1.part")] * 2
     assert [e.to_step for e in events if isinstance(e, RolledBack)] == [300]
     assert list(tmp_path.iterdir()) == []
@@ -575,12 +576,13 @@ def test_a_best_step_without_a_checkpoint_is_an_error(tmp_path, monkeypatch):
     task = SimpleNamespace(undo_standardisation=lambda model: SimpleNamespace(is_neutral=True))
     loaded = SimpleNamespace(model=torch.nn.Linear(1, 1), device=CPU)
     arguments = training_arguments(recipe, Config(epochs=1), tmp_path, CPU)
+    training = trainer.Training(loaded, [], [], arguments, recipe, task, emit=events.append)
     (tmp_path / "checkpoint-6").mkdir()
     with pytest.raises(TrainingError) as caught:
-        trainer.fit(loaded, [], [], arguments, recipe=recipe, task=task, emit=events.append)
+        trainer.fit(training)
     assert (caught.value.where, events) == (str(tmp_path / "checkpoint-4"), [])
     (tmp_path / "checkpoint-4").mkdir()
-    assert trainer.fit(loaded, [], [], arguments, recipe=recipe, task=task, emit=events.append).best_step == 4
+    assert trainer.fit(training).best_step == 4
 
 
 @pytest.mark.parametrize(("device", "budget"), [(None, 1024), ("cuda", 1024), ("cpu", 32768)])

@@ -745,11 +745,11 @@ def test_an_interrupted_overwrite_leaves_a_study(tmp_path, monkeypatch):
 
 
 def test_the_curve_of_a_trial_leaves_out_the_attempt_before_a_rollback(monkeypatch):
-    def diverge_once(*_, emit, on_scores, **__):
+    def diverge_once(training, *_, **__):
         for epoch, score in ((1, 0.1), (2, 0.2), (None, 0), (1, 0.3), (2, 0.4)):
-            on_scores(np.eye(3))
+            training.on_scores(np.eye(3))
             evaluated = {"epoch": epoch, "metrics": {"macro_f1": score}, "best": True}
-            emit(
+            training.emit(
                 Evaluated(**dict.fromkeys(field.name for field in dataclasses.fields(Evaluated)) | evaluated)
                 if epoch
                 else RolledBack(3, 0, "", 1e-5)

@@ -17,9 +17,9 @@ import typer
 from bertsmith import __version__
 from bertsmith.cli.options import Command, Group
 from bertsmith.cli.terminal import stderr_console, use_utf8
+from bertsmith.compute.processes import rank_and_world_size
 from bertsmith.compute.system import is_closed_pipe
 from bertsmith.errors import DISK_ERRNOS, Interrupted, MissingPackageError, UserError, save_traceback, write_error
-from bertsmith.training.distributed import rank_and_world_size
 
 RANK_0_SECONDS = 30.0
 """Time that other ranks wait before they exit with an error, so that rank 0 can report it first."""

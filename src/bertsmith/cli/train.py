@@ -97,10 +97,10 @@ def run_and_show(
         json: print the scores as JSON.
         cluster: address of a Ray cluster and number of its workers; ``None`` trains here.
     """
+    from bertsmith.compute.processes import rank_and_world_size
     from bertsmith.folders.claim import claim
     from bertsmith.folders.new_run import RunFolder
     from bertsmith.progress.training import TrainingProgress
-    from bertsmith.training.distributed import rank_and_world_size
 
     if isinstance(output, str):
         RemoteRun(output).check(resume=resume, overwrite=overwrite)

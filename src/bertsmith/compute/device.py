@@ -76,6 +76,16 @@ def describe_device(device: torch.device) -> str:
     return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
+def can_compile(device: torch.device) -> bool:
+    """Return whether `torch.compile` works on this machine: it needs Triton and a C compiler."""
+    import torch
+
+    try:
+        return bool((torch.compile(lambda x: x + 1)(torch.zeros(8, device=device)) == 1).all())
+    except Exception:  # many types
+        return False
+
+
 def choose_precision(device: torch.device) -> tuple[str, str]:
     """Return the fastest precision of a device (``"fp32"``, ``"bf16"`` or ``"fp16"``), and the reason."""
     import torch

@@ -66,13 +66,14 @@ def retry_on_out_of_memory(
 
 @contextlib.contextmanager
 def memory_errors(what: str, remedy: str) -> Iterator[None]:
-    """Turn errors that mean that memory ran out into a `DeviceError` with this message."""
+    """Turn errors that mean that memory ran out into a `DeviceError`. ``{error}`` in ``what`` is their first line."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise DeviceError(what, remedy=remedy) from error
+        first_line = str(error).splitlines()[0] if str(error) else "an allocation failed"
+        raise DeviceError(what.replace("{error}", first_line), remedy=remedy) from error
 
 
 def _empty_device_cache() -> None:

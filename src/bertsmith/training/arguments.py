@@ -104,7 +104,6 @@ def training_arguments(
         "seed": config.seed,
         "num_train_epochs": recipe.epochs,
         "per_device_train_batch_size": recipe.batch_size,
-        "per_device_eval_batch_size": 4 * recipe.batch_size,
         "learning_rate": recipe.learning_rate,
         "warmup_steps": recipe.warmup,
         "weight_decay": recipe.weight_decay,
@@ -119,7 +118,6 @@ def training_arguments(
         "greater_is_better": metric not in ("loss", "mae"),
         "report_to": "none",
         "disable_tqdm": True,
-        "dataloader_pin_memory": False,  # micro-batches are pinned after the split
         "logging_nan_inf_filter": False,  # would synchronize with the GPU in each step; see `NanGuard`
     }
     arguments |= {**config.set, "metric_for_best_model": metric}

@@ -19,13 +19,36 @@ SAVE_SECONDS = 300.0
 """Maximum age of the newest checkpoint. A checkpoint is also saved after each epoch."""
 
 
+class StepMeter:
+    """Measures the texts per second since its creation, without the time of evaluation and saving."""
+
+    def __init__(self) -> None:
+        self.texts, self.seconds = 0, 0.0
+        self.skip()
+
+    def skip(self) -> None:
+        """Ignore the time since the last step."""
+        self._last = time.perf_counter()
+
+    def end_step(self) -> None:
+        """Count the time since the last step."""
+        self.seconds += time.perf_counter() - self._last
+        self.skip()
+
+    @property
+    def texts_per_second(self) -> float:
+        """Texts per second."""
+        return self.texts / self.seconds if self.seconds else 0.0
+
+
 class EventCallback(TrainerCallback):  # type: ignore[misc]
-    """Connects an engine with the listener ``emit``, and with ``stop``; see `bertsmith.training.trainer.fit`.
+    """Connects an engine with the listener ``emit``, and with ``stop``; see `bertsmith.training.trainer.Training`.
 
     Attributes:
         selects: whether the best epoch is selected; otherwise the last one.
         path: the newest checkpoint of this training.
         initial: initial weights, until the first checkpoint.
+        best_weights: those of the best epoch, if the training saves no checkpoints.
         only_label: label text if the last evaluation predicted the same class for all texts.
         is_best: whether the last evaluation is the best one so far.
         started, interrupted: state of the training.
@@ -38,14 +61,14 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
         self.emit, self.stop, self.selects = emit, stop, selects
         self.path: Path | None = None
         self.initial: dict[str, torch.Tensor] | None = None
+        self.best_weights: dict[str, torch.Tensor] = {}
         self.only_label: str | None = None
         self.started = self.interrupted = self.save_due = self.is_best = self.collapsed = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the clock, and restore the best score of a resumed run."""
         self.started, self.start = True, time.perf_counter()
-        self.engine.meter.reset()
-        self.saved_at = time.monotonic()
+        self.engine.meter, self.saved_at = StepMeter(), time.monotonic()
         self.best = (float("-inf"), float("-inf"))
         if state.best_metric is not None:
             losses = {e["step"]: e["eval_loss"] for e in state.log_history if "eval_loss" in e}
@@ -96,6 +119,9 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
         self.is_best = score >= self.best or not self.selects
         if self.is_best:
             self.best = score
+            if args.save_strategy == "no":
+                self.best_weights = {}  # frees memory before the next copy
+                self.best_weights = copy_of_weights(engine.model)
         steps = max(state.global_step - engine.evaluated_at, 1)
         self.emit(
             Evaluated(
@@ -113,8 +139,7 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
         if self.only_label is not None and self.selects and not self.collapsed:
             self.collapsed = True
             self.emit(Collapsed(state.global_step, float(state.epoch or 0), self.only_label))
-        engine.evaluated_at, engine.loss_sum = state.global_step, 0.0
-        engine.meter.reset()
+        engine.evaluated_at, engine.loss_sum, engine.meter = state.global_step, 0.0, StepMeter()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Report the checkpoint."""
@@ -123,6 +148,11 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
         self.engine.meter.skip()
         self.emit(Saved(state.global_step, self.path))
         self.engine.group.barrier()  # Ray must not stop the main process during the copy
+
+
+def copy_of_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return a copy of all weights on the CPU."""
+    return {name: weight.detach().cpu().clone() for name, weight in model.state_dict().items()}
 
 
 def _sign(args: TrainingArguments) -> int:

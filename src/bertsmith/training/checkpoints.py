@@ -1,26 +1,143 @@
-"""Training checkpoints: model, optimizer and scheduler as plain data, without pickle."""
+"""Training checkpoints: everything an exact resume needs, as plain data without pickle.
+
+Only this module overrides private methods of transformers. They are listed in `OVERRIDDEN`, and a test compares their
+signatures with the installed release.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file, save_model
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerControl
+from transformers.trainer_callback import ExportableState, TrainerState
 
+from bertsmith.compute.processes import ProcessGroup
 from bertsmith.compute.system import LOCKS_OPEN_FILES
 from bertsmith.errors import TrainingError, write_error
-from bertsmith.folders.atomic import RESUME_REMEDY, replaced_folder, seal
+from bertsmith.folders.atomic import PART, RESUME_REMEDY, replaced_folder, seal
 from bertsmith.folders.layout import checkpoints
+from bertsmith.training.nan_guard import NanGuard
 
-WEIGHTS = "model.safetensors"
-TENSORS = "training.safetensors"
+WEIGHTS, TENSORS = "model.safetensors", "training.safetensors"
 STATE = "training.json"
+TRAINER_STATE = "trainer_state.json"
+OVERRIDDEN = {
+    "_save_checkpoint": ("model", "trial"),
+    "_load_optimizer_and_scheduler": ("checkpoint",),
+    "_get_grad_norm": ("model", "grad_norm"),
+}
+"""Parameters of the private methods. The last method is overridden to check the norm before the optimizer step."""
+SHARED_BYTES = 2**26
+"""Maximum number of bytes of a file per message to the other processes."""
+
+
+class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
+    """The Trainer with atomic, sealed checkpoints.
+
+    A subclass has a group of processes, a guard of gradients, and the methods `checkpoint_state` and `restore` for all
+    state besides weights, optimizer and scheduler.
+    """
+
+    group: ProcessGroup
+    guard: NanGuard
+    control: TrainerControl
+
+    def __init__(self, **arguments: Any) -> None:
+        with warnings.catch_warnings():
+            # `BinaryCrossEntropy` smooths the labels of label sets; the loss of transformers does not.
+            warnings.filterwarnings("ignore", "Label smoothing is not compatible", UserWarning)
+            super().__init__(**arguments)
+
+    def train(self, resume_from_checkpoint: str | None = None, **arguments: Any) -> Any:
+        """Train to the end. If the checkpoint is the end, only load the best weights."""
+        if resume_from_checkpoint is not None:
+            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE))
+            patience = state.stateful_callbacks.get("EarlyStoppingCallback", {"args": {}, "attributes": {}})
+            waited = patience["attributes"].get("early_stopping_patience_counter", 0)
+            if state.global_step >= state.max_steps or waited >= patience["args"].get("early_stopping_patience", 1):
+                self.state = state
+                if self.group.is_main:  # only it saves the model; other machines may lack the checkpoint
+                    # Without evaluations, the last weights are the best.
+                    best = self.checkpoint(state.best_global_step or state.global_step)
+                    self._load_from_checkpoint(str(best))
+                return None
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **arguments)
+
+    def checkpoint(self, step: int) -> Path:
+        """Return the folder of the checkpoint of a step."""
+        return Path(self.args.output_dir) / f"checkpoint-{step}"
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if not self.group.is_main:
+            self.group.barrier()  # the main process saves
+            return
+        step, best = self.state.global_step, self.state.best_global_step
+        if best and (best == step or self.checkpoint(best).exists()):
+            self.state.best_model_checkpoint = str(self.checkpoint(best))
+        self.store_flos()
+        for part in (*self.callback_handler.callbacks, self.control):
+            if isinstance(part, ExportableState):
+                self.state.stateful_callbacks[type(part).__name__] = part.state()
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.lr_scheduler.state_dict(),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+            **self.checkpoint_state(),
+        }
+        save(
+            self.checkpoint(step),
+            self.accelerator.unwrap_model(model),
+            self.processing_class,
+            state,
+            lambda folder: self.state.save_to_json(str(folder / TRAINER_STATE)),
+        )
+        rotate(Path(self.args.output_dir), self.args.save_total_limit, best)
+        self.group.barrier()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            state = load_state(Path(checkpoint))
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.lr_scheduler.load_state_dict(state["schedule"])
+            if self.accelerator.scaler and state["scaler"]:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.restore(state)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        self.guard.check_gradient(norm)
+        return norm
+
+
+def share_folder(group: ProcessGroup, folder: Path) -> Path:
+    """Return where this process reads a folder of files of the main process. All processes call this at once.
+
+    A machine that lacks the folder gets a copy: a hidden folder beside the missing one.
+    """
+    (lacked,) = group.any(not folder.is_dir())
+    if not lacked:
+        return folder
+    copy = None if group.is_main or folder.is_dir() else folder.with_name(f".{folder.name}.{group.rank}{PART}")
+    if copy is not None:
+        shutil.rmtree(copy, ignore_errors=True)
+        copy.mkdir(parents=True)
+    for name in group.broadcast(sorted(p.name for p in folder.iterdir()) if group.is_main else None):
+        with ExitStack() as opened:
+            source = opened.enter_context((folder / name).open("rb")) if group.is_main else None
+            target = None if copy is None else opened.enter_context((copy / name).open("wb"))
+            while chunk := group.broadcast(source and source.read(SHARED_BYTES)):
+                if target is not None:
+                    target.write(chunk)
+    return copy or folder
 
 
 def save(
@@ -32,11 +149,8 @@ def save(
 ) -> None:
     """Write a checkpoint atomically, and seal it with checksums. It replaces an existing folder.
 
-    Args:
-        path: the checkpoint folder.
-        model, tokenizer: saved as a plain Hugging Face checkpoint.
-        state: training state: tensors, numbers and strings in nested mappings, tuples and lists.
-        write: writes more files into the folder.
+    Model and tokenizer are a plain Hugging Face checkpoint. The training state consists of tensors, numbers and strings
+    in nested mappings, tuples and lists. ``write`` writes more files into the folder.
 
     Raises:
         OutputError: if the disk is full or not writable. Earlier checkpoints are unchanged.

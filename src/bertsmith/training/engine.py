@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
 from bertsmith.compute import threads
+from bertsmith.compute.device import can_compile
 from bertsmith.compute.memory import MIN_TOKEN_BUDGET, retry_on_out_of_memory
 from bertsmith.compute.system import trim_memory
 from bertsmith.events import Compiling, MemoryExceeded
@@ -21,24 +21,17 @@ from bertsmith.model import forward
 from bertsmith.model.batch import PackedBatch, TokenBatch, to_device
 from bertsmith.model.dropout import Dropout
 from bertsmith.model.gradients import TableGradients, collect_gradients, replicate
-from bertsmith.model.load import LoadedModel
 from bertsmith.model.outputs import compute_logits, with_layer_dtype
-from bertsmith.training import cuda_graphs
-from bertsmith.training.contrastive import PartLoss, part_losses
-from bertsmith.training.data import EpochSampler, TokenDataset
-from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup
-from bertsmith.training.losses import StepLoss
+from bertsmith.training import steps
+from bertsmith.training.callback import EventCallback, StepMeter
+from bertsmith.training.checkpoints import ResumableTrainer
+from bertsmith.training.data import EpochSampler
+from bertsmith.training.losses import PartLoss, part_losses
 from bertsmith.training.nan_guard import NanGuard, NotFiniteError
 from bertsmith.training.optimizer import halve_learning_rate, set_param_groups
-from bertsmith.training.recipe import Recipe
-from bertsmith.training.resumable import ResumableTrainer
-from bertsmith.training.steps import StepMeter, longest_text, plan_steps
 
 if TYPE_CHECKING:
-    from bertsmith.tasks.base import Task
-    from bertsmith.training.callback import EventCallback
-
-OnScores = Callable[[np.ndarray], None]
+    from bertsmith.training.trainer import Training
 
 
 class Engine(ResumableTrainer):
@@ -50,31 +43,22 @@ class Engine(ResumableTrainer):
     follow in the next step.
 
     Args:
-        halved: whether ``arguments`` have half the original learning rate, after a number that was not finite.
-        loaded, train, validation, arguments, recipe, task, group, on_scores: see `bertsmith.training.trainer.fit`.
+        training: what to train.
         callback: receives events.
+        arguments: those of ``training``, or safer ones.
+        halved: whether ``arguments`` have half the original learning rate, after a number that was not finite.
     """
 
     def __init__(
-        self,
-        loaded: LoadedModel,
-        train: TokenDataset,
-        validation: TokenDataset,
-        arguments: TrainingArguments,
-        recipe: Recipe,
-        task: Task,
-        callback: EventCallback,
-        group: ProcessGroup = SINGLE_PROCESS,
-        on_scores: OnScores = lambda scores: None,
-        *,
-        halved: bool = False,
+        self, training: Training, callback: EventCallback, arguments: TrainingArguments, *, halved: bool = False
     ) -> None:
-        self.loaded, self.recipe, self.task, self.callback = loaded, recipe, task, callback
-        self.emit, self.group, self.halved, self.on_scores = callback.emit, group, halved, on_scores
-        counts = task.label_counts(train.labels, loaded.model.config.num_labels)
-        loss = task.loss(recipe.imbalance, counts, len(train), arguments.label_smoothing_factor)
-        self.step_loss = StepLoss(loss, recipe.consistency)
-        self.plan = plan = plan_steps(loaded, train, longest_text(train, validation), arguments, recipe, self.emit)
+        self.training, self.callback, self.emit, self.halved = training, callback, callback.emit, halved
+        self.loaded, self.group = training.loaded, training.group
+        self.recipe, self.task, train = training.recipe, training.task, training.train
+        counts = self.task.label_counts(train.labels, self.loaded.model.config.num_labels)
+        self.loss = self.task.loss(self.recipe.imbalance, counts, len(train), arguments.label_smoothing_factor)
+        self.plain_loss = self.task.loss("none", counts, len(train), smoothing=0.0)  # comparable values for evaluations
+        self.plan = plan = steps.StepPlan(training, arguments)
         self.token_budget, self.memory_limit = plan.token_budget, plan.memory_limit
         self.sampler = EpochSampler(len(train), arguments, lambda: self.state.global_step, plan.probabilities)
         self.meter, self.guard = StepMeter(), NanGuard(self)
@@ -85,19 +69,19 @@ class Engine(ResumableTrainer):
         self._position = (-1, 0)  # step, and batch of the step
         self.dtype = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
         super().__init__(
-            model=loaded.model,
+            model=self.loaded.model,
             args=arguments,
             train_dataset=train,
-            eval_dataset=validation,
+            eval_dataset=training.validation,
             data_collator=lambda batch: batch,  # `TokenDataset` returns batches
-            processing_class=loaded.tokenizer,
+            processing_class=self.loaded.tokenizer,
             callbacks=[callback],
         )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         callback.engine = self
-        self.table_gradients = TableGradients(loaded.model)
-        self.graphs = cuda_graphs.CudaGraphs(loaded.model) if plan.use_cuda_graphs else None
+        self.table_gradients = TableGradients(self.loaded.model)
+        self.graphs = steps.CudaGraphs(self.loaded.model) if plan.uses_cuda_graphs else None
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Create the optimizer, with the learning rates of head and layers."""
@@ -150,10 +134,9 @@ class Engine(ResumableTrainer):
             raise NotFiniteError(f"a logit of the validation texts at step {self.state.global_step:,}", [], [])
         targets, scores = batch.labels.numpy(), self.task.scores(table.numpy())
         self.callback.only_label = self.task.only_label(scores, self.model.config.id2label)
-        plain = self.step_loss.loss.plain()
-        loss = plain(table, plain.targets(batch.labels)).mean()
+        loss = self.plain_loss(table, self.plain_loss.targets(batch.labels)).mean()
         values = {"loss": loss, **self.task.validation_metrics(targets, scores)}
-        self.on_scores(scores)
+        self.training.on_scores(scores)
         metrics = {f"eval_{name}": float(value) for name, value in values.items()}
         self.log({**metrics})  # adds the epoch
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -185,7 +168,7 @@ class Engine(ResumableTrainer):
                 parameter.grad = None if gradient is None else gradient.clone()
             self.replicas.clear()
             if self.graphs is not None:
-                self.graphs = cuda_graphs.CudaGraphs(self.model)  # frees the memory of the captured graphs
+                self.graphs = steps.CudaGraphs(self.model)  # frees the memory of the captured graphs
             self.emit(MemoryExceeded(self.state.global_step, budget))
 
         loss, self.token_budget = retry_on_out_of_memory(
@@ -207,8 +190,9 @@ class Engine(ResumableTrainer):
 
     def _add_gradients(self, model: Any, batch: TokenBatch, n_texts: Any, budget: int) -> torch.Tensor:
         """Add the gradient of a batch, computed in micro-batches on several workers; return its loss."""
-        budget, workers = budget // 2 if self.step_loss.consistency else budget, self.plan.workers
-        parts = batch.split(budget, packed=self.plan.packed, workers=workers) if len(batch) else []
+        budget, workers = budget // 2 if self.recipe.consistency else budget, self.plan.workers
+        groups = batch.micro_batches(budget, packed=self.plan.packed, workers=workers)
+        parts = [batch.take(torch.from_numpy(rows)) for rows in groups]
         losses_of = self._contrastive_losses(parts) if self.recipe.contrastive == "only" else [None] * len(parts)
         while len(parts) > 1 and len(self.replicas) < workers - 1:
             self.replicas.append(replicate(self.model))
@@ -233,13 +217,13 @@ class Engine(ResumableTrainer):
         self, model: Any, part: TokenBatch, index: int, n_texts: Any, n_parts: int, loss_of: PartLoss | None
     ) -> torch.Tensor:
         """Add the gradient of a micro-batch, and return its loss."""
-        if self.step_loss.consistency:
+        if self.recipe.consistency:
             part = part.take(torch.arange(len(part)).repeat(2))
         batch, labels, dropout = self._inputs(part, index)
 
         def step(batch: PackedBatch | TokenBatch, labels: torch.Tensor) -> torch.Tensor:
             outputs = self._outputs(model, batch, dropout)
-            loss = loss_of(outputs) if loss_of else self.step_loss(outputs, labels, n_texts)
+            loss = loss_of(outputs) if loss_of else self.loss.of_step(outputs, labels, n_texts, self.recipe.consistency)
             self.accelerator.backward(loss)
             return loss.detach()
 
@@ -252,7 +236,7 @@ class Engine(ResumableTrainer):
         seed = (self.args.seed, *self._position, index, self.group.rank)
         if not self.plan.packed or self.args.device.type != "cpu":
             torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(1)))
-        labels = to_device(self.step_loss.loss.targets(part.labels), self.args.device)
+        labels = to_device(self.loss.targets(part.labels), self.args.device)
         return forward.pack_for(self.model, part) if self.plan.packed else part, labels, Dropout(*seed)
 
     def _contrastive_losses(self, parts: list[TokenBatch]) -> list[PartLoss]:
@@ -281,14 +265,15 @@ class Engine(ResumableTrainer):
         """Compile the layers on a GPU if the estimated remaining time is long enough."""
         batch_size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         self._steps_seen += 1
-        measured = self.meter.texts >= cuda_graphs.MIN_MEASURED_STEPS * batch_size
-        if self.compiled or self._steps_seen < cuda_graphs.COMPILE_AFTER_STEPS or not measured:
+        measured = self.meter.texts >= steps.MIN_MEASURED_STEPS * batch_size
+        if self.compiled or self._steps_seen < steps.COMPILE_AFTER_STEPS or not measured:
             return
         self._steps_seen = -self.state.max_steps  # estimate only once
         seconds = (self.state.max_steps - self.state.global_step) * batch_size / self.meter.texts_per_second
-        if cuda_graphs.compiling_pays(seconds) and cuda_graphs.can_compile(self.args.device):
+        saved = steps.COMPILE_SAVING * seconds
+        if saved > steps.COMPILE_SECONDS and can_compile(self.args.device):
             self.emit(Compiling(self.state.global_step, seconds))
-            self.compiled, self.graphs = True, cuda_graphs.CudaGraphs(self.model)
+            self.compiled, self.graphs = True, steps.CudaGraphs(self.model)
 
     def checkpoint_state(self) -> dict[str, Any]:
         """Return the state of the engine for a checkpoint."""

@@ -7,14 +7,19 @@ that is not the mean over the step.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize
+
+from bertsmith.compute import threads
 
 FOCAL_GAMMA = 2.0
 """Exponent of the focal loss, as in its paper."""
+PartLoss = Callable[[torch.Tensor], torch.Tensor]
+"""Takes the features of a micro-batch, shape (texts, hidden size), and returns its share of the loss of the step."""
 
 
 class Loss(ABC):
@@ -38,9 +43,20 @@ class Loss(ABC):
     def divergence(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Return how far apart two predictions for each text are, shape (texts,), from their logits."""
 
-    def plain(self) -> Loss:
-        """Return the loss without weights and smoothing, which evaluation uses, so that its values are comparable."""
-        return self
+    def of_step(
+        self, logits: torch.Tensor, labels: torch.Tensor, n_texts: torch.Tensor | int, consistency: float = 0.0
+    ) -> torch.Tensor:
+        """Return the share of some texts in the mean loss of a step with ``n_texts`` texts, a scalar.
+
+        Logits and labels are as for `__call__`. ``consistency`` is the weight of the R-Drop term, the divergence
+        between two forward passes (Wu et al. 2021, arXiv:2106.14448). If positive, logits and labels contain all texts
+        twice, in two halves.
+        """
+        logits = logits.float()  # a sum of many small terms needs fp32
+        losses = self(logits, labels)
+        if consistency:
+            losses = losses.view(2, -1).mean(dim=0) + consistency * self.divergence(*logits.chunk(2))
+        return losses.sum() / n_texts
 
 
 class CrossEntropy(Loss):
@@ -74,10 +90,6 @@ class CrossEntropy(Loss):
         """Return the mean of both Kullback-Leibler divergences."""
         a, b = torch.log_softmax(a, dim=-1), torch.log_softmax(b, dim=-1)
         return ((a.exp() - b.exp()) * (a - b)).sum(dim=-1) / 2
-
-    def plain(self) -> Loss:
-        """Return cross-entropy without weights."""
-        return CrossEntropy()
 
 
 class Focal(CrossEntropy):
@@ -121,10 +133,6 @@ class BinaryCrossEntropy(Loss):
         difference = torch.sigmoid(a) - torch.sigmoid(b)
         return (difference * (a - b)).mean(dim=-1) / 2
 
-    def plain(self) -> Loss:
-        """Return binary cross-entropy without weights."""
-        return BinaryCrossEntropy()
-
 
 class SquaredError(Loss):
     """The squared error of numbers, standardised by mean and scale of the training targets."""
@@ -145,12 +153,14 @@ class SquaredError(Loss):
         return ((a - b) ** 2).sum(dim=-1)
 
 
-def inverse_weights(counts: np.ndarray) -> np.ndarray:
-    """Return class weights that give all classes the same total weight, from their numbers of texts, shape (classes,).
+def inverse_weights(counts: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
+    """Return weights of classes with ``counts`` texts that give all classes the same total weight, shape (classes,).
 
-    The mean weight of a text is 1. An empty class gets weight 0.
+    With ``sizes``, shape (classes,), the weights are inverse to these and not to the counts. The mean weight of a text
+    is 1. An empty class gets weight 0.
     """
-    return _inverse(counts, counts)
+    weights = np.divide(1.0, counts if sizes is None else sizes, out=np.zeros(len(counts)), where=counts > 0)
+    return np.asarray(weights * counts.sum() / (weights * counts).sum())
 
 
 def effective_number_weights(counts: np.ndarray) -> np.ndarray:
@@ -160,7 +170,7 @@ def effective_number_weights(counts: np.ndarray) -> np.ndarray:
     between equal weights and `inverse_weights`, whose shapes and normalization apply.
     """
     beta = 1 - 1 / max(float(counts[counts > 0].mean()), 1.0)
-    return _inverse((1 - beta**counts) / (1 - beta), counts)
+    return inverse_weights(counts, (1 - beta**counts) / (1 - beta))
 
 
 def log_prior(counts: np.ndarray) -> np.ndarray:
@@ -171,11 +181,6 @@ def log_prior(counts: np.ndarray) -> np.ndarray:
     """
     smoothed = np.maximum(counts, 0.5)
     return np.asarray(np.log(smoothed / smoothed.sum()))
-
-
-def _inverse(sizes: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    weights = np.divide(1.0, sizes, out=np.zeros(len(counts)), where=counts > 0)
-    return np.asarray(weights * counts.sum() / (weights * counts).sum())
 
 
 IMBALANCE_LOSSES: dict[str, Callable[[np.ndarray, float], Loss]] = {
@@ -189,28 +194,53 @@ IMBALANCE_LOSSES: dict[str, Callable[[np.ndarray, float], Loss]] = {
 """By treatment of imbalanced classes: builds a loss from class counts, shape (classes,), and label smoothing."""
 
 
-class StepLoss:
-    """The share of some training texts in the mean loss of their step.
+def contrastive_loss(features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the mean squared error of the cosine similarities of all pairs, a scalar.
 
-    ``consistency`` is the weight of the R-Drop term, the divergence between two forward passes (Wu et al. 2021,
-    arXiv:2106.14448). If positive, the batches contain all texts twice, in two halves.
+    The target is 1 for texts of one class, and 0 for others. Both kinds of pairs have the same total weight. With few
+    texts, this generalizes better than cross-entropy (Tunstall et al. 2022, arXiv:2209.11055). SetFit encodes both
+    texts of each sampled pair. Here, all pairs of the texts of a step are compared, so that 16 texts make 120 pairs.
+
+    Args:
+        features: shape (texts, hidden size).
+        labels: class indices, shape (texts,); or class probabilities, shape (texts, classes).
     """
+    with torch.autocast(features.device.type, enabled=False):  # full precision, because the products are small
+        unit = normalize(features.float(), dim=1)
+        similarity = unit @ unit.T
+        same = labels @ labels.T if labels.is_floating_point() else (labels[:, None] == labels).to(similarity.dtype)
+    other = ~torch.eye(len(labels), dtype=torch.bool, device=features.device)
+    pairs = ((same * other, (1 - similarity) ** 2), ((1 - same) * other, similarity**2))  # weights and errors
+    # A batch may have pairs of one kind only.
+    means = [(weights * errors).sum() / weights.sum().clamp(min=1e-6) for weights, errors in pairs]
+    return torch.stack(means).sum() / 2
 
-    def __init__(self, loss: Loss, consistency: float = 0.0) -> None:
-        self.loss, self.consistency = loss, consistency
 
-    def __call__(
-        self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int
-    ) -> torch.Tensor:
-        """Return the sum of the losses divided by the number of texts in the step, a scalar.
+def part_losses(
+    compute: Callable[[int], torch.Tensor], labels: Sequence[torch.Tensor], *, parallel: bool
+) -> list[PartLoss]:
+    """Split `contrastive_loss` of a step into the losses of its micro-batches.
 
-        Args:
-            logits: shape (texts, classes).
-            labels: as for `Loss`.
-            num_items_in_batch: number of texts in the step, without duplicates.
-        """
-        logits = logits.float()  # a sum of many small terms needs fp32
-        losses = self.loss(logits, labels)
-        if self.consistency:
-            losses = losses.view(2, -1).mean(dim=0) + self.consistency * self.loss.divergence(*logits.chunk(2))
-        return losses.sum() / num_items_in_batch
+    The loss of a text depends on all texts of the step. So all features are computed first, without gradients. The
+    gradients of the returned losses sum to that of the whole step (Gao et al. 2021, arXiv:2101.06983).
+
+    Args:
+        compute: returns the features of a micro-batch, by index. A second call with gradients must use the same
+            dropout.
+        labels: of each micro-batch.
+        parallel: whether to compute the micro-batches in threads.
+    """
+    if len(labels) == 1:
+        return [partial(contrastive_loss, labels=labels[0])]
+    without_gradients = torch.no_grad()(compute)  # also in other threads
+    tasks = [partial(without_gradients, index) for index in range(len(labels))]
+    parts = threads.run(tasks) if parallel else [task() for task in tasks]
+    features = torch.cat(parts).float().requires_grad_()
+    loss = contrastive_loss(features, torch.cat(list(labels)))
+    (gradient,) = torch.autograd.grad(loss, features)
+    share = loss.detach() / len(parts)
+
+    def loss_of(gradient: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        return share + ((part - part.detach()).float() * gradient).sum()
+
+    return [partial(loss_of, some) for some in gradient.split([len(part) for part in parts])]

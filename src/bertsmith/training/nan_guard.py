@@ -71,14 +71,15 @@ class FiniteCheck:
             self._copied = torch.cuda.Event()
             self._copied.record()
 
-    def result(self) -> BatchLoss | str | None:
-        """Wait for the device; return the first loss that is not finite, ``"gradient"``, or ``None``."""
+    def result(self) -> int | None:
+        """Wait for the device; return the index of the first loss that is not finite, or the number of losses.
+
+        The latter means the gradient; ``None`` that all numbers are finite.
+        """
         if self._copied is not None:
             self._copied.synchronize()
         wrong = (~self._finite).nonzero()[:, 0].tolist()
-        if not wrong:
-            return None
-        return self.losses[wrong[0]] if wrong[0] < len(self.losses) else "gradient"
+        return wrong[0] if wrong else None
 
 
 class NanGuard:
@@ -119,25 +120,21 @@ class NanGuard:
     def finish(self) -> None:
         """Wait for the check of the last step, if any."""
         check, self._pending = self._pending, None
-        result = check.result() if check else None
-        if check and result is not None:
-            raise self._gradient_error(check.losses[-1]) if isinstance(result, str) else self._loss_error(result)
+        if check is not None and (wrong := check.result()) is not None:
+            is_loss = wrong < len(check.losses)
+            raise self._loss_error(check.losses[wrong]) if is_loss else self._gradient_error(check.losses[-1])
 
     def _gradient_error(self, loss: BatchLoss) -> NotFiniteError:
         return NotFiniteError(f"the gradient of step {loss.position[0] + 1:,}", [], self._rows(loss))
 
     def _loss_error(self, loss: BatchLoss) -> NotFiniteError:
         """Find the texts whose logits are not finite on their own, without dropout."""
-        engine, rows, n = self.engine, self._rows(loss), len(loss.batch)
+        engine, rows = self.engine, self._rows(loss)
         engine.model.eval()
-        wrong = []
-        for i in range(n):
-            text = loss.batch.take(torch.tensor([i]))
-            logits, _ = compute_logits(engine.loaded, text, engine.token_budget, dtype=engine.dtype)
-            if not np.isfinite(logits).all():
-                wrong.append(i)
+        logits, _ = compute_logits(engine.loaded, loss.batch, budget=1, dtype=engine.dtype)  # one text at a time
         engine.model.train()
-        causes = [] if len(wrong) == n or not rows else [rows[i] for i in wrong]
+        wrong = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+        causes = [] if len(wrong) == len(logits) or not rows else [rows[i] for i in wrong]
         return NotFiniteError(f"the loss of step {loss.position[0] + 1:,}", causes, rows)
 
     def _rows(self, loss: BatchLoss) -> list[int]:
@@ -166,35 +163,33 @@ def safer_arguments(arguments: TrainingArguments) -> TrainingArguments:
     return result
 
 
-def retry_event(
-    error: NotFiniteError, engine: Engine, describe_texts: DescribeTexts, checkpoint: Path | None
-) -> RolledBack:
+def retry_event(error: NotFiniteError, engine: Engine, checkpoint: Path | None) -> RolledBack:
     """Return the event of a retry from a checkpoint, or from the start."""
     return RolledBack(
         step=engine.state.global_step,
         to_step=step_of(checkpoint) if checkpoint else 0,
-        what=f"{error.what} is not a finite number ({_source(error, describe_texts)}); "
-        f"likely cause: {_cause(error, engine)}",
+        what=f"{error.what} is not a finite number ({_source(error, engine)}); likely cause: {_cause(error, engine)}",
         learning_rate=engine.args.learning_rate / 2,
     )
 
 
-def final_error(error: NotFiniteError, engine: Engine, describe_texts: DescribeTexts) -> TrainingError:
+def final_error(error: NotFiniteError, engine: Engine) -> TrainingError:
     """Return the error that ends training if the retry fails, too."""
     named = len(error.rows or error.batch)
     check = f"Check {number_form(named, 'the text', 'the texts')}, pass" if named else "Pass"
     return TrainingError(
         f"{error.what} is again not a finite number, after a retry with fp32 and half the learning rate",
-        where=_source(error, describe_texts),
+        where=_source(error, engine),
         remedy=f"Likely cause: {_cause(error, engine)}. {check} a smaller --learning-rate (the last one was "
         f"{engine.args.learning_rate:g}), or use another --model. bertsmith keeps the checkpoints.",
     )
 
 
-def _source(error: NotFiniteError, describe_texts: DescribeTexts) -> str:
+def _source(error: NotFiniteError, engine: Engine) -> str:
     if not error.batch:
         return "text unknown"
-    return f"{'found in' if error.rows else 'in a batch of'} {describe_texts(sorted(error.rows or error.batch))}"
+    texts = engine.training.describe_texts(sorted(error.rows or error.batch))
+    return f"{'found in' if error.rows else 'in a batch of'} {texts}"
 
 
 def _cause(error: NotFiniteError, engine: Engine) -> str:

@@ -62,9 +62,9 @@ class Recipe:
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` for matrix products; the weights are fp32.
         patience: epochs without a better score before training stops.
         imbalance: treatment of imbalanced classes, a key of `bertsmith.training.losses.IMBALANCE_LOSSES`.
-        consistency: weight of R-Drop, see `bertsmith.training.losses.StepLoss`; 0 to disable it.
+        consistency: weight of R-Drop, see `bertsmith.training.losses.Loss.of_step`; 0 to disable it.
         contrastive: ``"first"`` for contrastive training before training on labels, ``"only"`` instead of it, or
-            ``"none"``; see `bertsmith.training.contrastive`.
+            ``"none"``; see `bertsmith.training.losses.contrastive_loss`.
         reasons: why each value was chosen, by name.
     """
 
@@ -132,18 +132,18 @@ def choose_hyperparameters(
         may_decide: whether a decision rule may be tuned.
     """
     texts, classes = int(counts.sum()) if texts is None else texts, int((counts > 0).sum())
+    values: dict[str, Any] = {"warmup": 0.1, "weight_decay": 0.01}
     reasons = {"warmup": "a tenth of the steps"}
 
-    def setting(name: str, default: Any, reason: str) -> Any:
-        """Return the user's setting, or the default with its reason."""
-        value = getattr(config, name)
-        if value is not None:
-            return value
-        reasons[name] = reason
-        return default
+    def choose(name: str, default: Any, reason: str) -> Any:
+        """Choose the user's setting, or the default with its reason; return the value."""
+        values[name] = getattr(config, name)
+        if values[name] is None:
+            values[name], reasons[name] = default, reason
+        return values[name]
 
     few, many = texts < FEW_TRAINING_TEXTS, classes >= MANY_CLASSES
-    batch_size = max(0, int(config.set.get("per_device_train_batch_size", 0))) or setting(
+    batch_size = max(0, int(config.set.get("per_device_train_batch_size", 0))) or choose(
         "batch_size",
         16 if few else 32,
         f"{texts:,} training texts: {'small batches give more steps' if few else 'enough for batches of this size'}",
@@ -159,7 +159,7 @@ def choose_hyperparameters(
             f"{texts:,} training texts: the model first learns whether two texts have the same label, then {after}"
         )
     rdrop = tokens is not None and tokens <= RDROP_MAX_TOKENS and not many and dropout > 0 and not gentle
-    consistency = setting(
+    consistency = choose(
         "consistency",
         float(rdrop),
         f"weight of R-Drop, which reads each text twice: the training texts have only {tokens or 0:,} tokens"
@@ -176,7 +176,7 @@ def choose_hyperparameters(
     if gentle and not consistency:
         default_epochs = FITTED_EPOCHS if contrastive == "none" else 1
     min_epochs = math.ceil(steps / per_epoch)
-    epochs = setting(
+    epochs = choose(
         "epochs",
         float(max(min_epochs, default_epochs)),
         f"enough for {steps} steps" if min_epochs > default_epochs else "the default",
@@ -184,7 +184,7 @@ def choose_hyperparameters(
     if config.effort == "quick":
         epochs, reasons["epochs"] = 0.0, "bertsmith fits only the head, as a regression"
     rates = (1e-4, 2e-4) if parameters < 50e6 else (3e-5, 5e-5) if parameters < 200e6 else (1e-5, 2e-5)
-    learning_rate = setting(
+    choose(
         "learning_rate",
         rates[many] / (2 if gentle else 1),
         f"for a model with {parameters / 1e6:.0f} M parameters"
@@ -192,11 +192,9 @@ def choose_hyperparameters(
         + ("; halved for few texts" if gentle else ""),
     )
     head = "the head begins as a regression" if fitted else "the head is new"
-    head_rate = setting("head_rate", 1.0 if fitted else HEAD_RATE, f"times the learning rate of the encoder: {head}")
-    layer_decay = setting("layer_decay", 1.0, "the same rate for all layers")
-    patience = setting(
-        "patience", max(3, math.ceil(epochs / 3)), "epochs without a better score, because a single score is noisy"
-    )
+    choose("head_rate", 1.0 if fitted else HEAD_RATE, f"times the learning rate of the encoder: {head}")
+    choose("layer_decay", 1.0, "the same rate for all layers")
+    choose("patience", max(3, math.ceil(epochs / 3)), "epochs without a better score, because a single score is noisy")
     precision, imbalance = str(config.precision), str(config.imbalance)
     if precision == "auto":
         precision, reasons["precision"] = choose_precision(device)
@@ -210,22 +208,8 @@ def choose_hyperparameters(
         )
         tried = "; a decision rule follows if it helps" if may_decide and ratio >= IMBALANCE_RATIO else ""
         reasons["imbalance"] = f"the loss has no weights{unequal}{tried}"
-    recipe = Recipe(
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        head_rate=head_rate,
-        warmup=0.1,
-        weight_decay=0.01,
-        precision=precision,
-        patience=patience,
-        imbalance=imbalance,
-        layer_decay=layer_decay,
-        consistency=consistency,
-        contrastive=contrastive,
-        reasons=reasons,
-    )
-    return _with_arguments(recipe, config.set)
+    values |= {"batch_size": batch_size, "epochs": epochs, "precision": precision, "imbalance": imbalance}
+    return _with_arguments(Recipe(**values, contrastive=contrastive, reasons=reasons), config.set)
 
 
 def _with_arguments(recipe: Recipe, arguments: Mapping[str, Any]) -> Recipe:

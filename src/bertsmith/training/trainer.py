@@ -6,57 +6,40 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 from accelerate.state import AcceleratorState
 from accelerate.utils import extract_model_from_parallel
 from transformers import EarlyStoppingCallback, TrainingArguments
 
 from bertsmith.compute.memory import is_out_of_memory
+from bertsmith.compute.processes import SINGLE_PROCESS, ProcessGroup
 from bertsmith.compute.system import keep_freed_memory
 from bertsmith.config import FEWEST_TO_SELECT
 from bertsmith.errors import DeviceError, Interrupted, TrainingError
-from bertsmith.events import Evaluated, Event, Finished, Listener
+from bertsmith.events import Finished, Listener
 from bertsmith.model.load import LoadedModel, quiet_transformers, saved_settings
 from bertsmith.training import nan_guard
 from bertsmith.training.arguments import arguments_error
-from bertsmith.training.callback import EventCallback
-from bertsmith.training.checkpoints import is_slower
+from bertsmith.training.callback import EventCallback, copy_of_weights
+from bertsmith.training.checkpoints import is_slower, share_folder
 from bertsmith.training.data import TokenDataset
-from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup
-from bertsmith.training.engine import Engine, OnScores
+from bertsmith.training.engine import Engine
 from bertsmith.training.nan_guard import NotFiniteError
 from bertsmith.training.recipe import Recipe
-from bertsmith.training.steps import longest_text
 
 if TYPE_CHECKING:
     from bertsmith.tasks.base import Task
 
 
-def fit(
-    loaded: LoadedModel,
-    train: TokenDataset,
-    validation: TokenDataset,
-    arguments: TrainingArguments,
-    *,
-    recipe: Recipe,
-    task: Task,
-    emit: Listener,
-    on_scores: OnScores = lambda scores: None,
-    stop: Callable[[], bool] = lambda: False,
-    resume: Path | None = None,
-    user_arguments: Mapping[str, Any] | None = None,
-    group: ProcessGroup = SINGLE_PROCESS,
-    describe_texts: nan_guard.DescribeTexts = nan_guard.describe_positions,
-) -> Finished:
-    """Fine-tune a model and load the weights of the best epoch. With a recipe of 0 epochs, the weights stay.
+@dataclass(frozen=True)
+class Training:
+    """What to train, how, and who listens.
 
-    The best epoch has the best score. The lower validation loss breaks ties, then the later epoch. With fewer than
-    `FEWEST_TO_SELECT` validation texts, the last epoch counts as the best, without early stopping.
-
-    Args:
+    Attributes:
         loaded: the model, changed in place, and its tokenizer.
         train: the training texts.
         validation: the validation texts; may be empty if ``eval_strategy="no"``.
@@ -67,10 +50,36 @@ def fit(
         emit: receives events.
         on_scores: receives the scores of the validation texts at every evaluation.
         stop: called after each step; ``True`` saves a checkpoint and interrupts the training.
-        resume: checkpoint to resume from.
         user_arguments: training arguments set by the user, for error messages.
-        group: the processes of the run; each of them calls this function.
+        group: the processes of the run; each of them trains.
         describe_texts: for messages.
+    """
+
+    loaded: LoadedModel
+    train: TokenDataset
+    validation: TokenDataset
+    arguments: TrainingArguments
+    recipe: Recipe
+    task: Task
+    emit: Listener = lambda event: None
+    on_scores: Callable[[np.ndarray], None] = lambda scores: None
+    stop: Callable[[], bool] = lambda: False
+    user_arguments: Mapping[str, Any] = field(default_factory=dict)
+    group: ProcessGroup = SINGLE_PROCESS
+    describe_texts: nan_guard.DescribeTexts = nan_guard.describe_positions
+
+    @property
+    def longest(self) -> int:
+        """Number of tokens of the longest text."""
+        return max(int(texts.lengths.max()) for texts in (self.train, self.validation) if len(texts))
+
+
+def fit(training: Training, resume: Path | None = None) -> Finished:
+    """Fine-tune a model and load the weights of the best epoch. With a recipe of 0 epochs, the weights stay.
+
+    The best epoch has the best score. The lower validation loss breaks ties, then the later epoch. With fewer than
+    `FEWEST_TO_SELECT` validation texts, the last epoch counts as the best, without early stopping. ``resume`` is the
+    checkpoint to resume from.
 
     Raises:
         Interrupted: if ``stop`` returned ``True``.
@@ -80,23 +89,16 @@ def fit(
         OutputError: if a checkpoint cannot be written.
         ConfigError: if training cannot start with the user's arguments.
     """
+    loaded, arguments, recipe, group = training.loaded, training.arguments, training.recipe, training.group
     if not recipe.epochs:
         loaded.model.to(loaded.device)  # as the Trainer does
-        return _finish(loaded, task, emit, Finished(0, 0.0, 0, None, False, False, 0.0))
-    best: dict[str, torch.Tensor] = {}
-
-    def keep_best(event: Event) -> None:
-        if isinstance(event, Evaluated) and event.best:
-            best.update((name, w.detach().cpu().clone()) for name, w in loaded.model.state_dict().items())
-        emit(event)
-
-    listener = keep_best if arguments.save_strategy == "no" else emit
-    callback = EventCallback(listener, stop, selects=len(validation) >= FEWEST_TO_SELECT)
+        return _finish(training, Finished(0, 0.0, 0, None, False, False, 0.0))
+    callback = EventCallback(training.emit, training.stop, selects=len(training.validation) >= FEWEST_TO_SELECT)
     if resume is None:  # for a retry before the first checkpoint
-        callback.initial = {name: w.detach().cpu().clone() for name, w in loaded.model.state_dict().items()}
+        callback.initial = copy_of_weights(loaded.model)
     start, halved = time.perf_counter(), False
     while True:
-        local = None if resume is None else group.share_folder(resume)
+        local = None if resume is None else share_folder(group, resume)
         if local is not None:
             halved = halved or is_slower(local)
         # An earlier training of this process, or a stage or attempt of this one, may have had another precision.
@@ -104,34 +106,32 @@ def fit(
         settings = nan_guard.safer_arguments(arguments) if halved else arguments
         try:
             with quiet_transformers(), keep_freed_memory():
-                engine = Engine(
-                    loaded, train, validation, settings, recipe, task, callback, group, on_scores, halved=halved
-                )
+                engine = Engine(training, callback, settings, halved=halved)
                 if callback.selects:
-                    patience = recipe.patience * _evaluations_per_epoch(settings, len(train))
+                    patience = recipe.patience * _evaluations_per_epoch(settings, len(training.train))
                     engine.add_callback(EarlyStoppingCallback(patience))
                 engine.train(resume_from_checkpoint=str(local) if local else None)
             break
         except NotFiniteError as error:
             if halved:
-                raise nan_guard.final_error(error, engine, describe_texts) from error
+                raise nan_guard.final_error(error, engine) from error
             halved, checkpoint = True, callback.path or resume
-            retry = nan_guard.retry_event(error, engine, describe_texts, checkpoint)
+            retry = nan_guard.retry_event(error, engine, checkpoint)
         except (ValueError, TypeError, RuntimeError, ImportError, MemoryError) as error:
             if is_out_of_memory(error):
                 other = " or free memory" if loaded.device.type == "cpu" else " free memory, or pass --device cpu"
                 raise DeviceError(
-                    f"memory is too small even for one text of {longest_text(train, validation):,} tokens",
+                    f"memory is too small even for one text of {training.longest:,} tokens",
                     remedy=f"Pass a smaller --max-length or --model,{other}.",
                 ) from error
-            if not user_arguments or callback.started:
+            if not training.user_arguments or callback.started:
                 raise
-            raise arguments_error(user_arguments, error) from error
+            raise arguments_error(training.user_arguments, error) from error
         finally:  # accelerate makes each call of the model compute in the precision of the training
             extract_model_from_parallel(loaded.model, keep_fp32_wrapper=False)
             if local is not None and local != resume:
                 shutil.rmtree(local, ignore_errors=True)
-        emit(retry)
+        training.emit(retry)
         resume = checkpoint
         if resume is None and callback.initial is not None:
             loaded.model.load_state_dict(callback.initial)
@@ -155,15 +155,16 @@ def fit(
         stopped_early=state.global_step < state.max_steps,
         seconds=time.perf_counter() - start,
     )
-    if best:
-        loaded.model.load_state_dict(best)
-    return _finish(loaded, task, emit, finished)
+    if callback.best_weights:
+        loaded.model.load_state_dict(callback.best_weights)
+    return _finish(training, finished)
 
 
-def _finish(loaded: LoadedModel, task: Task, emit: Listener, finished: Finished) -> Finished:
-    if not (rule := task.undo_standardisation(loaded.model)).is_neutral:
-        loaded.model.config.bertsmith = {**saved_settings(loaded.model.config), **rule.to_dict()}
-    emit(finished)
+def _finish(training: Training, finished: Finished) -> Finished:
+    model = training.loaded.model
+    if not (rule := training.task.undo_standardisation(model)).is_neutral:
+        model.config.bertsmith = {**saved_settings(model.config), **rule.to_dict()}
+    training.emit(finished)
     return finished
 
 

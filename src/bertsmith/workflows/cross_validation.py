@@ -33,6 +33,7 @@ from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import training_arguments
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.recipe import Recipe
+from bertsmith.training.trainer import Training
 from bertsmith.workflows.fine_tune import fine_tune
 from bertsmith.workflows.prepare import Splits, TrainingInputs, initialize_head, prepare_model
 from bertsmith.workflows.score import CrossValidation
@@ -248,18 +249,9 @@ def score_folds(
             for rows in (inside, nothing)
         )
         train.soft_labels = None if soft_labels is None else soft_labels[inside]
+        arguments = training_arguments(recipe, config, Path(gettempdir()), loaded.device, saves=False, validates=False)
         try:
-            fine_tune(
-                loaded,
-                train,
-                validation,
-                training_arguments(recipe, config, Path(gettempdir()), loaded.device, saves=False, validates=False),
-                recipe=recipe,
-                task=task,
-                emit=emit,
-                config=config,
-                stop=stop,
-            )
+            fine_tune(Training(loaded, train, validation, arguments, recipe, task, emit=emit, stop=stop), config)
         except Interrupted as error:
             raise Interrupted(f"stopped in fold {f + 1} of {k}; saved folds: {f}") from error
         rule = Rule.from_dict(saved_settings(loaded.model.config), len(table.labels))

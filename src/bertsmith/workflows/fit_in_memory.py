@@ -17,6 +17,7 @@ from bertsmith.inference.classifier import Classifier
 from bertsmith.model.load import fold_calibration, saved_settings
 from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import training_arguments
+from bertsmith.training.trainer import Training
 from bertsmith.workflows.cross_validation import are_few
 from bertsmith.workflows.fine_tune import fine_tune
 from bertsmith.workflows.prepare import (
@@ -58,17 +59,7 @@ def fit_in_memory(table: Table, config: Config) -> Classifier:
     arguments = training_arguments(
         recipe, config, Path(gettempdir()), loaded.device, task=task, saves=False, validates=not few
     )
-    fine_tune(
-        loaded,
-        inputs.train,
-        inputs.validation,
-        arguments,
-        recipe=recipe,
-        task=task,
-        emit=lambda event: None,
-        stop=lambda: False,
-        config=config,
-    )
+    fine_tune(Training(loaded, inputs.train, inputs.validation, arguments, recipe, task), config)
     final = get_task(data.task)
     rule = Rule.from_dict(saved_settings(loaded.model.config), len(data.labels))
     classifier = Classifier(loaded, data.labels, final, rule)

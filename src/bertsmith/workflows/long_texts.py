@@ -18,7 +18,7 @@ from bertsmith.evaluation.evaluate import paired_difference, paired_differences
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model.tokens import Tokens
 from bertsmith.training.recipe import Recipe
-from bertsmith.training.steps import BACKWARD
+from bertsmith.workflows.fine_tune import BACKWARD
 from bertsmith.workflows.score import CrossValidation
 
 BY_COST = ("truncate", "head-tail", "window")

@@ -24,7 +24,7 @@ from bertsmith.model import pooling
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.checkpoint import Checkpoint, resolve
 from bertsmith.model.emoji import add_emoji_names
-from bertsmith.model.load import LoadedModel, check_vocabulary, load_model, load_tokenizer
+from bertsmith.model.load import LoadedModel, check_vocabulary, dropout_rates, load_model, load_tokenizer
 from bertsmith.model.outputs import compute_embeddings, compute_features
 from bertsmith.model.tokenizer import encode
 from bertsmith.model.tokens import Tokens
@@ -174,7 +174,7 @@ def prepared_event(table: Table, splits: Splits, inputs: TrainingInputs, recipe:
         splits.cleaned,
         {name: len(rows) for name, rows in splits.rows.items()},
         inputs.checkpoint.name,
-        loaded.parameters,
+        loaded.model.num_parameters(),
         describe_device(loaded.device),
         loaded.max_length,
         recipe,
@@ -313,10 +313,10 @@ def choose_recipe(
         config,
         counts=task.label_counts(train.labels, loaded.model.config.num_labels),
         texts=len(train),
-        parameters=loaded.parameters,
+        parameters=loaded.model.num_parameters(),
         device=loaded.device,
         tokens=int(train.lengths.sum()),
-        dropout=loaded.dropout,
+        dropout=max(dropout_rates(loaded.model.config).values(), default=0.0),
         fitted=loaded.mean_pooling,
         may_be_contrastive=may_be_contrastive
         and task.name == SINGLE_LABEL

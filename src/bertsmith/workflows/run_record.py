@@ -91,7 +91,7 @@ def begin_run(
     Raises:
         UserError: if the disk is too full or not writable.
     """
-    check_room(output, parameters=inputs.loaded.parameters, checkpoints=checkpoints)
+    check_room(output, parameters=prepared.parameters, checkpoints=checkpoints)
     before_writing()
     run = create(output)
     description = _describe(prepared, splits.data, inputs)

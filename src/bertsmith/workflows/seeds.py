@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from bertsmith.compute.machine import versions
+from bertsmith.compute.processes import rank_and_world_size
 from bertsmith.config import Config
 from bertsmith.data.table import Table
 from bertsmith.data.template import stored_groups
@@ -24,7 +25,6 @@ from bertsmith.folders.run import Run, damage_errors, now
 from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
 from bertsmith.tasks.registry import get_task
-from bertsmith.training.distributed import rank_and_world_size
 from bertsmith.workflows.inspect import as_table
 from bertsmith.workflows.prepare import check_effort
 from bertsmith.workflows.run_record import record_failure

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bertsmith.compute.memory import is_out_of_memory
+from bertsmith.compute.memory import memory_errors
+from bertsmith.compute.processes import SINGLE_PROCESS, ProcessGroup, init_process_group
 from bertsmith.config import Config
 from bertsmith.data.clean import clean
 from bertsmith.data.split import split_cleaned
 from bertsmith.data.table import Table
-from bertsmith.errors import ConfigError, DeviceError, Interrupted, listing, number_form
+from bertsmith.errors import ConfigError, Interrupted, listing, number_form
 from bertsmith.events import Finished, RunFinished, RunListener, TrainingEstimated
 from bertsmith.folders.atomic import write_json
 from bertsmith.folders.claim import claim
@@ -27,14 +27,12 @@ from bertsmith.report.card import write_card
 from bertsmith.report.report import write_report
 from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import training_arguments
-from bertsmith.training.distributed import SINGLE_PROCESS, ProcessGroup, init_process_group
 from bertsmith.training.recipe import Recipe
-from bertsmith.training.steps import estimate_seconds
-from bertsmith.training.trainer import fit
+from bertsmith.training.trainer import Training, fit
 from bertsmith.workflows.ablation import compare_columns
 from bertsmith.workflows.baselines import FrozenEmbeddings, baselines
 from bertsmith.workflows.cross_validation import cross_validate, split_or_fold
-from bertsmith.workflows.fine_tune import fine_tune, passes_per_epoch
+from bertsmith.workflows.fine_tune import estimate_seconds, fine_tune
 from bertsmith.workflows.inspect import as_table, with_checkpoint
 from bertsmith.workflows.long_texts import candidates, choose_reading, measure_reading
 from bertsmith.workflows.prepare import Splits, choose_recipe, initialize_head, prepare_inputs, prepared_event
@@ -109,7 +107,8 @@ def train_into(
     def check_stop(scored: int = 0) -> None:
         _check(stop, "stopped while scoring; the trained model is saved")
 
-    with _memory_errors():
+    remedy = "Free memory, raise the memory limit, or use a smaller --model. --resume continues from a checkpoint."
+    with memory_errors("out of memory: {error}", remedy):
         with phases.timed("data"):
             _check(stop, "stopped before training began")
             table = as_table(source, config)
@@ -160,11 +159,11 @@ def train_into(
                 trained = tables if labels.kept is None else {**tables, "train": tables["train"].take(labels.kept)}
             if checkpoint is None and recipe.epochs:
                 seconds = estimate_seconds(
+                    recipe,
                     inputs.train,
                     inputs.validation,
                     arguments,
                     tokens_per_second=frozen.tokens_per_second,
-                    passes=passes_per_epoch(recipe, inputs.train),
                     folds=splits.n_folds,
                 )
                 observe(TrainingEstimated(seconds, may_stop=validates))
@@ -176,21 +175,19 @@ def train_into(
                 cross_validation = cross_validate(
                     run, config, splits, inputs, recipe, names, frozen.initial_head, observe, stop
                 )
-                finished = fine_tune(
+                training = Training(
                     loaded,
                     inputs.train,
                     inputs.validation,
                     arguments,
-                    task=task,
+                    recipe,
+                    task,
                     emit=listener,
-                    emit_contrastive=observe,
-                    recipe=recipe,
-                    config=config,
                     stop=stop,
-                    resume=checkpoint,
                     group=group,
                     describe_texts=partial(_source_rows, trained["train"]),
                 )
+                finished = fine_tune(training, config, emit_contrastive=observe, resume=checkpoint)
                 run.save_model(loaded.save)
             with phases.timed("evaluation"):
                 # Users get the saved model, so the saved model is scored.
@@ -252,19 +249,19 @@ def _assist(group: ProcessGroup, source: Any, config: Config, output: Path, stop
     head, labels = group.broadcast(None)
     initialize_head(inputs.loaded, head)
     inputs = inputs.training_on(*labels)
-    fit(
-        inputs.loaded,
+    loaded, task = inputs.loaded, inputs.task
+    training = Training(
+        loaded,
         inputs.train,
         inputs.validation,
-        training_arguments(recipe, config, checkpoints, inputs.loaded.device, task=inputs.task),
-        task=inputs.task,
-        emit=lambda event: None,
-        recipe=recipe,
-        user_arguments=config.set,
+        training_arguments(recipe, config, checkpoints, loaded.device, task=task),
+        recipe,
+        task,
         stop=stop,
-        resume=checkpoint and checkpoints / checkpoint.name,
+        user_arguments=config.set,
         group=group,
     )
+    fit(training, resume=checkpoint and checkpoints / checkpoint.name)
 
 
 def _saved_recipe(run: Run) -> Recipe:
@@ -315,21 +312,6 @@ def _finish(run: Run, finished: Finished, phases: PhaseTimer, config: Config) ->
 def _check(stop: Callable[[], bool], message: str) -> None:
     if stop():
         raise Interrupted(message)
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Turn out-of-memory errors into user errors."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise DeviceError(
-            f"out of memory: {str(error).splitlines()[0] if str(error) else 'an allocation failed'}",
-            remedy="Free memory, raise the memory limit, or use a smaller --model. "
-            "--resume continues from a checkpoint.",
-        ) from error
 
 
 def _source_rows(table: Table, positions: Sequence[int]) -> str:

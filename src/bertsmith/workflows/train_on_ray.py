@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bertsmith.compute.processes import GPU_BACKENDS, TIMEOUT, rank_and_world_size
 from bertsmith.config import Config
 from bertsmith.errors import (
     ConfigError,
@@ -31,7 +32,6 @@ from bertsmith.folders.new_run import RunFolder
 from bertsmith.folders.remote import RemoteRun
 from bertsmith.folders.run import Run
 from bertsmith.inference.ray_data import cluster
-from bertsmith.training.distributed import GPU_BACKENDS, TIMEOUT, rank_and_world_size
 from bertsmith.workflows.run_at_url import copied_from_url, copied_to_url
 
 RESTARTS = 3

@@ -28,6 +28,7 @@ from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import training_arguments
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.recipe import Recipe, steps_per_epoch
+from bertsmith.training.trainer import Training
 from bertsmith.workflows.fine_tune import fine_tune
 from bertsmith.workflows.prepare import (
     MAX_EMBEDDED_TEXTS,
@@ -199,19 +200,10 @@ def _fit(
         elif isinstance(event, RolledBack):  # to the start, because trials save no checkpoint
             curve.clear()
 
-    fine_tune(
-        loaded,
-        train,
-        validation,
-        arguments,
-        recipe=recipe,
-        task=task,
-        emit=on_event,
-        emit_contrastive=lambda event: None,
-        on_scores=on_scores,
-        stop=stop,
-        config=config,
+    training = Training(
+        loaded, train, validation, arguments, recipe, task, emit=on_event, on_scores=on_scores, stop=stop
     )
+    fine_tune(training, config, emit_contrastive=lambda event: None)
     if best_scores is None:
         raise ConfigError(
             "a trial ended before its first evaluation",

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import atexit
 import os
-import shutil
 from collections.abc import Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertsmith.errors import ConfigError
-from bertsmith.folders.atomic import PART
 
 if TYPE_CHECKING:
     import torch
@@ -25,8 +21,6 @@ if TYPE_CHECKING:
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE")
 SENT_ALONE = 2**16
 """Minimum number of elements of a gradient in a separate message. Smaller ones are 0.1 % of those of BERT-Base."""
-SHARED_BYTES = 2**26
-"""Maximum number of bytes of a file per message to the other processes."""
 GPU_BACKENDS = "cpu:gloo,cuda:nccl"
 """NCCL sums gradients, Gloo the flags and messages of each step, so that no step waits for the GPU."""
 TIMEOUT = timedelta(days=7)
@@ -101,27 +95,6 @@ class ProcessGroup:
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
-
-    def share_folder(self, folder: Path) -> Path:
-        """Return where this process reads a folder of files of the main process. All processes call this at once.
-
-        A machine that lacks the folder gets a copy: a hidden folder beside the missing one.
-        """
-        (lacked,) = self.any(not folder.is_dir())
-        if not lacked:
-            return folder
-        copy = None if self.is_main or folder.is_dir() else folder.with_name(f".{folder.name}.{self.rank}{PART}")
-        if copy is not None:
-            shutil.rmtree(copy, ignore_errors=True)
-            copy.mkdir(parents=True)
-        for name in self.broadcast(sorted(p.name for p in folder.iterdir()) if self.is_main else None):
-            with ExitStack() as opened:
-                source = opened.enter_context((folder / name).open("rb")) if self.is_main else None
-                target = None if copy is None else opened.enter_context((copy / name).open("wb"))
-                while chunk := self.broadcast(source and source.read(SHARED_BYTES)):
-                    if target is not None:
-                        target.write(chunk)
-        return copy or folder
 
     def barrier(self) -> None:
         """Wait until all processes get here."""
