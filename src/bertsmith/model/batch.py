@@ -222,8 +222,16 @@ class PackedBatch:
                 split.append([n])
         groups, text, token = [], 0, 0
         for lengths in split:
-            groups.append(_attention_group(lengths, text, token, empty=len(self.input_ids) - 1, device=device))
-            text, token = text + len(lengths), token + sum(lengths)
+            texts, tokens, width = slice(text, text + len(lengths)), slice(token, token + sum(lengths)), max(lengths)
+            tensors: tuple[torch.Tensor, ...] = ()
+            if sum(lengths) < len(lengths) * width:  # the texts need padding
+                mask = torch.arange(width) < torch.tensor(lengths)[:, None]
+                unpad_indices = mask.flatten().nonzero()[:, 0]
+                pad_indices = torch.full((mask.numel(),), len(self.input_ids) - 1)
+                pad_indices[unpad_indices] = torch.arange(tokens.start, tokens.stop)
+                tensors = tuple(to_device(values, device) for values in (mask, pad_indices, unpad_indices))
+            groups.append(AttentionGroup(texts, tokens, width, *tensors))
+            text, token = texts.stop, tokens.stop
         return groups
 
 
@@ -274,17 +282,3 @@ def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
 def _refuse_capture(device: torch.device) -> None:
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError("a CUDA graph cannot contain values from the host")
-
-
-def _attention_group(lengths: list[int], text: int, token: int, *, empty: int, device: torch.device) -> AttentionGroup:
-    """Build the group that starts at the given text and token; ``empty`` is the row of an empty token."""
-    width, total = max(lengths), sum(lengths)
-    texts, tokens = slice(text, text + len(lengths)), slice(token, token + total)
-    if total == width * len(lengths):
-        return AttentionGroup(texts, tokens, width)
-    mask = torch.arange(width) < torch.tensor(lengths)[:, None]
-    unpad_indices = mask.flatten().nonzero()[:, 0]
-    pad_indices = torch.full((mask.numel(),), empty)
-    pad_indices[unpad_indices] = torch.arange(tokens.start, tokens.stop)
-    tensors = (to_device(values, device) for values in (mask, pad_indices, unpad_indices))
-    return AttentionGroup(texts, tokens, width, *tensors)
