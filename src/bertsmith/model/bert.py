@@ -185,9 +185,7 @@ def _relative_bias(table: Any, batch: Batch) -> torch.Tensor:
     return F.embedding(bucket, table.weight).permute(2, 0, 1)
 
 
-def _modernbert_states(
-    model: Any, batch: Batch, dropout: Dropout, *, compiled: bool = False, cls_only: bool = False
-) -> torch.Tensor:
+def _modernbert_states(model: Any, batch: Batch, dropout: Dropout, *, compiled: bool, cls_only: bool) -> torch.Tensor:
     """Return the last hidden states of ModernBERT (Warner et al. 2024, arXiv:2412.13663); see `hidden_states`.
 
     It normalizes before each residual connection, and has rotary positions, local attention and gated feed-forward
