@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from bertsmith.compute.batching import micro_batches
+from bertsmith.compute.device import refuse_capture, to_device
 from bertsmith.compute.machine import cpu_capabilities
 from bertsmith.model.tokens import Tokens, pad
 
@@ -213,7 +214,7 @@ class PackedBatch:
     def groups(self) -> list[AttentionGroup]:
         """Groups of texts whose attention is computed at once: small ones on a CPU, a single one on other devices."""
         device = self.cu_seqlens.device
-        _refuse_capture(device)
+        refuse_capture(device)
         split: list[list[int]] = []
         for n in self.lengths:
             if split and (device.type != "cpu" or (len(split[-1]) + 1) * max(n, *split[-1]) ** 2 <= MAX_CPU_SCORES):
@@ -265,20 +266,3 @@ def pack(batch: TokenBatch, *, padding_idx: int | None = None) -> PackedBatch:
         tuple(batch.lengths.tolist()),
         max(int(batch.lengths.max()), size - tokens),
     )
-
-
-def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Move a tensor to a device without synchronization.
-
-    Raises:
-        RuntimeError: during the capture of a CUDA graph, which would replay the same values at every call.
-    """
-    if device.type != "cuda" or values.device.type != "cpu":
-        return values.to(device)
-    _refuse_capture(device)
-    return values.pin_memory().to(device, non_blocking=True)
-
-
-def _refuse_capture(device: torch.device) -> None:
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError("a CUDA graph cannot contain values from the host")

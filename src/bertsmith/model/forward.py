@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bertsmith.compute.device import to_device
 from bertsmith.model import bert
-from bertsmith.model.batch import Batch, PackedBatch, PaddedBatch, TokenBatch, pack, to_device
+from bertsmith.model.batch import Batch, PackedBatch, PaddedBatch, TokenBatch, pack
 from bertsmith.model.bert import MODULE_NAMES
 from bertsmith.model.dropout import NO_DROPOUT, Dropout
 

@@ -13,7 +13,8 @@ from functools import partial
 
 import torch
 
-from bertsmith.model.batch import SIZES_PER_DOUBLING, PackedBatch, to_device
+from bertsmith.compute.device import to_device
+from bertsmith.model.batch import SIZES_PER_DOUBLING, PackedBatch
 
 MAX_GRAPHS, MAX_FAILURES = 64, 2
 """Maximum number of graphs, and of failed captures per size."""
