@@ -188,8 +188,7 @@ def _relative_bias(table: Any, batch: Batch) -> torch.Tensor:
 def _modernbert_states(model: Any, batch: Batch, dropout: Dropout, *, compiled: bool, cls_only: bool) -> torch.Tensor:
     """Return the last hidden states of ModernBERT (Warner et al. 2024, arXiv:2412.13663); see `hidden_states`.
 
-    It normalizes before each residual connection, and has rotary positions, local attention and gated feed-forward
-    layers.
+    It normalizes before residual connections, and has rotary positions, local attention and gated feed-forward layers.
     """
     compute_layer = compile_layer(_modernbert_layer) if compiled else _modernbert_layer
     config, body = model.config, model.base_model

@@ -87,7 +87,7 @@ def outputs(
     Args:
         loaded: any sequence-classification model. For padded texts, its mode decides about dropout in the encoder.
         batch: packed texts on the device of the model, or texts on the host, which are padded.
-        only_features: see `logits`; for padded texts, the type must be in `bertsmith.model.bert.MODULE_NAMES`.
+        only_features: see `logits`; for padded texts, the head must be in `MODULE_NAMES` and read the first token.
         options: of `logits` for packed texts.
     """
     if isinstance(batch, PackedBatch):
