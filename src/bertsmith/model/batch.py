@@ -75,11 +75,6 @@ class TokenBatch:
         counted = lengths if packed else -(-lengths // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF
         return micro_batches(counted, budget, packed=packed, workers=workers)
 
-    def split(self, budget: int, *, packed: bool, workers: int = 1) -> list[TokenBatch]:
-        """Split the batch into micro-batches, longest texts first."""
-        groups = self.micro_batches(budget, packed=packed, workers=workers)
-        return [self.take(torch.from_numpy(rows)) for rows in groups]
-
     def pad(
         self, values: Mapping[str, int], *, padding_side: str = "right", pad_to_multiple_of: int = PAD_TO_MULTIPLE_OF
     ) -> dict[str, torch.Tensor]:

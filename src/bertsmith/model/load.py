@@ -65,16 +65,6 @@ class LoadedModel:
         """Padding value of each input."""
         return {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id}
 
-    @property
-    def parameters(self) -> int:
-        """Number of parameters."""
-        return sum(p.numel() for p in self.model.parameters())
-
-    @property
-    def dropout(self) -> float:
-        """The highest dropout rate in the configuration."""
-        return max(dropout_rates(self.model.config).values(), default=0.0)
-
     def save(self, folder: Path) -> None:
         """Write a plain Hugging Face checkpoint: weights, configuration (with the template), tokenizer."""
         if not self.template.is_plain:
