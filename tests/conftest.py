@@ -242,16 +242,16 @@ def old_export(tmp_path: Path) -> Path:
 @pytest.fixture
 def tokenized(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The texts that went through a tokenizer."""
-    from bertsmith.model.tokenizer import FastEncoder
+    from bertsmith.model.tokenizer import Encoder
 
     texts: list[str] = []
-    whole = FastEncoder.tokenize
+    whole = Encoder.tokenize
 
-    def counted(self: FastEncoder, given: list[str], names: tuple[str, ...]) -> dict[str, list[list[int]]]:
+    def counted(self: Encoder, given: list[str], names: tuple[str, ...]) -> dict[str, list[list[int]]]:
         texts.extend(given)
         return whole(self, given, names)
 
-    monkeypatch.setattr(FastEncoder, "tokenize", counted)
+    monkeypatch.setattr(Encoder, "tokenize", counted)
     return texts
 
 

@@ -32,6 +32,9 @@ class Characters(Encoder):
 
     key, unknown_id, special_counts = "characters", None, (0, 0)
 
+    def __init__(self):
+        pass
+
     def tokenize(self, texts, names):
         return {"input_ids": [[ord(character) for character in text] for text in texts]}
 

@@ -14,7 +14,7 @@ import bertsmith as bs
 from bertsmith.errors import Interrupted
 from bertsmith.inference.explain import explain
 from bertsmith.model.emoji import _charsmap, _names, add_names_to_json
-from bertsmith.model.tokenizer import FastEncoder
+from bertsmith.model.tokenizer import Encoder
 from bertsmith.testing import tiny_model, tiny_table
 from tests.conftest import FAST, rows_of
 
@@ -46,7 +46,7 @@ def test_symbols_skin_tones_and_flags_are_read(tmp_path):
     content = (tiny_model(tmp_path / "m") / "tokenizer.json").read_text()
     named, found = add_names_to_json(content, ["a dog 🐕"])
     assert found == {"🐕": "dog"}
-    encoder = FastEncoder(named)
+    encoder = Encoder(named)
     same = rows_of(encoder.encode(["my dog dog cat", "my🐕🐕 🐈"]))
     assert same[0] == same[1]
     texts = ["a dog 🐕", "an ox 🐂 or 🐕"]
@@ -59,7 +59,7 @@ def test_variation_selectors_are_skipped(tmp_path):
     content = json.loads((tiny_model(tmp_path / "m") / "tokenizer.json").read_text())
     content["normalizer"] = None  # as for cased text
     named, _ = add_names_to_json(json.dumps(content), ["a dog 🐕"])
-    plain, *others = rows_of(FastEncoder(named).encode(["cat 🐕 1", "cat 🐕\ufe0f 1", "cat 🐕\ufe0e 1\ufe0f\u20e3"]))
+    plain, *others = rows_of(Encoder(named).encode(["cat 🐕 1", "cat 🐕\ufe0f 1", "cat 🐕\ufe0e 1\ufe0f\u20e3"]))
     assert all(other == plain for other in others)
 
 

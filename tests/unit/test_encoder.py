@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from bertsmith.model.tokenizer import FastEncoder, encoder_for
+from bertsmith.model.tokenizer import Encoder, encoder_for
 from bertsmith.model.tokens import Tokens
 from bertsmith.testing import tiny_model, tiny_table
 from tests.conftest import rows_of
@@ -197,7 +197,7 @@ def test_encoders_of_the_same_tokenizer_have_the_same_key(made, tmp_path):
     assert encoder_for(tokenizer).key == key
     tokenizer.save_pretrained(tmp_path)
     assert encoder_for(AutoTokenizer.from_pretrained(tmp_path)).key == key
-    assert FastEncoder((tmp_path / "tokenizer.json").read_text()).key == key
+    assert Encoder((tmp_path / "tokenizer.json").read_text()).key == key
     assert encoder_for(made["BERT", "left"]).key != key != encoder_for(made["RoBERTa", "right"]).key
     assert encoder_for(Slow(tokenizer)).key is None
 

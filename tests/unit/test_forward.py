@@ -147,8 +147,9 @@ def test_attention_groups_do_not_change_the_result(architecture, models, lengths
     assert _close(gradient, expected_gradient)
 
 
-def _by_text(query, key, value, query_starts, key_starts, most_queries, most_keys, p, around):
+def _by_text(inputs, p, around):
     """Variable-length attention as torch documents it, one text at a time."""
+    query, key, value, query_starts, key_starts, most_queries, most_keys = inputs
     found = []
     pairs = zip(itertools.pairwise(query_starts.tolist()), itertools.pairwise(key_starts.tolist()), strict=True)
     for (q, q_end), (k, k_end) in pairs:
@@ -181,7 +182,7 @@ def test_kernels_are_tested_before_use(monkeypatch):
     monkeypatch.setattr(attention, "_flash_attention", _by_text)
     attention._kernel_matches.cache_clear()
     assert attention._kernel_matches(CPU, torch.float32, 16)
-    for wrong in (lambda *given: _by_text(*given) + 0.1, lambda *given: _by_text(*given[:-2], 0.0, given[-1])):
+    for wrong in (lambda *given: _by_text(*given) + 0.1, lambda inputs, p, around: _by_text(inputs, 0.0, around)):
         monkeypatch.setattr(attention, "_flash_attention", wrong)
         attention._kernel_matches.cache_clear()
         assert not attention._kernel_matches(CPU, torch.float32, 16)

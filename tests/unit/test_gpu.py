@@ -65,8 +65,9 @@ def test_flash_attention_dropout_is_correct(size):
     query, key = torch.randn(2, n, 2, size, device="cuda", dtype=torch.bfloat16)
     value = torch.eye(n, device="cuda", dtype=torch.bfloat16)[:, None].repeat(1, 2, 1).requires_grad_()
     starts = torch.tensor([0, n], device="cuda", dtype=torch.int32)
-    whole = attention._flash_attention(query, key, value, starts, starts, n, n, 1e-9, (-1, -1)).float()
-    weights = attention._flash_attention(query, key, value, starts, starts, n, n, p, (-1, -1))
+    inputs = (query, key, value, starts, starts, n, n)
+    whole = attention._flash_attention(inputs, 1e-9, (-1, -1)).float()
+    weights = attention._flash_attention(inputs, p, (-1, -1))
     dropped = weights == 0
     assert float(dropped.float().mean()) == pytest.approx(p, abs=0.05)
     assert torch.allclose((weights.float() * (1 - p))[~dropped], whole[~dropped], atol=0.01)

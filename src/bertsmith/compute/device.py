@@ -1,4 +1,4 @@
-"""Choose and describe the device and its precision."""
+"""Choose and describe the device and its precision; move tensors to it."""
 
 from __future__ import annotations
 
@@ -104,3 +104,23 @@ def choose_precision(device: torch.device) -> tuple[str, str]:
             return "bf16", "bf16 is fast on this GPU"
         return "fp32", "this GPU does not support bf16"
     return "fp32", "the safe choice on this device, which also supports bf16"
+
+
+def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Move a tensor to a device without synchronization.
+
+    Raises:
+        RuntimeError: during the capture of a CUDA graph, which would replay the same values at every call.
+    """
+    if device.type != "cuda" or values.device.type != "cpu":
+        return values.to(device)
+    refuse_capture(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def refuse_capture(device: torch.device) -> None:
+    """Raise `RuntimeError` during the capture of a CUDA graph; see `to_device`."""
+    import torch
+
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("a CUDA graph cannot contain values from the host")

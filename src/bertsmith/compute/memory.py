@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from bertsmith.compute import threads
 from bertsmith.compute.batching import PACKED_PADDING_FACTOR, TOKEN_BUDGETS
+from bertsmith.compute.system import free_memory
 from bertsmith.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -85,6 +87,19 @@ def _empty_device_cache() -> None:
         torch.mps.empty_cache()
     if torch.xpu.is_available():
         torch.xpu.empty_cache()
+
+
+def token_budget(model: PreTrainedModel, longest: int, default: int | None = None) -> int:
+    """Return the token budget for inference: the default or that of the device. A CPU with little memory halves it.
+
+    Raises:
+        DeviceError: if memory does not suffice for one text with the number of tokens ``longest``.
+    """
+    default = default or TOKEN_BUDGETS[model.device.type]
+    if model.device.type != "cpu":
+        return default
+    free, workers = free_memory(), threads.num_workers()
+    return plan_token_budget(model, longest, training=False, free=free, default=default, workers=workers)
 
 
 def plan_token_budget(

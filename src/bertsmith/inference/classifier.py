@@ -12,7 +12,7 @@ import torch
 
 from bertsmith.compute.batching import TOKEN_BUDGETS
 from bertsmith.compute.device import choose_device, choose_precision
-from bertsmith.compute.memory import memory_errors
+from bertsmith.compute.memory import memory_errors, token_budget
 from bertsmith.config import Long
 from bertsmith.data.table import Labels
 from bertsmith.data.template import Template
@@ -24,7 +24,7 @@ from bertsmith.model import checkpoint
 from bertsmith.model.batch import TokenBatch
 from bertsmith.model.forward import supports
 from bertsmith.model.load import TEMPLATE, LoadedModel, check_vocabulary, load_model, load_tokenizer, saved_settings
-from bertsmith.model.outputs import compute_logits, token_budget, with_layer_dtype
+from bertsmith.model.outputs import compute_logits, with_layer_dtype
 from bertsmith.model.tokenizer import encoder_for
 from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.base import Task
@@ -168,7 +168,7 @@ class Classifier(ModelPredictor):
         batch = TokenBatch.from_tokens(tokens)
         if not len(batch):
             return np.empty((0, len(self.labels)))
-        budget = token_budget(self.loaded, batch.longest, self.token_budget)
+        budget = token_budget(self.loaded.model, batch.longest, self.token_budget)
         message = f"memory is too small for a single text of {batch.longest:,} tokens"
         on_cpu = self.loaded.device.type == "cpu"
         remedy = "Free memory, or raise the memory limit." if on_cpu else "Free memory, or pass --device cpu."

@@ -22,7 +22,7 @@ from bertsmith.evaluation.rule import Rule
 from bertsmith.inference.abstain import HeldOutPredictions
 from bertsmith.inference.predictor import ModelPredictor, other_long_error
 from bertsmith.inference.runtime import RUNTIMES, Session
-from bertsmith.model.tokenizer import COLUMNS, FastEncoder
+from bertsmith.model.tokenizer import COLUMNS, Encoder
 from bertsmith.model.tokens import Tokens, pad
 from bertsmith.tasks.registry import get_task
 
@@ -155,7 +155,7 @@ class Exported(ModelPredictor):
         self.session, self.rule, self.long = session, about.rule, about.long
         self.template = about.template
         content = (folder / TOKENIZER).read_text(encoding="utf-8")
-        self.encoder = FastEncoder(content, about.truncation_side, by_line=about.template.by_line)
+        self.encoder = Encoder(content, about.truncation_side, by_line=about.template.by_line)
         if about.template.pair_column:  # the token types of single texts are 0
             self.columns = tuple(name for name in COLUMNS if name in about.inputs)
 

@@ -32,7 +32,7 @@ def attend(
 ) -> torch.Tensor:
     """Compute scaled dot-product attention within each text.
 
-    In a `PaddedBatch`, (texts, width) takes the place of (tokens).
+    The result has the shape of ``query``. In a `PaddedBatch`, (texts, width) takes the place of (tokens).
 
     Args:
         query: shape (tokens, heads, head size), or (texts, heads, head size) for the first tokens only.
@@ -40,11 +40,7 @@ def attend(
         batch: how the texts are packed or padded.
         bias: added to the scores, shape (heads, width, width), at least as wide as the longest text.
         window: maximum distance of the tokens that attend to each other; ``None`` for no limit.
-        dropout: applied to the attention weights.
-        p: dropout rate.
-
-    Returns:
-        Shape of ``query``.
+        dropout, p: dropout of the attention weights, and its rate.
     """
     if isinstance(batch, PaddedBatch):
         return _attend_padded((query, key, value), batch, bias, window)
@@ -223,36 +219,19 @@ def _attend_packed(qkv: QKV, batch: PackedBatch, window: int | None, p: float) -
     if len(query) != len(key):  # one query per text
         cu_seqlens_q = torch.arange(len(query) + 2, dtype=torch.int32, device=query.device).clamp_(max=len(query))
         max_seqlen_q = 1
-    return _flash_attention(
-        query, key, value, cu_seqlens_q, batch.cu_seqlens, max_seqlen_q, batch.max_seqlen, p, window_size
-    )
+    inputs = (query, key, value, cu_seqlens_q, batch.cu_seqlens, max_seqlen_q, batch.max_seqlen)
+    return _flash_attention(inputs, p, window_size)
 
 
-def _flash_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    cu_seqlens_q: torch.Tensor,
-    cu_seqlens_k: torch.Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    p: float,
-    window_size: tuple[int, int],
-) -> torch.Tensor:
+def _flash_attention(inputs: tuple[Any, ...], p: float, window_size: tuple[int, int]) -> torch.Tensor:
     """Call PyTorch's kernel. The public function ``varlen_attn`` has no dropout, so training calls the operator."""
-    inputs = (query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     if not p:
         from torch.nn.attention.varlen import varlen_attn
 
         return varlen_attn(*inputs, window_size=window_size)
+    left, right = window_size
     output, *_ = torch.ops.aten._flash_attention_forward(
-        *inputs,
-        p,
-        is_causal=False,
-        return_debug_mask=False,
-        scale=None,
-        window_size_left=window_size[0],
-        window_size_right=window_size[1],
+        *inputs, p, is_causal=False, return_debug_mask=False, scale=None, window_size_left=left, window_size_right=right
     )
     return output
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from bertsmith.compute.batching import micro_batches
+from bertsmith.compute.device import refuse_capture, to_device
 from bertsmith.compute.machine import cpu_capabilities
 from bertsmith.model.tokens import Tokens, pad
 
@@ -73,11 +74,6 @@ class TokenBatch:
         lengths = self.lengths.numpy()
         counted = lengths if packed else -(-lengths // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF
         return micro_batches(counted, budget, packed=packed, workers=workers)
-
-    def split(self, budget: int, *, packed: bool, workers: int = 1) -> list[TokenBatch]:
-        """Split the batch into micro-batches, longest texts first."""
-        groups = self.micro_batches(budget, packed=packed, workers=workers)
-        return [self.take(torch.from_numpy(rows)) for rows in groups]
 
     def pad(
         self, values: Mapping[str, int], *, padding_side: str = "right", pad_to_multiple_of: int = PAD_TO_MULTIPLE_OF
@@ -213,7 +209,7 @@ class PackedBatch:
     def groups(self) -> list[AttentionGroup]:
         """Groups of texts whose attention is computed at once: small ones on a CPU, a single one on other devices."""
         device = self.cu_seqlens.device
-        _refuse_capture(device)
+        refuse_capture(device)
         split: list[list[int]] = []
         for n in self.lengths:
             if split and (device.type != "cpu" or (len(split[-1]) + 1) * max(n, *split[-1]) ** 2 <= MAX_CPU_SCORES):
@@ -222,8 +218,16 @@ class PackedBatch:
                 split.append([n])
         groups, text, token = [], 0, 0
         for lengths in split:
-            groups.append(_attention_group(lengths, text, token, empty=len(self.input_ids) - 1, device=device))
-            text, token = text + len(lengths), token + sum(lengths)
+            texts, tokens, width = slice(text, text + len(lengths)), slice(token, token + sum(lengths)), max(lengths)
+            tensors: tuple[torch.Tensor, ...] = ()
+            if sum(lengths) < len(lengths) * width:  # the texts need padding
+                mask = torch.arange(width) < torch.tensor(lengths)[:, None]
+                unpad_indices = mask.flatten().nonzero()[:, 0]
+                pad_indices = torch.full((mask.numel(),), len(self.input_ids) - 1)
+                pad_indices[unpad_indices] = torch.arange(tokens.start, tokens.stop)
+                tensors = tuple(to_device(values, device) for values in (mask, pad_indices, unpad_indices))
+            groups.append(AttentionGroup(texts, tokens, width, *tensors))
+            text, token = texts.stop, tokens.stop
         return groups
 
 
@@ -257,34 +261,3 @@ def pack(batch: TokenBatch, *, padding_idx: int | None = None) -> PackedBatch:
         tuple(batch.lengths.tolist()),
         max(int(batch.lengths.max()), size - tokens),
     )
-
-
-def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Move a tensor to a device without synchronization.
-
-    Raises:
-        RuntimeError: during the capture of a CUDA graph, which would replay the same values at every call.
-    """
-    if device.type != "cuda" or values.device.type != "cpu":
-        return values.to(device)
-    _refuse_capture(device)
-    return values.pin_memory().to(device, non_blocking=True)
-
-
-def _refuse_capture(device: torch.device) -> None:
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError("a CUDA graph cannot contain values from the host")
-
-
-def _attention_group(lengths: list[int], text: int, token: int, *, empty: int, device: torch.device) -> AttentionGroup:
-    """Build the group that starts at the given text and token; ``empty`` is the row of an empty token."""
-    width, total = max(lengths), sum(lengths)
-    texts, tokens = slice(text, text + len(lengths)), slice(token, token + total)
-    if total == width * len(lengths):
-        return AttentionGroup(texts, tokens, width)
-    mask = torch.arange(width) < torch.tensor(lengths)[:, None]
-    unpad_indices = mask.flatten().nonzero()[:, 0]
-    pad_indices = torch.full((mask.numel(),), empty)
-    pad_indices[unpad_indices] = torch.arange(tokens.start, tokens.stop)
-    tensors = (to_device(values, device) for values in (mask, pad_indices, unpad_indices))
-    return AttentionGroup(texts, tokens, width, *tensors)

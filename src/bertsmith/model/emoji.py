@@ -27,8 +27,7 @@ _KEYCAP, _AS_TEXT, _AS_PICTURE = 0x20E3, 0xFE0E, 0xFE0F
 def add_names_to_json(content: str, texts: Sequence[str]) -> tuple[str, dict[str, str]]:
     """Make a tokenizer read unknown emoji as their names, if at least one of them occurs in the training texts.
 
-    Returns:
-        The new content of the ``tokenizer.json``, and the names of the unknown emoji in the texts.
+    Return the new content of the ``tokenizer.json``, and the names of the unknown emoji in the texts.
     """
     occurring = {emoji for text in texts if not text.isascii() for emoji in _EMOJI.findall(text)}
     if not occurring:

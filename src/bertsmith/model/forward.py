@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bertsmith.model import bert, modernbert
-from bertsmith.model.batch import Batch, PackedBatch, PaddedBatch, TokenBatch, pack, to_device
+from bertsmith.compute.device import to_device
+from bertsmith.model import bert
+from bertsmith.model.batch import Batch, PackedBatch, PaddedBatch, TokenBatch, pack
 from bertsmith.model.bert import MODULE_NAMES
 from bertsmith.model.dropout import NO_DROPOUT, Dropout
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from bertsmith.model.load import LoadedModel
 
-ARCHITECTURES = (*MODULE_NAMES, "modernbert")
+ARCHITECTURES = tuple(MODULE_NAMES)
 """Model types that `logits` computes."""
 
 
@@ -69,13 +70,13 @@ def logits(
         only_features: return the input of the last layer of the head instead, shape (texts, hidden size).
     """
     dropout = dropout or NO_DROPOUT
-    pools = _is_modernbert(model) and model.config.classifier_pooling == "mean"
-    x = _hidden_states(model, batch, dropout, compiled=compiled, cls_only=not pools)
+    model_type = model.config.model_type
+    pools = model_type == "modernbert" and model.config.classifier_pooling == "mean"
+    x = bert.hidden_states(model, batch, dropout, compiled=compiled, cls_only=not pools)
     x = batch.mean(x) if pools else x
-    classifier = "classifier" if _is_modernbert(model) else MODULE_NAMES[model.config.model_type].classifier
     with torch.autocast(x.device.type, enabled=False):  # the head is small: full precision
         features = _head(model, x, dropout)
-        return features if only_features else attrgetter(classifier)(model)(features)
+        return features if only_features else attrgetter(MODULE_NAMES[model_type].classifier)(model)(features)
 
 
 def outputs(
@@ -86,7 +87,7 @@ def outputs(
     Args:
         loaded: any sequence-classification model. For padded texts, its mode decides about dropout in the encoder.
         batch: packed texts on the device of the model, or texts on the host, which are padded.
-        only_features: see `logits`; for padded texts, the type must be in `bertsmith.model.bert.MODULE_NAMES`.
+        only_features: see `logits`; for padded texts, the head must be in `MODULE_NAMES` and read the first token.
         options: of `logits` for packed texts.
     """
     if isinstance(batch, PackedBatch):
@@ -108,7 +109,7 @@ def embeddings(loaded: LoadedModel, batch: TokenBatch) -> torch.Tensor:
     """Compute the mean of the last hidden states of each text, shape (texts, hidden size)."""
     if supports(loaded.model):
         packed = pack_for(loaded.model, batch).to(loaded.device)
-        return packed.mean(_hidden_states(loaded.model, packed, NO_DROPOUT).float())
+        return packed.mean(bert.hidden_states(loaded.model, packed, NO_DROPOUT).float())
     inputs = _padded_inputs(loaded, batch)
     return PaddedBatch.from_inputs(**inputs).mean(loaded.model.base_model(**inputs).last_hidden_state.float())
 
@@ -124,23 +125,12 @@ def logits_from_embeddings(loaded: LoadedModel, batch: TokenBatch, embeddings: t
     return loaded.model(inputs_embeds=embeddings, **inputs).logits
 
 
-def _is_modernbert(model: PreTrainedModel) -> bool:
-    return bool(model.config.model_type == "modernbert")
-
-
 def _padded_inputs(loaded: LoadedModel, batch: TokenBatch, **options: Any) -> dict[str, torch.Tensor]:
     inputs = batch.pad(loaded.padding, padding_side=loaded.tokenizer.padding_side, **options)
     return {name: to_device(values, loaded.device) for name, values in inputs.items() if name in loaded.input_names}
 
 
-def _hidden_states(model: Any, batch: Batch, dropout: Dropout, **options: bool) -> torch.Tensor:
-    module = modernbert if _is_modernbert(model) else bert
-    return module.hidden_states(model, batch, dropout, **options)
-
-
 def _head(model: Any, x: torch.Tensor, dropout: Dropout) -> torch.Tensor:
     """Return the input of the last layer, from hidden states of shape (texts, hidden size) or (texts, width, …)."""
     x = (x if x.dim() == 2 else x[:, 0]).float()
-    if _is_modernbert(model):
-        return dropout(model.head(x), model.drop.p)
     return MODULE_NAMES[model.config.model_type].head(model, x, dropout)

@@ -66,16 +66,6 @@ class LoadedModel:
         """Padding value of each input."""
         return {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id}
 
-    @property
-    def parameters(self) -> int:
-        """Number of parameters."""
-        return sum(p.numel() for p in self.model.parameters())
-
-    @property
-    def dropout(self) -> float:
-        """The highest dropout rate in the configuration."""
-        return max(dropout_rates(self.model.config).values(), default=0.0)
-
     def save(self, folder: Path) -> None:
         """Write a plain Hugging Face checkpoint: weights, configuration (with the template), tokenizer."""
         if not self.template.is_plain:
@@ -86,11 +76,7 @@ class LoadedModel:
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a checkpoint.
-
-    Raises:
-        ModelError: if it cannot be loaded, or has no padding token.
-    """
+    """Load the tokenizer of a checkpoint; raise `ModelError` if that fails, or if it has no padding token."""
     from transformers import AutoTokenizer
 
     try:
@@ -174,11 +160,7 @@ def dropout_rates(config: Any) -> dict[str, float]:
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint) -> None:
-    """Check that the model has an embedding for every token of the tokenizer.
-
-    Raises:
-        ModelError: if it has fewer.
-    """
+    """Raise `ModelError` unless the model has an embedding for every token of the tokenizer."""
     tokens, rows = max(tokenizer.get_vocab().values(), default=-1) + 1, model.get_input_embeddings().num_embeddings
     if tokens > rows:
         raise ModelError(
@@ -193,16 +175,14 @@ def fold_calibration(
 ) -> bool:
     """Change the head so that it adds offsets to the logits, divides them by a temperature and stretches their slope.
 
-    Then the checkpoint gives calibrated probabilities in any library.
+    Then the checkpoint gives calibrated probabilities in any library. Return whether the change succeeded: the head
+    must end in a linear layer with one output per class.
 
     Args:
         model: changed in place.
         temperature: above 0; one for all classes, or one per class.
         offsets: one per class, or none.
         stretch: factor of the slope of the logits over the ranks of ordered classes.
-
-    Returns:
-        Whether it succeeded: the head must end in a linear layer with one output per class.
     """
     import torch
 
@@ -218,23 +198,17 @@ def fold_calibration(
         if offsets:
             last.bias += torch.tensor(offsets, device=last.bias.device)
         divisor = torch.tensor(temperature, device=last.weight.device)
-        last.weight /= divisor[:, None] if divisor.ndim else divisor
-        if last.bias is not None:
-            last.bias /= divisor
-        if stretch != 1:
-            ranks = torch.arange(len(last.weight), device=last.weight.device) - (len(last.weight) - 1) / 2
-            slope = torch.outer(ranks, ranks) / (ranks @ ranks)
-            for part in (last.weight, last.bias):
-                if part is not None:
-                    part += (stretch - 1) * (slope @ part)
+        ranks = torch.arange(len(last.weight), device=last.weight.device) - (len(last.weight) - 1) / 2
+        for part in last.parameters():  # weight, and bias if there is one
+            part /= divisor[:, None] if divisor.ndim and part.ndim == 2 else divisor
+            if stretch != 1:
+                slope = torch.outer(ranks, ranks) / (ranks @ ranks)
+                part += (stretch - 1) * (slope @ part)
     return True
 
 
 def saved_settings(config: Any) -> Any:
-    """Return what bertsmith saved in the configuration of a model: its task, decision rule and ``long``.
-
-    It is a dict, unless the configuration is damaged.
-    """
+    """Return the task, decision rule and ``long`` that bertsmith saved: a dict, unless the configuration is damaged."""
     saved = getattr(config, "bertsmith", None)
     return {} if saved is None else saved
 

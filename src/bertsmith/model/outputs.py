@@ -14,9 +14,7 @@ import numpy as np
 import torch
 
 from bertsmith.compute import threads
-from bertsmith.compute.batching import TOKEN_BUDGETS
-from bertsmith.compute.memory import plan_token_budget, retry_on_out_of_memory
-from bertsmith.compute.system import free_memory
+from bertsmith.compute.memory import retry_on_out_of_memory, token_budget
 from bertsmith.model import forward
 from bertsmith.model.batch import TokenBatch
 
@@ -27,20 +25,6 @@ Callback = Callable[[int], None]
 MICRO_BATCHES_PER_ROUND = 4
 """Micro-batches per worker between two calls of the progress callback, which run in the caller's thread."""
 _IN_A_LAYER = re.compile(r"\.\d+\.")
-
-
-def token_budget(loaded: LoadedModel, longest: int, default: int | None = None) -> int:
-    """Return the token budget for inference: the default or that of the device. A CPU with little memory halves it.
-
-    Raises:
-        DeviceError: if memory does not suffice for one text with the number of tokens ``longest``.
-    """
-    default = default or TOKEN_BUDGETS[loaded.device.type]
-    if loaded.device.type != "cpu":
-        return default
-    return plan_token_budget(
-        loaded.model, longest, training=False, free=free_memory(), default=default, workers=threads.num_workers()
-    )
 
 
 def with_layer_dtype(loaded: LoadedModel, dtype: torch.dtype) -> LoadedModel:
@@ -96,7 +80,7 @@ def compute_logits(
 
 def compute_embeddings(loaded: LoadedModel, batch: TokenBatch) -> np.ndarray:
     """Compute the mean of the last hidden states of n texts, scaled to unit norm, float64, shape (n, hidden size)."""
-    budget = token_budget(loaded, batch.longest)
+    budget = token_budget(loaded.model, batch.longest)
     rows, _ = _compute(forward.embeddings, loaded, batch, budget, loaded.model.config.hidden_size)
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
@@ -104,7 +88,7 @@ def compute_embeddings(loaded: LoadedModel, batch: TokenBatch) -> np.ndarray:
 def compute_features(loaded: LoadedModel, batch: TokenBatch) -> np.ndarray:
     """Compute the input of the last layer of the head for n texts, float64, shape (n, hidden size)."""
     features = partial(forward.inference_outputs, only_features=True)
-    budget = token_budget(loaded, batch.longest)
+    budget = token_budget(loaded.model, batch.longest)
     return _compute(features, loaded, batch, budget, loaded.model.config.hidden_size)[0]
 
 

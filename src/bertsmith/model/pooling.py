@@ -9,8 +9,7 @@ continues from there (Kumar et al. 2022, arXiv:2202.10054).
 from __future__ import annotations
 
 import copy
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -36,12 +35,9 @@ def add_pooling_layer(model: PreTrainedModel) -> None:
     In MPNet, attention also depends on distance, so the mean is weighted.
     """
     names = MODULE_NAMES[model.config.model_type]
-    layers = attrgetter(names.layers)(model.base_model)
+    layers = model.base_model.get_submodule(names.layers)
     layer = copy.deepcopy(layers[-1])
-
-    def module(name: str) -> Any:
-        return attrgetter(name)(layer)
-
+    module = layer.get_submodule
     with torch.no_grad():
         for name in (names.query, names.key):
             module(name).weight.normal_(0, ATTENTION_STD)
@@ -60,7 +56,7 @@ def add_pooling_layer(model: PreTrainedModel) -> None:
 
 def set_head(model: PreTrainedModel, weight: np.ndarray, bias: np.ndarray) -> None:
     """Set weight, shape (classes, hidden size), and bias, shape (classes,), of the last layer of the head."""
-    layer = attrgetter(MODULE_NAMES[model.config.model_type].classifier)(model)
+    layer = model.get_submodule(MODULE_NAMES[model.config.model_type].classifier)
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(weight))
         layer.bias.copy_(torch.from_numpy(bias))

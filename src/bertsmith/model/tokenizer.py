@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
@@ -29,8 +28,8 @@ COLUMNS = {"input_ids": "ids", "token_type_ids": "type_ids"}
 PARTS = "parts"
 
 
-class Encoder(ABC):
-    """Turns texts into token ids. Thread-safe.
+class Encoder:
+    """Turns texts into token ids with the tokenizers library, from the content of a ``tokenizer.json``. Thread-safe.
 
     Attributes:
         key: identifies the tokenizer and its settings; ``None`` if unknown.
@@ -38,15 +37,32 @@ class Encoder(ABC):
         special_counts: number of special tokens before and after a text or a pair.
         truncates_left: whether truncation removes the beginning.
         by_line: whether lines are parts of a text, of which truncation cuts the longest first; see `Template.by_line`.
+
+    Raises:
+        Exception: if the content is not a tokenizer; the library raises plain ``Exception``.
     """
 
-    key: str | None
-    unknown_id: int | None
-    special_counts: tuple[int, int]
-    truncates_left = False
-    by_line = False
+    truncates_left = by_line = False
 
-    @abstractmethod
+    def __init__(self, content: str, truncation_side: str = "right", *, by_line: bool = False) -> None:
+        import tokenizers
+
+        self.truncates_left, self.by_line = truncation_side == "left", by_line
+        self._tokenizer = tokenizer = tokenizers.Tokenizer.from_str(content)
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self.unknown_id = unknown_token_id(tokenizer)
+        with_special, content_only = (tokenizer.encode("a", add_special_tokens=flag).ids for flag in (True, False))
+        self.special_counts = _count_special(with_special, content_only)
+
+    @cached_property
+    def key(self) -> str | None:
+        """Identifies the tokenizer and its settings."""
+        import tokenizers
+
+        digest = xxhash.xxh3_128_hexdigest(self._tokenizer.to_str().encode())
+        return f"{tokenizers.__version__} {self.truncates_left} {self.by_line} {digest}"
+
     def tokenize(self, texts: Sequence[Text], names: Sequence[str]) -> dict[str, list[list[int]]]:
         """Tokenize texts without truncation.
 
@@ -54,10 +70,21 @@ class Encoder(ABC):
             One list per text, for each of the names in `COLUMNS`. For pairs, or if ``by_line``, also the number of
             tokens of each part, under `PARTS`.
         """
+        encode = self._tokenizer.encode_batch if self.by_line else self._tokenizer.encode_batch_fast  # no offsets
+        encodings = encode(list(texts))
+        rows = {name: [getattr(encoding, COLUMNS[name]) for encoding in encodings] for name in names}
+        if self.by_line or (texts and isinstance(texts[0], tuple)):
+            rows[PARTS] = [
+                _count_parts(text, encoding, by_line=self.by_line)
+                for text, encoding in zip(texts, encodings, strict=True)
+            ]
+        return rows
 
-    @abstractmethod
     def unknown_words(self, text: str) -> list[str]:
         """Return the parts of a text that become the unknown token."""
+        encoding = self._tokenizer.encode(text)
+        pairs = zip(encoding.ids, encoding.offsets, strict=True)
+        return [text[start:end] for token_id, (start, end) in pairs if token_id == self.unknown_id]
 
     def encode(
         self, texts: Sequence[Text], names: Sequence[str] = ("input_ids",), max_length: int | None = None
@@ -82,56 +109,11 @@ class Encoder(ABC):
                 rows["input_ids"][i] = [self.unknown_id or 0]
 
 
-class FastEncoder(Encoder):
-    """An `Encoder` with the tokenizers library, from the content of a ``tokenizer.json``.
-
-    Raises:
-        Exception: if the content is not a tokenizer; the library raises plain ``Exception``.
-    """
-
-    def __init__(self, content: str, truncation_side: str = "right", *, by_line: bool = False) -> None:
-        import tokenizers
-
-        self.truncates_left, self.by_line = truncation_side == "left", by_line
-        self._tokenizer = tokenizer = tokenizers.Tokenizer.from_str(content)
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        self.unknown_id = unknown_token_id(tokenizer)
-        with_special, content_only = (tokenizer.encode("a", add_special_tokens=flag).ids for flag in (True, False))
-        self.special_counts = _count_special(with_special, content_only)
-
-    @cached_property
-    def key(self) -> str:  # type: ignore[override]
-        """Identifies the tokenizer and its settings."""
-        import tokenizers
-
-        digest = xxhash.xxh3_128_hexdigest(self._tokenizer.to_str().encode())
-        return f"{tokenizers.__version__} {self.truncates_left} {self.by_line} {digest}"
-
-    def tokenize(self, texts: Sequence[Text], names: Sequence[str]) -> dict[str, list[list[int]]]:
-        """Tokenize texts; see `Encoder`."""
-        encode = self._tokenizer.encode_batch if self.by_line else self._tokenizer.encode_batch_fast  # no offsets
-        encodings = encode(list(texts))
-        rows = {name: [getattr(encoding, COLUMNS[name]) for encoding in encodings] for name in names}
-        if self.by_line or (texts and isinstance(texts[0], tuple)):
-            rows[PARTS] = [
-                _count_parts(text, encoding, by_line=self.by_line)
-                for text, encoding in zip(texts, encodings, strict=True)
-            ]
-        return rows
-
-    def unknown_words(self, text: str) -> list[str]:
-        """Return the parts of a text that become the unknown token."""
-        encoding = self._tokenizer.encode(text)
-        pairs = zip(encoding.ids, encoding.offsets, strict=True)
-        return [text[start:end] for token_id, (start, end) in pairs if token_id == self.unknown_id]
-
-
 _LOCK = threading.Lock()
 """For tokenizers in Python, which are not thread-safe. An encoder with a lock of its own could not be pickled."""
 
 
-class _SlowEncoder(Encoder):
+class _PythonEncoder(Encoder):
     """An `Encoder` for tokenizers in Python. They do not know where a token comes from, so lines are not parts."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -164,8 +146,8 @@ class _SlowEncoder(Encoder):
 def encoder_for(tokenizer: PreTrainedTokenizerBase, *, by_line: bool = False) -> Encoder:
     """Return an encoder that gives the token ids of a tokenizer of transformers, but faster."""
     if tokenizer.is_fast:
-        return FastEncoder(tokenizer.backend_tokenizer.to_str(), tokenizer.truncation_side, by_line=by_line)
-    return _SlowEncoder(tokenizer)
+        return Encoder(tokenizer.backend_tokenizer.to_str(), tokenizer.truncation_side, by_line=by_line)
+    return _PythonEncoder(tokenizer)
 
 
 def encode(texts: Sequence[Text], loaded: LoadedModel, *, truncate: bool = True) -> Tokens:

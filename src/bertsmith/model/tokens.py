@@ -100,12 +100,7 @@ class Tokens:
             return self
         left = self.encoder.truncates_left if left is None and self.encoder else bool(left)
         if self.parts is not None:
-            parts, offsets, sizes = _cut_parts(
-                self.parts, self.truncated_lengths, self.special_counts, max_length, left=left
-            )
-            positions = _ranges((self.starts[:, None] + offsets).ravel(), sizes.ravel())
-            columns = {name: values[positions] for name, values in self.columns.items()}
-            return replace(self, columns=columns, truncated_lengths=sizes.sum(axis=1), parts=parts)
+            return self._truncate_parts(self.parts, max_length, left=left)
         shifts = np.maximum(self.truncated_lengths - max_length, 0) if left else 0
         return self._slices(np.arange(len(self)), shifts, max_length)
 
@@ -121,14 +116,9 @@ class Tokens:
         return self._slices(np.arange(len(self)), shifts, max_length, head=round(content * HEAD_SHARE))
 
     def read(self, max_length: int, long: str) -> Tokens:
-        """Return what a model reads of each text.
-
-        Args:
-            max_length: maximum number of tokens.
-            long: for longer texts, ``"truncate"``, ``"head-tail"`` or ``"window"``, which keeps them for `windows`.
-        """
+        """Return what a model reads of each text; ``long`` is ``"truncate"``, ``"head-tail"`` or ``"window"``."""
         if long == "window":
-            return self
+            return self  # for `windows`
         return self.head_tail(max_length) if long == "head-tail" else self.truncate(max_length)
 
     def windows(self, max_length: int) -> tuple[Tokens, np.ndarray]:
@@ -143,6 +133,31 @@ class Tokens:
         counts = np.fromiter(map(len, shifts), np.int64)
         all_shifts = np.fromiter(chain.from_iterable(shifts), np.int64)
         return self._slices(np.repeat(np.arange(len(self)), counts), all_shifts, max_length), counts
+
+    def _truncate_parts(self, parts: np.ndarray, max_length: int, *, left: bool) -> Tokens:
+        """Truncate the longest parts first, as the tokenizers library truncates the segments of a pair.
+
+        Special tokens that are neither first nor last come before the last part.
+        """
+        (n, k), lengths, special = parts.shape, self.truncated_lengths, self.special_counts
+        between = lengths - parts.sum(axis=1) - sum(special)
+        room = np.maximum(np.minimum(lengths, max_length) - between - sum(special), 0)
+        order = np.argsort(parts, axis=1, kind="stable")
+        kept = np.zeros_like(parts)
+        for i in range(k):  # the shortest first: what it leaves is for the others
+            cell = (np.arange(n), order[:, i])
+            kept[cell] = np.minimum(parts[cell], room // (k - i))
+            room = room - kept[cell]
+
+        def blocks(content: np.ndarray) -> np.ndarray:  # shape (texts, parts + 3)
+            first, last = (np.full((n, 1), size) for size in special)
+            return np.hstack([first, content[:, :-1], between[:, None], content[:, -1:], last])
+
+        full, sizes = blocks(parts), blocks(kept)
+        starts = self.starts[:, None] + np.cumsum(full, axis=1) - (sizes if left else full)
+        positions = _ranges(starts.ravel(), sizes.ravel())
+        columns = {name: values[positions] for name, values in self.columns.items()}
+        return replace(self, columns=columns, truncated_lengths=sizes.sum(axis=1), parts=kept)
 
     def _slices(
         self, texts: np.ndarray, shifts: np.ndarray | int = 0, max_length: int | None = None, *, head: int = 0
@@ -191,41 +206,6 @@ def _align_parts(parts: Sequence[Sequence[int]]) -> np.ndarray:
     width = max(map(len, parts), default=1)
     rows = [[*row[:-1], *[0] * (width - len(row)), *row[-1:]] for row in parts]
     return np.array(rows, dtype=np.int64).reshape(len(parts), width)
-
-
-def _cut_parts(
-    parts: np.ndarray, lengths: np.ndarray, special: tuple[int, int], max_length: int, *, left: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Truncate the longest parts first, as the tokenizers library truncates the segments of a pair.
-
-    Args:
-        parts: number of tokens of each part, shape (n, parts).
-        lengths: number of tokens of each text, shape (n,). Special tokens that are neither first nor last come before
-            the last part.
-        special: number of special tokens at the start and at the end.
-        max_length: maximum number of tokens.
-        left: whether the beginning of a part is removed.
-
-    Returns:
-        The number of tokens that each part keeps, shape (n, parts), and the blocks of tokens to keep. A block has a
-        position in the text and a number of tokens, both of shape (n, parts + 3).
-    """
-    n, k = parts.shape
-    between = lengths - parts.sum(axis=1) - sum(special)
-    room = np.maximum(np.minimum(lengths, max_length) - between - sum(special), 0)
-    order = np.argsort(parts, axis=1, kind="stable")
-    kept = np.zeros_like(parts)
-    for i in range(k):  # the shortest first: what it leaves is for the others
-        cell = (np.arange(n), order[:, i])
-        kept[cell] = np.minimum(parts[cell], room // (k - i))
-        room = room - kept[cell]
-
-    def blocks(content: np.ndarray) -> np.ndarray:
-        first, last = (np.full((n, 1), size) for size in special)
-        return np.hstack([first, content[:, :-1], between[:, None], content[:, -1:], last])
-
-    full, sizes = blocks(parts), blocks(kept)
-    return kept, np.cumsum(full, axis=1) - (sizes if left else full), sizes
 
 
 def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

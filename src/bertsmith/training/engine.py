@@ -13,12 +13,12 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
 from bertsmith.compute import threads
-from bertsmith.compute.device import can_compile
+from bertsmith.compute.device import can_compile, to_device
 from bertsmith.compute.memory import MIN_TOKEN_BUDGET, retry_on_out_of_memory
 from bertsmith.compute.system import trim_memory
 from bertsmith.events import Compiling, MemoryExceeded
 from bertsmith.model import forward
-from bertsmith.model.batch import PackedBatch, TokenBatch, to_device
+from bertsmith.model.batch import PackedBatch, TokenBatch
 from bertsmith.model.dropout import Dropout
 from bertsmith.model.gradients import TableGradients, collect_gradients, replicate
 from bertsmith.model.outputs import compute_logits, with_layer_dtype

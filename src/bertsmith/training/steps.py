@@ -17,12 +17,13 @@ import torch
 from transformers import TrainingArguments
 
 from bertsmith.compute import batching, threads
+from bertsmith.compute.device import to_device
 from bertsmith.compute.machine import cpu_capabilities
 from bertsmith.compute.memory import plan_token_budget, step_memory
 from bertsmith.compute.system import free_memory, resident_memory
 from bertsmith.events import MemoryLimited
 from bertsmith.model import forward
-from bertsmith.model.batch import SIZES_PER_DOUBLING, PackedBatch, to_device
+from bertsmith.model.batch import SIZES_PER_DOUBLING, PackedBatch
 from bertsmith.training.losses import inverse_weights
 
 if TYPE_CHECKING:
