@@ -1046,6 +1046,19 @@ def test_a_checkpoint_can_be_a_choice(tiny, tmp_path):
     assert study.trials["model"][0] == str(tiny)
 
 
+@pytest.mark.parametrize("by_space", [False, True])
+def test_a_checkpoint_that_takes_fewer_tokens_has_its_own_maximum_length(by_space, tiny, tmp_path, monkeypatch):
+    from bertsmith.testing import tiny_model
+
+    monkeypatch.setattr("bertsmith.tuning.space.LONG_TEXTS", 8)
+    names = [str(tiny), str(tiny_model(tmp_path / "short", max_position_embeddings=8))]
+    assert "max_length" in _search(tiny, tmp_path / "one", monkeypatch).space
+    given = {"space": {"model": names}} if by_space else {"models": names}
+    space = _search(tiny, tmp_path / "s", monkeypatch, **given).space
+    assert "max_length" not in space
+    assert space["model"] == Categorical(tuple(names))
+
+
 @pytest.mark.parametrize("steps", range(1, 200))
 def test_evaluation_steps_divide_the_epoch(steps):
     between = evaluation_steps(steps)

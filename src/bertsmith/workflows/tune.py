@@ -27,7 +27,7 @@ from bertsmith.model.load import dropout_rates
 from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import argument_problems, training_arguments
 from bertsmith.tuning.config import StudyConfig
-from bertsmith.tuning.space import Dimension, apply_changes, default_space, read_space
+from bertsmith.tuning.space import Categorical, Dimension, apply_changes, default_space, read_space
 from bertsmith.tuning.store import is_done
 from bertsmith.workflows.cross_validation import choose_folds
 from bertsmith.workflows.inspect import as_table, with_checkpoint
@@ -120,8 +120,10 @@ def _start_search(
     Returns:
         The search, and the value that `train` would use in each dimension of the space.
     """
-    for name in study_config.models:  # report a missing checkpoint before the search
-        checkpoint.resolve(name, allow_pickle=config.allow_pickle)
+    choices = changes.get("model")
+    models = choices.values if isinstance(choices, Categorical) else study_config.models
+    # This also reports a missing checkpoint before the search.
+    limits = [checkpoint.resolve(name, allow_pickle=config.allow_pickle).max_positions for name in models]
     loaded, train, _ = data.prepare(config)
     recipe = choose_recipe(config, data.task, loaded, train)
     counts = data.train.counts[data.train.counts > 0]
@@ -132,7 +134,7 @@ def _start_search(
         n_texts=len(data.train),
         imbalance_ratio=float(counts.max() / counts.min()),
         imbalances=data.task.imbalances,
-        max_length=loaded.max_length,
+        max_length=loaded.max_length if all(limit >= loaded.max_length for limit in limits) else None,
         dropout=rates.pop() if len(rates) == 1 else None,
         models=study_config.models,
     )
