@@ -9,6 +9,7 @@ import threading
 import time
 import tomllib
 import types
+from contextlib import nullcontext
 
 import numpy as np
 import optuna
@@ -892,6 +893,25 @@ def test_a_failed_trial_is_reported_and_the_study_continues(tiny, tmp_path, monk
     assert list(study.trials["state"]) == ["complete", "failed", "complete"]
     assert study.trials["why"][1] == "memory is too small even for one text"
     assert study.result["trials"] == {"complete": 2, "pruned": 0, "failed": 1}
+
+
+@pytest.mark.parametrize(("error", "attempts"), [(torch.OutOfMemoryError, 1), (ZeroDivisionError, 3)])
+def test_a_trial_that_crashes_ends_as_failed(error, attempts, tmp_path, monkeypatch):
+    def crash(*_, **__):
+        raise error("for example in a driver")
+
+    monkeypatch.setattr(trial_workers, "run_trial", crash)
+    store = _store(tmp_path)
+    study_config = types.SimpleNamespace(objectives=("macro_f1",), cv=None, trials=1)
+    made_up = {"data": None, "study_config": study_config, "trial_config": lambda values: None, "is_over": False}
+    search = types.SimpleNamespace(space=SPACE, **made_up)
+    for _ in range(attempts):
+        expected = nullcontext() if attempts == 1 else pytest.raises(error)
+        with expected:
+            trial_workers.run_trials(store, search, lambda event: None, lambda: False)
+    assert [is_done(t) for t in store.trials] == [False] * (attempts - 1) + [True]
+    assert len({t.params["learning_rate"] for t in store.trials}) == 1
+    assert store.claim(SPACE, 1) is None
 
 
 def test_a_study_whose_trials_all_fail_reports_the_reason(tiny, tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 JOURNAL = "journal.log"
 ERROR, WORKER, RETRY = "error", "worker", "retry"
-"""User attributes of a trial: why it failed, its worker, how many earlier workers were killed during it."""
+"""User attributes of a trial: why it failed, its worker, how many earlier workers crashed or were killed during it."""
 MAX_RETRIES = 2
 HEARTBEAT, GRACE = 30, 120
 """Seconds between heartbeats of a worker on a database, and seconds without one after which the worker is dead."""
@@ -208,13 +208,18 @@ class Store:
             return True
 
     def requeue(self, number: int, *, killed: bool) -> None:
-        """End an unfinished trial and enqueue its settings again; after `MAX_RETRIES` kills it fails instead."""
+        """End an unfinished trial and enqueue its settings again; after `MAX_RETRIES` kills it fails instead.
+
+        Args:
+            number: of the trial.
+            killed: whether its worker crashed or was killed, perhaps because of the trial.
+        """
         trial = self.trials[number]
         if trial.state.is_finished():  # taken over
             return
         retry = trial.user_attrs.get(RETRY, 0) + killed
         if retry > MAX_RETRIES:
-            self.fail(number, f"its worker was killed {retry} times")
+            self.fail(number, f"its worker crashed or was killed {retry} times")
             return
         self.retry(lambda: self.study.enqueue_trial(trial.params, user_attrs={RETRY: retry}))
         self._end(number, TrialState.FAIL)

@@ -16,6 +16,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from bertsmith.compute.machine import cores, use_cores
+from bertsmith.compute.memory import memory_errors
 from bertsmith.config import Config
 from bertsmith.errors import ConfigError, Interrupted, RunFolderError, UserError
 from bertsmith.events import StorageUnavailable, StudyListener, TrialEnded, TrialScored, TrialStarted
@@ -152,7 +153,7 @@ def _run_claimed(
                 raise optuna.TrialPruned
 
     try:
-        with store.heartbeats(trial):
+        with store.heartbeats(trial), memory_errors("out of memory", "Free memory, or use a smaller --model."):
             result = run_trial(
                 search.data,
                 search.trial_config(trial.params),
@@ -171,7 +172,7 @@ def _run_claimed(
             raise
         return "failed", (), error.what
     except BaseException as error:
-        store.requeue(trial.number, killed=False)
+        store.requeue(trial.number, killed=isinstance(error, Exception) and not isinstance(error, Interrupted))
         if isinstance(error, Interrupted) and not stop():
             return "cut short", (), "the time limit was reached; the same command runs the trial again"
         raise
