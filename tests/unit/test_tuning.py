@@ -717,10 +717,14 @@ def test_a_study_of_an_older_version_can_be_overwritten(tmp_path):
     study.file.write_text('{"searched": {"settings": {"db": "mysql://me:secret@host/db", "seed": 1}}}')
     assert study.info == {"searched": {"settings": {"seed": 1}}}
     (tmp_path / "best_trial").mkdir()
-    study.check(overwrite=True)
-    (tmp_path / "notes").mkdir()
-    with pytest.raises(RunFolderError):
+    (tmp_path / "journal.log.lock").touch()
+    for name in ("best/evaluations", "defaults/evaluations", "notes"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         study.check(overwrite=True)
+        (tmp_path / name).mkdir()
+        with pytest.raises(RunFolderError):
+            study.check(overwrite=True)
+        (tmp_path / name).rmdir()
 
 
 def test_a_study_is_resumed_with_a_fingerprint_of_its_table(tmp_path):

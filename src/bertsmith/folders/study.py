@@ -45,6 +45,7 @@ class Study(Output):
             ours = {
                 "study.json",
                 "journal.log",
+                "journal.log.lock",  # of a process that was killed while it wrote
                 "best_trial",  # of older versions
                 "best",
                 "defaults",
@@ -53,8 +54,9 @@ class Study(Output):
                 "tensorboard",
             }
             foreign = foreign_names(self.path, ours)
-            if self.best.path.is_dir():
-                foreign += [f"best/{name}" for name in self.best.foreign_files()]
+            for run in (self.best, self.defaults):
+                if run.path.is_dir():
+                    foreign += [f"{run.path.name}/{name}" for name in run.foreign_files()]
             for worker in (self.path / ".workers").glob("*.lock"):
                 try:
                     FileLock(worker, timeout=0).acquire().lock.release()
