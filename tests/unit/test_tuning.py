@@ -727,6 +727,19 @@ def test_a_study_of_an_older_version_can_be_overwritten(tmp_path):
         (tmp_path / name).rmdir()
 
 
+def test_a_study_that_another_process_opened_meanwhile_is_not_overwritten(tmp_path):
+    study = bs.Study(tmp_path)
+    begin_or_resume(study, {}, fingerprints=(), overwrite=False)
+    study.check(overwrite=True)
+    other = _store(tmp_path)
+    with pytest.raises(RunFolderError):
+        begin_or_resume(study, {}, fingerprints=(), overwrite=True)
+    assert (tmp_path / "journal.log").is_file()
+    other.close()
+    begin_or_resume(study, {}, fingerprints=(), overwrite=True)
+    assert not (tmp_path / "journal.log").exists()
+
+
 def test_a_study_is_resumed_with_a_fingerprint_of_its_table(tmp_path):
     study, settings = bs.Study(tmp_path), Config().dump()
     searched = {"settings": settings, "objectives": [], "cv": None, "space": {}, "data": "older"}

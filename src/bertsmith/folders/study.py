@@ -17,6 +17,9 @@ from bertsmith.folders.run import Run, now, read_json
 if TYPE_CHECKING:
     import pandas as pd
 
+CLAIM_LOCK = ".claim.lock"
+"""Locked while a process opens the study, or starts a trial."""
+
 
 class Study(Output):
     """A study folder.
@@ -137,8 +140,11 @@ def begin_or_resume(study: Study, searched: dict[str, Any], *, fingerprints: tup
     """
     searched = json.loads(json.dumps(searched, default=str))
     if overwrite and study.file.is_file():
-        for entry in sorted(study.path.iterdir(), key=lambda entry: entry == study.file):  # until the end, a study
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        with FileLock(study.path / CLAIM_LOCK):  # no process opens the study meanwhile
+            study.check(overwrite=True)  # again: another process may have opened it
+            entries = [entry for entry in study.path.iterdir() if entry.name != CLAIM_LOCK]
+            for entry in sorted(entries, key=lambda entry: entry == study.file):  # until the end, a study
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     if not study.file.is_file():
         study.path.mkdir(parents=True, exist_ok=True)
         write_json(study.file, {"created": now(), "searched": searched})

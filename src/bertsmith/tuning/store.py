@@ -23,6 +23,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from bertsmith.errors import ConfigError, Interrupted, OutputError
+from bertsmith.folders.study import CLAIM_LOCK
 from bertsmith.tuning.space import Space, suggest
 
 if TYPE_CHECKING:
@@ -66,11 +67,11 @@ class Store:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.folder, self.url, self.seed, self.on_unavailable, self.stop = folder, url, seed, on_unavailable, stop
         self.worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        self.lock = FileLock(folder / ".claim.lock")
+        self.lock = FileLock(folder / CLAIM_LOCK)
         self.alive_lock = FileLock(self._alive_file(self.worker))  # the system releases it when the process dies
-        self._alive_file(self.worker).parent.mkdir(exist_ok=True)
-        self.alive_lock.acquire()
         with self.lock:
+            self._alive_file(self.worker).parent.mkdir(exist_ok=True)
+            self.alive_lock.acquire()
             self.storage: BaseStorage = _open_database(url) if url else self._open_journal()
             self.study = self.retry(
                 lambda: optuna.create_study(
