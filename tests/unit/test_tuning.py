@@ -47,7 +47,7 @@ from bertsmith.tuning import store as stores
 from bertsmith.tuning.config import StudyConfig
 from bertsmith.tuning.space import Categorical, Range, apply_changes, default_space, read_space, with_values
 from bertsmith.tuning.store import Store, is_done
-from bertsmith.workflows import trial_workers
+from bertsmith.workflows import study_result, trial_workers
 from bertsmith.workflows import trials as trying
 from bertsmith.workflows.cross_validation import FEW_LABELLED_TEXTS
 from bertsmith.workflows.study_result import _difference, _toml
@@ -474,6 +474,28 @@ def test_a_study_stopped_while_training_the_winner_resumes_it(study, stopped_in_
     assert next(e for e in events if type(e).__name__ == "Started").step > 0
     assert same_weights(weights_of(again.best), weights_of(study.best))
     assert again.result["test"] == study.result["test"]
+
+
+def test_a_better_trial_of_another_process_during_the_final_training_wins(tmp_path, monkeypatch):
+    def train_final(name, *_):
+        if not trained:
+            store.tell(store.claim(SPACE, None), TrialState.COMPLETE, [0.9])
+        trained.append(name)
+
+    def tell_winner(winner, *_):
+        return {"trial": winner.number, "defaults": {}, "settings": {}, "is_default": False}
+
+    trained, study, store = [], bs.Study(tmp_path / "s"), _store(tmp_path / "s")
+    store.tell(store.claim(SPACE, None), TrialState.COMPLETE, [0.5])
+    begin_or_resume(study, {"space": {}, "cv": None}, fingerprints=(), overwrite=False)
+    other = {"write_study_report": print, "_importance": lambda study: {}}
+    for name, replaced in {"_train_final": train_final, "_result": tell_winner, **other}.items():
+        monkeypatch.setattr(study_result, name, replaced)
+    study_config = StudyConfig(objectives=("macro_f1",))
+    search = types.SimpleNamespace(study_config=study_config, config=Config(), trial_config=lambda values: Config())
+    study_result.finish_study(study, store, None, search, Config(), {}, lambda event: None, lambda: False)
+    assert trained == ["the best settings", "the default settings"] * 2
+    assert (study.result["trial"], study.info["told"], len(study.info["trials"])) == (1, [[0, 1], [1, 1]], 2)
 
 
 def test_a_finished_study_runs_only_additional_trials(tiny, tmp_path):

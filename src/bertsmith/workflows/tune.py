@@ -34,7 +34,6 @@ from bertsmith.workflows.inspect import as_table, with_checkpoint
 from bertsmith.workflows.prepare import choose_recipe
 from bertsmith.workflows.study_result import finish_study, trial_records
 from bertsmith.workflows.trial_workers import (
-    STEPS_PER_EPOCH,
     Search,
     open_store,
     primary_score,
@@ -99,7 +98,7 @@ def run_tuning(
             try:
                 (run_trials if study_config.jobs == 1 else run_workers)(store, search, observe, stop)
             finally:
-                study.update(trials=trial_records(store.trials, 1 if cv else STEPS_PER_EPOCH))
+                study.update(trials=trial_records(store.trials, cv))
             finish_study(study, store, table, search, config, defaults, observe, stop)
         finally:
             store.close()
