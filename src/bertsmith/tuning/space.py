@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,8 +210,9 @@ def _parse(name: str, value: Any, check_arguments: CheckArguments) -> Dimension 
         if log and low <= 0:
             raise ValueError(f"with log, low must be greater than 0, not {low:g}")
         whole = isinstance(low, int) and isinstance(high, int)
-        for end in (low, high) if whole else (low, high, (low + high) / 2):  # the middle: an integer setting refuses it
-            _check(name, end, check_arguments)
+        between = () if whole else (low + (high - low) / math.e,)  # never an integer, which some settings require
+        for number in (low, high, *between):
+            _check(name, number, check_arguments)
         return Range(low, high, log, whole)
     if isinstance(value, list | tuple):
         if not value:
