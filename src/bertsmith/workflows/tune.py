@@ -139,9 +139,9 @@ def _start_search(
     )
     space, fixed = apply_changes(space, config, changes)
     arguments = training_arguments(recipe, config, Path(gettempdir()), loaded.device, task=data.task, saves=False)
+    chosen = {**vars(arguments), **vars(config), **vars(recipe), "max_length": loaded.max_length}
     for name in space.keys() - defaults.keys():  # dimensions that only the user's space has
-        value = loaded.max_length if name == "max_length" else getattr(config, name, getattr(arguments, name, None))
-        if value is not None:
+        if (value := chosen.get(name)) is not None:
             defaults[name] = value
     if not space:
         raise ConfigError(
