@@ -47,7 +47,7 @@ from bertsmith.tuning import store as stores
 from bertsmith.tuning.config import StudyConfig
 from bertsmith.tuning.space import Categorical, Range, apply_changes, default_space, read_space, with_values
 from bertsmith.tuning.store import Store, is_done
-from bertsmith.workflows import study_result, trial_workers
+from bertsmith.workflows import prepare, study_result, training_labels, trial_workers
 from bertsmith.workflows import trials as trying
 from bertsmith.workflows.cross_validation import FEW_LABELLED_TEXTS
 from bertsmith.workflows.study_result import _difference, _toml
@@ -1070,6 +1070,35 @@ def test_cross_validation_uses_every_text_once_and_keeps_groups_together(tiny, t
 def trial_data():
     table = bs.read_table(tiny_table(30).assign(Text=lambda table: 20 * (table["Text"] + " ")))
     return TrialData(table.take(np.arange(20)), table.take(np.arange(20, 30)))
+
+
+def test_trials_train_on_the_labels_of_the_final_runs(tiny, tmp_path, monkeypatch):
+    found = training_labels.LabelNoise(True, 2, (0.5, 0.6), (0.5, 0.6), 0.01, 0.1, 0.01)
+    monkeypatch.setattr(training_labels, "MIN_TEXTS", 50)
+    monkeypatch.setattr(training_labels, "find_suspects", lambda *_: pd.DataFrame({"position": [0, 5]}))
+    for compare in (lambda *_: found, None):  # the study keeps its choice
+        monkeypatch.setattr(training_labels, "compare_without_suspects", compare)
+        kept = _search(tiny, tmp_path / "s", monkeypatch).data.labels.kept
+        assert np.flatnonzero(~kept).tolist() == [0, 5]
+        assert bs.Study(tmp_path / "s").info["label_noise"]["suspects"] == 2
+    assert _search(tiny, tmp_path / "cv", monkeypatch, cv=3).data.labels == (None, None)
+
+
+def test_a_trial_leaves_texts_out(tiny, trial_data, monkeypatch):
+    def with_labels(*given):
+        trained.append(prepare.with_labels(*given))
+        raise Interrupted("stopped")
+
+    trained, kept, soft = [], np.arange(20) % 4 > 0, np.eye(3)[np.zeros(15, dtype=int)]
+    monkeypatch.setattr(trying, "with_labels", with_labels)
+    trial_data.labels = training_labels.TrainingLabels(soft, kept)
+    config = Config(model=str(tiny), device="cpu")
+    with pytest.raises(Interrupted):
+        trying.run_trial(trial_data, config, on_score=lambda at, score: None, stop=lambda: False)
+    assert np.array_equal(trained[0].labels, trial_data.train.targets[kept])
+    assert trained[0].soft_labels is soft
+    data = TrialData(range(80), range(20), labels=training_labels.TrainingLabels(kept=np.arange(80) < 64))
+    assert with_evaluation_steps(config, data, 8).set["eval_steps"] == 4
 
 
 def test_a_trial_gets_the_tokens_that_an_earlier_one_truncates(tiny, trial_data):

@@ -29,9 +29,10 @@ from bertsmith.training.arguments import argument_problems, training_arguments
 from bertsmith.tuning.config import StudyConfig
 from bertsmith.tuning.space import Categorical, Dimension, apply_changes, default_space, read_space
 from bertsmith.tuning.store import is_done
+from bertsmith.workflows.baselines import FrozenEmbeddings
 from bertsmith.workflows.cross_validation import choose_folds
 from bertsmith.workflows.inspect import as_table, with_checkpoint
-from bertsmith.workflows.prepare import choose_recipe
+from bertsmith.workflows.prepare import Splits, choose_recipe
 from bertsmith.workflows.study_result import finish_study, trial_records
 from bertsmith.workflows.trial_workers import (
     Search,
@@ -40,6 +41,7 @@ from bertsmith.workflows.trial_workers import (
     run_trials,
     run_workers,
 )
+from bertsmith.workflows.training_labels import choose_training_labels
 from bertsmith.workflows.trials import TrialData
 
 
@@ -74,11 +76,12 @@ def run_tuning(
             # By default, so small a table has no test texts: set test_size for the final runs and in best.toml.
             config = config.model_copy(update={"test_size": config.test_size})
         texts = split_cleaned(cleaned, config, config.seed)
-        train, validation = (texts.take((texts.frame["split"] == name).to_numpy()) for name in ("train", "validation"))
-        rows = np.concatenate([np.flatnonzero(texts.frame["split"] == name) for name in ("train", "validation")])
+        splits = Splits(cleaned, texts, None)
+        train, validation = (splits.scored_tables[name] for name in ("train", "validation"))
+        rows = np.concatenate([splits.rows[name] for name in ("train", "validation")])
         cv = study_config.cv
         data = TrialData(train, validation, assign_folds(cleaned, texts, rows, cv, config, config.seed) if cv else None)
-        search, defaults = _start_search(data, config, study_config, changes, output, texts.fingerprints, overwrite)
+        search, defaults = _start_search(data, config, study_config, changes, output, splits, overwrite)
         store = open_store(search, observe, stop)
         try:
             store.suggest_first({n: dim.nearest(defaults[n]) for n, dim in search.space.items() if n in defaults})
@@ -111,7 +114,7 @@ def _start_search(
     study_config: StudyConfig,
     changes: Mapping[str, Dimension | Any],
     output: Path,
-    fingerprints: tuple[str, ...],
+    splits: Splits,
     overwrite: bool,
 ) -> tuple[Search, dict[str, Any]]:
     """Build the search space, and check that the folder has no study of another search.
@@ -148,6 +151,7 @@ def _start_search(
             "the search space is empty: every setting is fixed",
             remedy="Fix fewer settings, so that the search can vary the others.",
         )
+    fingerprints = splits.data.fingerprints
     searched = {
         "settings": fixed.dump(),
         "space": {name: asdict(dimension) for name, dimension in space.items()},
@@ -158,6 +162,13 @@ def _start_search(
     study = Study(output)
     begin_or_resume(study, searched, fingerprints=fingerprints, overwrite=overwrite)
     study.update(versions=versions(), result=None)
+    if not study_config.cv:
+
+        def embed() -> FrozenEmbeddings:
+            tables = {"train": data.train, "test": data.train.take(np.array([], dtype=np.int64))}
+            return FrozenEmbeddings.embed(data.task, loaded, tables, {"train": train.tokens}, config.seed)
+
+        data.labels = choose_training_labels(study, splits, embed, config)
     search = Search(
         data,
         fixed,
