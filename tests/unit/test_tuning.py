@@ -580,16 +580,20 @@ def test_workers_claim_exactly_the_number_of_trials(tmp_path):
     assert len(done) == len(set(done)) == 12
 
 
-def test_the_trial_of_a_killed_worker_is_repeated_at_most_three_times(tmp_path):
-    survivor = _store(tmp_path)
+@pytest.mark.parametrize("in_database", [False, True])
+def test_the_trial_of_a_killed_worker_is_repeated_at_most_three_times(in_database, tmp_path, monkeypatch):
+    url, dead = f"sqlite:///{tmp_path / 'study.db'}" if in_database else None, []
+    monkeypatch.setattr(stores.RDBStorage, "_get_stale_trial_ids", lambda *_: dead)  # without a heartbeat
+    survivor = _store(tmp_path, url=url)
     settings = None
     for attempt in range(3):
-        killed = _store(tmp_path)
+        killed = survivor if in_database else _store(tmp_path)
         trial = killed.claim(SPACE, 1)
         assert settings in (None, trial.params)
         settings = trial.params
         assert survivor.claim(SPACE, 1) is None  # the other worker is alive
         killed.alive_lock.release()  # as at the end of a process
+        dead.append(trial._trial_id)
         if attempt < 2:
             assert [t.state for t in survivor.trials].count(TrialState.RUNNING) == 1
     assert survivor.claim(SPACE, 1) is None
