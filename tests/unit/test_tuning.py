@@ -424,6 +424,12 @@ def test_advice_depends_on_the_space_and_the_curve():
     for trial in info["trials"]:
         trial["values"][0] = 0.2
     assert any("learned nothing" in s for s in advice(info, result))
+    info["trials"][3]["curve"] = [[1.0, 0.6], [2.0, 0.6]]
+    assert len(advice(info, result)) == 1  # more epochs do not help
+    for trial in info["trials"]:
+        trial["values"][0] = 1.0
+    info["trials"][3]["curve"] = [[1.0, 0.9], [2.0, 1.0]]
+    assert advice(info, result) == []
 
 
 # -- nothing is lost -----------------------------------------------------------------------------------------------
