@@ -778,6 +778,15 @@ def test_a_study_that_another_process_opened_meanwhile_is_not_overwritten(tmp_pa
     assert not (tmp_path / "journal.log").exists()
 
 
+@pytest.mark.parametrize(
+    ("result", "expected"), [({"is_default": True}, "best"), ({"is_default": False}, "defaults"), (None, "defaults")]
+)
+def test_the_defaults_are_the_best_run_if_they_win(result, expected, tmp_path):
+    study = bs.Study(tmp_path)
+    study.file.write_text(json.dumps({"result": result}))
+    assert study.defaults.path == tmp_path / expected
+
+
 def test_a_study_is_resumed_with_a_fingerprint_of_its_table(tmp_path):
     study, settings = bs.Study(tmp_path), Config().dump()
     searched = {"settings": settings, "objectives": [], "cv": None, "space": {}, "data": "older"}

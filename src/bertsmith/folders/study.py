@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 CLAIM_LOCK = ".claim.lock"
 """Locked while a process opens the study, or starts a trial."""
+DEFAULTS = "defaults"
+"""Folder of the run with default settings, unless the defaults win."""
 
 
 class Study(Output):
@@ -51,13 +53,13 @@ class Study(Output):
                 "journal.log.lock",  # of a process that was killed while it wrote
                 "best_trial",  # of older versions
                 "best",
-                "defaults",
+                DEFAULTS,
                 "best.toml",
                 "report.html",
                 "tensorboard",
             }
             foreign = foreign_names(self.path, ours)
-            for run in (self.best, self.defaults):
+            for run in (self.best, Run(self.path / DEFAULTS)):
                 if run.path.is_dir():
                     foreign += [f"{run.path.name}/{name}" for name in run.foreign_files()]
             for worker in (self.path / ".workers").glob("*.lock"):
@@ -84,7 +86,8 @@ class Study(Output):
     @property
     def defaults(self) -> Run:
         """The run with default settings, for comparison; the same as `best` if the defaults win."""
-        return Run(self.path / "defaults")
+        wins = (self.result or {}).get("is_default")
+        return self.best if wins else Run(self.path / DEFAULTS)
 
     @property
     def settings(self) -> Path:

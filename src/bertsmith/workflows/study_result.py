@@ -22,7 +22,7 @@ from bertsmith.events import FinalStarted, StudyListener
 from bertsmith.folders import atomic
 from bertsmith.folders.claim import known_settings
 from bertsmith.folders.run import Run, damage_errors
-from bertsmith.folders.study import Study
+from bertsmith.folders.study import DEFAULTS, Study
 from bertsmith.report.report import text_names
 from bertsmith.report.study import advice, write_study_report
 from bertsmith.tasks.registry import get_task
@@ -108,7 +108,8 @@ def _finish(
     baseline = best
     if not is_default:  # only the winner measures what columns are worth
         default_config = default_config.model_copy(update={"no_ablation": True})
-        baseline = _train_final("the default settings", study.defaults, table, default_config, observe, stop)
+        run = Run(study.path / DEFAULTS)
+        baseline = _train_final("the default settings", run, table, default_config, observe, stop)
     result = _result(winner, best, baseline, study_config, is_default)
     trials = store.trials
     is_complete = (t for t in trials if t.state == TrialState.COMPLETE)
