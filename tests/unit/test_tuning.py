@@ -557,6 +557,12 @@ def test_overwrite_deletes_nothing_before_the_inputs_are_checked(tiny, tmp_path)
     assert len(tune(tiny, study.path, trials=1, epochs=1, overwrite=True).trials) == 1
 
 
+def test_a_study_in_a_database_is_not_overwritten(tiny, tmp_path):
+    with pytest.raises(ConfigError):
+        tune(tiny, tmp_path / "s", storage=f"sqlite:///{tmp_path / 'study.db'}", overwrite=True)
+    assert not list(tmp_path.iterdir())
+
+
 def _store(folder, **settings):
     folder.mkdir(exist_ok=True)
     pruner = optuna.pruners.NopPruner()

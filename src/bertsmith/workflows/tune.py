@@ -61,6 +61,11 @@ def run_tuning(
             "test_size must be greater than 0: a study needs test texts that no trial uses",
             remedy="Leave out the setting test_size.",
         )
+    if overwrite and study_config.storage:
+        raise ConfigError(
+            "--overwrite cannot be combined with --storage: bertsmith does not delete a study in a database",
+            remedy="To continue the study, leave out --overwrite. To begin again, pass another -o and --storage.",
+        )
     if study_config.models:
         config = config.model_copy(update={"model": study_config.models[0]})
     changes = read_space(study_config.space, argument_problems) if study_config.space else {}
