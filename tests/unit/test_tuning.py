@@ -709,7 +709,8 @@ def test_workers_that_do_not_end_are_killed(terminates, tmp_path, monkeypatch):
         trial_workers.run_workers(store, search, lambda event: None, lambda: True)
     assert [t.state for t in store.trials] == [TrialState.FAIL, TrialState.WAITING]
     assert store.trials[1].user_attrs["retry"] == 0  # the worker did not crash
-    assert [worker.calls for worker in workers] == [["start", "terminate", "join", *([] if terminates else ["kill", "join"])]] * 2
+    killed = [] if terminates else ["kill", "join"]
+    assert [worker.calls for worker in workers] == [["start", "terminate", "join", *killed]] * 2
 
 
 def test_a_finished_trial_does_not_wait_for_other_workers(tmp_path, monkeypatch):

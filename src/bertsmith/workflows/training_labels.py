@@ -60,8 +60,8 @@ def choose_training_labels(
 ) -> TrainingLabels:
     """Choose the labels to train on, and record the choice in ``run.json`` or ``study.json``.
 
-    A resumed run or study uses its first choice. With cross-validation, bertsmith does not search for suspects, because the
-    labels of a held-out fold would have an influence on the others.
+    A resumed run or study uses its first choice. With cross-validation, bertsmith does not search for suspects, because
+    the labels of a held-out fold would have an influence on the others.
 
     Args:
         run: the run or study.

@@ -60,7 +60,7 @@ class TrialData:
     train: Table
     validation: Table
     folds: np.ndarray | None = None
-    labels: TrainingLabels = TrainingLabels()
+    labels: TrainingLabels = field(default_factory=TrainingLabels)
     _tokens: dict[tuple[str, bool], Tokens] = field(default_factory=dict)
     _embeddings: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 

@@ -34,6 +34,7 @@ from bertsmith.workflows.cross_validation import choose_folds
 from bertsmith.workflows.inspect import as_table, with_checkpoint
 from bertsmith.workflows.prepare import Splits, choose_recipe
 from bertsmith.workflows.study_result import finish_study, trial_records
+from bertsmith.workflows.training_labels import choose_training_labels
 from bertsmith.workflows.trial_workers import (
     Search,
     open_store,
@@ -41,7 +42,6 @@ from bertsmith.workflows.trial_workers import (
     run_trials,
     run_workers,
 )
-from bertsmith.workflows.training_labels import choose_training_labels
 from bertsmith.workflows.trials import TrialData
 
 
