@@ -831,6 +831,7 @@ def test_the_curve_of_a_trial_leaves_out_the_attempt_before_a_rollback(monkeypat
     texts = types.SimpleNamespace(labels=np.arange(3))
     parts = types.SimpleNamespace(device=torch.device("cpu")), texts, texts
     data = types.SimpleNamespace(folds=None, task=get_task("single-label"), prepare=lambda config, fold: parts)
+    data.labels = training_labels.TrainingLabels()
     config = Config(decision_rule="off")
     result = trying.run_trial(data, config, on_score=lambda at, score: None, stop=lambda: False, recipe=RECIPE)
     assert result.curve == [(1, 0.3), (2, 0.4)]

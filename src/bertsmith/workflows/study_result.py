@@ -65,12 +65,39 @@ def finish_study(
 
     If another process completes a better trial meanwhile, that trial is the winner.
     """
+    study_config = search.study_config
+    tested: int | None = None
     try:
         with FileLock(study.path / ".finish.lock", timeout=0):
-            tested = None
             while (winner := _best_trial(store)).number != tested:
-                _finish(study, store, winner, table, search, config, defaults, observe, stop)
                 tested = winner.number
+                is_default = dict(winner.params) == dict(defaults) and search.config == config
+                default_config = config.model_copy(update={"seeds": study_config.final_seeds})
+                tuned_config = search.trial_config(winner.params).model_copy(update={"seeds": study_config.final_seeds})
+                best_config = default_config if is_default else tuned_config
+                atomic.write_text(study.settings, _toml(best_config))
+                best = _train_final("the best settings", study.best, table, best_config, observe, stop)
+                baseline = best
+                if not is_default:  # only the winner measures what columns are worth
+                    default_config = default_config.model_copy(update={"no_ablation": True})
+                    run = Run(study.path / DEFAULTS)
+                    baseline = _train_final("the default settings", run, table, default_config, observe, stop)
+                result = _result(winner, best, baseline, study_config, is_default)
+                trials = store.trials
+                same = [t for t in trials if t.state == TrialState.COMPLETE and dict(t.params) == dict(defaults)]
+                result["defaults"]["score"] = primary_score(same[0]) if same and search.config == config else None
+                revealed = study.info.get("told", [])  # test results that the user has seen so far
+                if (entry := [winner.number, study_config.final_seeds]) not in revealed:
+                    revealed = [*revealed, entry]
+                study.update(told=revealed, trials=trial_records(trials, study_config.cv))
+                result["told"] = len(revealed)
+                result["importance"] = store.retry(lambda: _importance(store.study))
+                result["trials"] = {s: sum(t["state"] == s for t in study.info["trials"]) for s in STATES.values()}
+                if len(study_config.objectives) > 1:
+                    result["front"] = sorted(t.number for t in store.retry(lambda: store.study.best_trials))
+                result["advice"] = advice(study.info, result)
+                study.update(result=result, given=_without_defaults(search.config))
+                write_study_report(study.path, study.info)
     except Timeout:
         pass  # another process on this folder trains the winner
 
@@ -85,48 +112,6 @@ def _best_trial(store: Store) -> FrozenTrial:
             remedy="Change the settings or the search space." if errors else "Allow a longer search with --minutes.",
         )
     return max(complete, key=rank_key)
-
-
-def _finish(
-    study: Study,
-    store: Store,
-    winner: FrozenTrial,
-    table: Table,
-    search: Search,
-    config: Config,
-    defaults: Mapping[str, Any],
-    observe: StudyListener,
-    stop: Callable[[], bool],
-) -> None:
-    study_config = search.study_config
-    is_default = dict(winner.params) == dict(defaults) and search.config == config
-    default_config = config.model_copy(update={"seeds": study_config.final_seeds})
-    tuned_config = search.trial_config(winner.params).model_copy(update={"seeds": study_config.final_seeds})
-    best_config = default_config if is_default else tuned_config
-    atomic.write_text(study.settings, _toml(best_config))
-    best = _train_final("the best settings", study.best, table, best_config, observe, stop)
-    baseline = best
-    if not is_default:  # only the winner measures what columns are worth
-        default_config = default_config.model_copy(update={"no_ablation": True})
-        run = Run(study.path / DEFAULTS)
-        baseline = _train_final("the default settings", run, table, default_config, observe, stop)
-    result = _result(winner, best, baseline, study_config, is_default)
-    trials = store.trials
-    is_complete = (t for t in trials if t.state == TrialState.COMPLETE)
-    default_trial = next((t for t in is_complete if dict(t.params) == dict(defaults)), None)
-    result["defaults"]["score"] = primary_score(default_trial) if default_trial and search.config == config else None
-    revealed = study.info.get("told", [])  # test results that the user has seen so far
-    if (entry := [winner.number, study_config.final_seeds]) not in revealed:
-        revealed = [*revealed, entry]
-    study.update(told=revealed, trials=trial_records(trials, study_config.cv))
-    result["told"] = len(revealed)
-    result["importance"] = store.retry(lambda: _importance(store.study))
-    result["trials"] = {s: sum(t["state"] == s for t in study.info["trials"]) for s in STATES.values()}
-    if len(study_config.objectives) > 1:
-        result["front"] = sorted(t.number for t in store.retry(lambda: store.study.best_trials))
-    result["advice"] = advice(study.info, result)
-    study.update(result=result, given=_without_defaults(search.config))
-    write_study_report(study.path, study.info)
 
 
 def _train_final(
