@@ -210,6 +210,7 @@ _STUDY = """## A study
 | --- | --- |
 | `searched` | settings, search space, objectives, number of folds, fingerprint of the table |
 | `trials` | number, state, values, seconds, settings, scores and error of each trial that is done |
+| `soft_labels`, `label_noise` | as in `run.json`, for the trials |
 | `told` | the winners whose test result the study has shown so far, as numbers of the trial and of its seeds |
 | `result` | the winner and its comparison with the default settings. Its `told` counts the test results shown so far |
 

@@ -16,7 +16,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 import bertsmith as bs
 from bertsmith.data.template import Template
-from bertsmith.errors import ConfigError, DataError
+from bertsmith.errors import ConfigError, DataError, DeviceError
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_model, tiny_table
 from bertsmith.workflows import fit_in_memory
@@ -214,6 +214,15 @@ def test_ordered_labels_are_predicted_by_their_mean_rank(estimator, monkeypatch)
     ordered = clone(estimator).set_params(settings={"task": "ordinal"}).fit(list("abcd"), [10, 2, 1, 2])
     assert (tables[0].task, tables[0].labels.texts) == ("ordinal", ("1", "2", "10"))
     assert ordered.predict(["e"]).tolist() == [2]
+
+
+def test_too_little_memory_is_reported(estimator, monkeypatch):
+    def fail(table):
+        raise MemoryError
+
+    monkeypatch.setattr(fit_in_memory, "clean", fail)
+    with pytest.raises(DeviceError):
+        clone(estimator).fit(TEXTS, LABELS)
 
 
 @pytest.mark.parametrize("name", ["seeds", "cv", "test_size", "explanations", "label_noise", "text_column"])

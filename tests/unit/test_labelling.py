@@ -850,6 +850,7 @@ def test_training_runs_in_a_child_process_and_reports_its_end(project):
 
 def test_a_stopped_training_resumes_on_its_own_table(project, monkeypatch):
     start, commands = subprocess.Popen, []
+    monkeypatch.setattr("bertsmith.workflows.background_work.TERMINATE_KILLS", False)
 
     def sleep(command, **options):
         commands.append(command[3:])
@@ -870,6 +871,16 @@ def test_a_stopped_training_resumes_on_its_own_table(project, monkeypatch):
     assert table.read_bytes() == before
     (project.path / "runs" / "008").mkdir()  # the stand-in made none
     assert background.next_run() == project.path / "runs" / "009"
+
+
+def test_a_training_that_ctrl_c_has_reached_may_save_a_checkpoint(project, monkeypatch):
+    start, code = subprocess.Popen, "import time; time.sleep(0.1)"
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: start([command[0], "-c", code], **options))
+    monkeypatch.setattr("bertsmith.workflows.background_work.TERMINATE_KILLS", True)  # as on Windows
+    background = BackgroundWork(project, lambda observe: 0)
+    background.train()
+    background.close()
+    assert background.child.returncode == 0
 
 
 def test_output_of_a_training_in_another_encoding_is_shown(project, monkeypatch):

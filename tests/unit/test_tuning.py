@@ -9,6 +9,7 @@ import threading
 import time
 import tomllib
 import types
+from contextlib import nullcontext
 
 import numpy as np
 import optuna
@@ -46,7 +47,7 @@ from bertsmith.tuning import store as stores
 from bertsmith.tuning.config import StudyConfig
 from bertsmith.tuning.space import Categorical, Range, apply_changes, default_space, read_space, with_values
 from bertsmith.tuning.store import Store, is_done
-from bertsmith.workflows import trial_workers
+from bertsmith.workflows import prepare, study_result, training_labels, trial_workers
 from bertsmith.workflows import trials as trying
 from bertsmith.workflows.cross_validation import FEW_LABELLED_TEXTS
 from bertsmith.workflows.study_result import _difference, _toml
@@ -208,6 +209,9 @@ def test_runs_with_different_test_texts_are_not_compared(own_run, tmp_path):
         ("weight_decay = {low = 0.0, high = 1.0, log = true}", "weight_decay: .*log.* 0"),
         ("learning_rate = {low = 1e-5, high = 2.0}", r"learning_rate: .* 1, not 2\.0"),
         ("batch_size = {low = 1.5, high = 4.5}", "batch_size: .*integer"),
+        ("batch_size = {low = 8, high = 32.0}", "batch_size: .*integer"),
+        ("max_length = {low = 16.0, high = 64.0}", "max_length: .*integer"),
+        ("gradient_accumulation_steps = {low = 1, high = 3.0}", "gradient_accumulation_steps: .*integer"),
         ("batch_size = []", "batch_size: .*empty"),
         ("batch_size = [8, 8]", "batch_size: .*unique"),
         ("batch_size = [8, 'many']", "batch_size: .*'many'"),
@@ -308,8 +312,10 @@ def test_an_invalid_study_configuration_is_an_error(settings, expected):
 
 def test_the_first_trial_uses_the_defaults_of_dimensions_that_a_file_adds(tiny, tmp_path):
     added = {"adam_beta2": {"low": 0.9, "high": 0.9999}, "optim": ["sgd", "adamw_torch_fused"]}
+    added |= {"patience": {"low": 1, "high": 9}, "imbalance": ["weights", "none"]}
     study = tune(tiny, tmp_path / "s", trials=1, space=added, epochs=1)
-    assert study.result["settings"]["adam_beta2"] == 0.999
+    chosen = study.result["settings"]
+    assert [chosen[name] for name in ("adam_beta2", "patience", "imbalance")] == [0.999, 3, "none"]
     assert study.result["is_default"]
 
 
@@ -418,6 +424,12 @@ def test_advice_depends_on_the_space_and_the_curve():
     for trial in info["trials"]:
         trial["values"][0] = 0.2
     assert any("learned nothing" in s for s in advice(info, result))
+    info["trials"][3]["curve"] = [[1.0, 0.6], [2.0, 0.6]]
+    assert len(advice(info, result)) == 1  # more epochs do not help
+    for trial in info["trials"]:
+        trial["values"][0] = 1.0
+    info["trials"][3]["curve"] = [[1.0, 0.9], [2.0, 1.0]]
+    assert advice(info, result) == []
 
 
 # -- nothing is lost -----------------------------------------------------------------------------------------------
@@ -475,6 +487,28 @@ def test_a_study_stopped_while_training_the_winner_resumes_it(study, stopped_in_
     assert again.result["test"] == study.result["test"]
 
 
+def test_a_better_trial_of_another_process_during_the_final_training_wins(tmp_path, monkeypatch):
+    def train_final(name, *_):
+        if not trained:
+            store.tell(store.claim(SPACE, None), TrialState.COMPLETE, [0.9])
+        trained.append(name)
+
+    def tell_winner(winner, *_):
+        return {"trial": winner.number, "defaults": {}, "settings": {}, "is_default": False}
+
+    trained, study, store = [], bs.Study(tmp_path / "s"), _store(tmp_path / "s")
+    store.tell(store.claim(SPACE, None), TrialState.COMPLETE, [0.5])
+    begin_or_resume(study, {"space": {}, "cv": None}, fingerprints=(), overwrite=False)
+    other = {"write_study_report": print, "_importance": lambda study: {}}
+    for name, replaced in {"_train_final": train_final, "_result": tell_winner, **other}.items():
+        monkeypatch.setattr(study_result, name, replaced)
+    study_config = StudyConfig(objectives=("macro_f1",))
+    search = types.SimpleNamespace(study_config=study_config, config=Config(), trial_config=lambda values: Config())
+    study_result.finish_study(study, store, None, search, Config(), {}, lambda event: None, lambda: False)
+    assert trained == ["the best settings", "the default settings"] * 2
+    assert (study.result["trial"], study.info["told"], len(study.info["trials"])) == (1, [[0, 1], [1, 1]], 2)
+
+
 def test_a_finished_study_runs_only_additional_trials(tiny, tmp_path):
     study = tune(tiny, tmp_path / "s", trials=2, epochs=1)
     before = study.best.info["finished"], study.trials
@@ -523,6 +557,12 @@ def test_overwrite_deletes_nothing_before_the_inputs_are_checked(tiny, tmp_path)
     assert len(tune(tiny, study.path, trials=1, epochs=1, overwrite=True).trials) == 1
 
 
+def test_a_study_in_a_database_is_not_overwritten(tiny, tmp_path):
+    with pytest.raises(ConfigError):
+        tune(tiny, tmp_path / "s", storage=f"sqlite:///{tmp_path / 'study.db'}", overwrite=True)
+    assert not list(tmp_path.iterdir())
+
+
 def _store(folder, **settings):
     folder.mkdir(exist_ok=True)
     pruner = optuna.pruners.NopPruner()
@@ -552,16 +592,20 @@ def test_workers_claim_exactly_the_number_of_trials(tmp_path):
     assert len(done) == len(set(done)) == 12
 
 
-def test_the_trial_of_a_killed_worker_is_repeated_at_most_three_times(tmp_path):
-    survivor = _store(tmp_path)
+@pytest.mark.parametrize("in_database", [False, True])
+def test_the_trial_of_a_killed_worker_is_repeated_at_most_three_times(in_database, tmp_path, monkeypatch):
+    url, dead = f"sqlite:///{tmp_path / 'study.db'}" if in_database else None, []
+    monkeypatch.setattr(stores.RDBStorage, "_get_stale_trial_ids", lambda *_: dead)  # without a heartbeat
+    survivor = _store(tmp_path, url=url)
     settings = None
     for attempt in range(3):
-        killed = _store(tmp_path)
+        killed = survivor if in_database else _store(tmp_path)
         trial = killed.claim(SPACE, 1)
         assert settings in (None, trial.params)
         settings = trial.params
         assert survivor.claim(SPACE, 1) is None  # the other worker is alive
         killed.alive_lock.release()  # as at the end of a process
+        dead.append(trial._trial_id)
         if attempt < 2:
             assert [t.state for t in survivor.trials].count(TrialState.RUNNING) == 1
     assert survivor.claim(SPACE, 1) is None
@@ -640,7 +684,8 @@ def test_a_stopped_search_does_not_wait_for_an_unavailable_storage(tmp_path):
         store.retry(unavailable)
 
 
-def test_workers_that_do_not_end_are_killed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("terminates", [False, True])  # at once, as on Windows
+def test_workers_that_do_not_end_are_killed(terminates, tmp_path, monkeypatch):
     class Busy:
         exitcode, pid = None, os.getpid()
 
@@ -652,7 +697,7 @@ def test_workers_that_do_not_end_are_killed(tmp_path, monkeypatch):
             return lambda *given: self.calls.append(name)
 
         def is_alive(self):
-            return True
+            return not (terminates and "terminate" in self.calls)
 
     workers = []
     monkeypatch.setattr("multiprocessing.get_context", lambda method: types.SimpleNamespace(Process=Busy))
@@ -664,7 +709,8 @@ def test_workers_that_do_not_end_are_killed(tmp_path, monkeypatch):
         trial_workers.run_workers(store, search, lambda event: None, lambda: True)
     assert [t.state for t in store.trials] == [TrialState.FAIL, TrialState.WAITING]
     assert store.trials[1].user_attrs["retry"] == 0  # the worker did not crash
-    assert [worker.calls for worker in workers] == [["start", "terminate", "join", "kill", "join"]] * 2
+    killed = [] if terminates else ["kill", "join"]
+    assert [worker.calls for worker in workers] == [["start", "terminate", "join", *killed]] * 2
 
 
 def test_a_finished_trial_does_not_wait_for_other_workers(tmp_path, monkeypatch):
@@ -716,10 +762,36 @@ def test_a_study_of_an_older_version_can_be_overwritten(tmp_path):
     study.file.write_text('{"searched": {"settings": {"db": "mysql://me:secret@host/db", "seed": 1}}}')
     assert study.info == {"searched": {"settings": {"seed": 1}}}
     (tmp_path / "best_trial").mkdir()
-    study.check(overwrite=True)
-    (tmp_path / "notes").mkdir()
-    with pytest.raises(RunFolderError):
+    (tmp_path / "journal.log.lock").touch()
+    for name in ("best/evaluations", "defaults/evaluations", "notes"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         study.check(overwrite=True)
+        (tmp_path / name).mkdir()
+        with pytest.raises(RunFolderError):
+            study.check(overwrite=True)
+        (tmp_path / name).rmdir()
+
+
+def test_a_study_that_another_process_opened_meanwhile_is_not_overwritten(tmp_path):
+    study = bs.Study(tmp_path)
+    begin_or_resume(study, {}, fingerprints=(), overwrite=False)
+    study.check(overwrite=True)
+    other = _store(tmp_path)
+    with pytest.raises(RunFolderError):
+        begin_or_resume(study, {}, fingerprints=(), overwrite=True)
+    assert (tmp_path / "journal.log").is_file()
+    other.close()
+    begin_or_resume(study, {}, fingerprints=(), overwrite=True)
+    assert not (tmp_path / "journal.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"), [({"is_default": True}, "best"), ({"is_default": False}, "defaults"), (None, "defaults")]
+)
+def test_the_defaults_are_the_best_run_if_they_win(result, expected, tmp_path):
+    study = bs.Study(tmp_path)
+    study.file.write_text(json.dumps({"result": result}))
+    assert study.defaults.path == tmp_path / expected
 
 
 def test_a_study_is_resumed_with_a_fingerprint_of_its_table(tmp_path):
@@ -759,6 +831,7 @@ def test_the_curve_of_a_trial_leaves_out_the_attempt_before_a_rollback(monkeypat
     texts = types.SimpleNamespace(labels=np.arange(3))
     parts = types.SimpleNamespace(device=torch.device("cpu")), texts, texts
     data = types.SimpleNamespace(folds=None, task=get_task("single-label"), prepare=lambda config, fold: parts)
+    data.labels = training_labels.TrainingLabels()
     config = Config(decision_rule="off")
     result = trying.run_trial(data, config, on_score=lambda at, score: None, stop=lambda: False, recipe=RECIPE)
     assert result.curve == [(1, 0.3), (2, 0.4)]
@@ -894,6 +967,25 @@ def test_a_failed_trial_is_reported_and_the_study_continues(tiny, tmp_path, monk
     assert study.result["trials"] == {"complete": 2, "pruned": 0, "failed": 1}
 
 
+@pytest.mark.parametrize(("error", "attempts"), [(torch.OutOfMemoryError, 1), (ZeroDivisionError, 3)])
+def test_a_trial_that_crashes_ends_as_failed(error, attempts, tmp_path, monkeypatch):
+    def crash(*_, **__):
+        raise error("for example in a driver")
+
+    monkeypatch.setattr(trial_workers, "run_trial", crash)
+    store = _store(tmp_path)
+    study_config = types.SimpleNamespace(objectives=("macro_f1",), cv=None, trials=1)
+    made_up = {"data": None, "study_config": study_config, "trial_config": lambda values: None, "is_over": False}
+    search = types.SimpleNamespace(space=SPACE, **made_up)
+    for _ in range(attempts):
+        expected = nullcontext() if attempts == 1 else pytest.raises(error)
+        with expected:
+            trial_workers.run_trials(store, search, lambda event: None, lambda: False)
+    assert [is_done(t) for t in store.trials] == [False] * (attempts - 1) + [True]
+    assert len({t.params["learning_rate"] for t in store.trials}) == 1
+    assert store.claim(SPACE, 1) is None
+
+
 def test_a_study_whose_trials_all_fail_reports_the_reason(tiny, tmp_path, monkeypatch):
     def never(*_, **__):
         raise DeviceError("memory is too small even for one text")
@@ -1008,6 +1100,35 @@ def trial_data():
     return TrialData(table.take(np.arange(20)), table.take(np.arange(20, 30)))
 
 
+def test_trials_train_on_the_labels_of_the_final_runs(tiny, tmp_path, monkeypatch):
+    found = training_labels.LabelNoise(True, 2, (0.5, 0.6), (0.5, 0.6), 0.01, 0.1, 0.01)
+    monkeypatch.setattr(training_labels, "MIN_TEXTS", 50)
+    monkeypatch.setattr(training_labels, "find_suspects", lambda *_: pd.DataFrame({"position": [0, 5]}))
+    for compare in (lambda *_: found, None):  # the study keeps its choice
+        monkeypatch.setattr(training_labels, "compare_without_suspects", compare)
+        kept = _search(tiny, tmp_path / "s", monkeypatch).data.labels.kept
+        assert np.flatnonzero(~kept).tolist() == [0, 5]
+        assert bs.Study(tmp_path / "s").info["label_noise"]["suspects"] == 2
+    assert _search(tiny, tmp_path / "cv", monkeypatch, cv=3).data.labels == (None, None)
+
+
+def test_a_trial_leaves_texts_out(tiny, trial_data, monkeypatch):
+    def with_labels(*given):
+        trained.append(prepare.with_labels(*given))
+        raise Interrupted("stopped")
+
+    trained, kept, soft = [], np.arange(20) % 4 > 0, np.eye(3)[np.zeros(15, dtype=int)]
+    monkeypatch.setattr(trying, "with_labels", with_labels)
+    trial_data.labels = training_labels.TrainingLabels(soft, kept)
+    config = Config(model=str(tiny), device="cpu")
+    with pytest.raises(Interrupted):
+        trying.run_trial(trial_data, config, on_score=lambda at, score: None, stop=lambda: False)
+    assert np.array_equal(trained[0].labels, trial_data.train.targets[kept])
+    assert trained[0].soft_labels is soft
+    data = TrialData(range(80), range(20), labels=training_labels.TrainingLabels(kept=np.arange(80) < 64))
+    assert with_evaluation_steps(config, data, 8).set["eval_steps"] == 4
+
+
 def test_a_trial_gets_the_tokens_that_an_earlier_one_truncates(tiny, trial_data):
     settings = {"model": str(tiny), "device": "cpu"}
     trial_data.prepare(Config(long="truncate", **settings))
@@ -1044,6 +1165,19 @@ def test_a_checkpoint_can_be_a_choice(tiny, tmp_path):
     study = bs.tune(tiny_table(150), output=tmp_path / "s", trials=6, **settings)
     assert set(study.trials["model"]) == {str(tiny), str(other)}
     assert study.trials["model"][0] == str(tiny)
+
+
+@pytest.mark.parametrize("by_space", [False, True])
+def test_a_checkpoint_that_takes_fewer_tokens_has_its_own_maximum_length(by_space, tiny, tmp_path, monkeypatch):
+    from bertsmith.testing import tiny_model
+
+    monkeypatch.setattr("bertsmith.tuning.space.LONG_TEXTS", 8)
+    names = [str(tiny), str(tiny_model(tmp_path / "short", max_position_embeddings=8))]
+    assert "max_length" in _search(tiny, tmp_path / "one", monkeypatch).space
+    given = {"space": {"model": names}} if by_space else {"models": names}
+    space = _search(tiny, tmp_path / "s", monkeypatch, **given).space
+    assert "max_length" not in space
+    assert space["model"] == Categorical(tuple(names))
 
 
 @pytest.mark.parametrize("steps", range(1, 200))

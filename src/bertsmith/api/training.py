@@ -187,7 +187,7 @@ def tune(
         models: checkpoints to choose from.
         space: changes to the search space: a TOML file or a dict, such as
             ``{"learning_rate": {"low": 1e-5, "high": 1e-4, "log": True}, "batch_size": [16, 32], "dropout": 0.1}``.
-        overwrite: replace an existing study.
+        overwrite: replace an existing study; not with ``storage``.
         config: a TOML file of settings; keyword arguments take precedence.
         progress: show the progress; by default in notebooks only.
         track: send settings and metrics, but no text, to an experiment tracker.

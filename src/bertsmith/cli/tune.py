@@ -59,7 +59,9 @@ def tune(
     cv: Annotated[int | None, _option("K", "Score trials by K-fold cross-validation.")] = None,
     storage: Annotated[str | None, _option("URL", "Database that several machines share.")] = None,
     final_seeds: Annotated[int, _option("N", "Number of seeds to train the winner and the defaults with.")] = 1,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the study in the folder.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the study in the folder; not with --storage.")
+    ] = False,
     track: Track = None,
     json: Json = False,
     settings: Config,

@@ -20,6 +20,8 @@ NO_LIMIT = 2**16
 """Cores of a control group without a limit."""
 LOCKS_OPEN_FILES = os.name == "nt"
 """Whether the system refuses to replace or remove open and memory-mapped files, and their folders."""
+TERMINATE_KILLS = os.name == "nt"
+"""Whether ``terminate`` of a child process kills it. Ctrl-C in the terminal reaches the child process, too."""
 RELOAD_SIGNAL: int | None = getattr(signal, "SIGHUP", None)
 """The signal to reload the model of a server; ``None`` on Windows."""
 _TERMINAL_SIGNALS = tuple(number for number in (signal.SIGINT, RELOAD_SIGNAL) if number is not None)

@@ -17,6 +17,11 @@ from bertsmith.folders.run import Run, now, read_json
 if TYPE_CHECKING:
     import pandas as pd
 
+CLAIM_LOCK = ".claim.lock"
+"""Locked while a process opens the study, or starts a trial."""
+DEFAULTS = "defaults"
+"""Folder of the run with default settings, unless the defaults win."""
+
 
 class Study(Output):
     """A study folder.
@@ -45,16 +50,18 @@ class Study(Output):
             ours = {
                 "study.json",
                 "journal.log",
+                "journal.log.lock",  # of a process that was killed while it wrote
                 "best_trial",  # of older versions
                 "best",
-                "defaults",
+                DEFAULTS,
                 "best.toml",
                 "report.html",
                 "tensorboard",
             }
             foreign = foreign_names(self.path, ours)
-            if self.best.path.is_dir():
-                foreign += [f"best/{name}" for name in self.best.foreign_files()]
+            for run in (self.best, Run(self.path / DEFAULTS)):
+                if run.path.is_dir():
+                    foreign += [f"{run.path.name}/{name}" for name in run.foreign_files()]
             for worker in (self.path / ".workers").glob("*.lock"):
                 try:
                     FileLock(worker, timeout=0).acquire().lock.release()
@@ -79,7 +86,8 @@ class Study(Output):
     @property
     def defaults(self) -> Run:
         """The run with default settings, for comparison; the same as `best` if the defaults win."""
-        return Run(self.path / "defaults")
+        wins = (self.result or {}).get("is_default")
+        return self.best if wins else Run(self.path / DEFAULTS)
 
     @property
     def settings(self) -> Path:
@@ -135,8 +143,11 @@ def begin_or_resume(study: Study, searched: dict[str, Any], *, fingerprints: tup
     """
     searched = json.loads(json.dumps(searched, default=str))
     if overwrite and study.file.is_file():
-        for entry in sorted(study.path.iterdir(), key=lambda entry: entry == study.file):  # until the end, a study
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        with FileLock(study.path / CLAIM_LOCK):  # no process opens the study meanwhile
+            study.check(overwrite=True)  # again: another process may have opened it
+            entries = [entry for entry in study.path.iterdir() if entry.name != CLAIM_LOCK]
+            for entry in sorted(entries, key=lambda entry: entry == study.file):  # until the end, a study
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     if not study.file.is_file():
         study.path.mkdir(parents=True, exist_ok=True)
         write_json(study.file, {"created": now(), "searched": searched})

@@ -89,7 +89,8 @@ def advice(info: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
     if len(complete) < MIN_TRIALS:
         return []
     sentences = []
-    if len({t["values"][0] for t in complete}) == 1:
+    found = {t["values"][0] for t in complete}
+    if len(found) == 1 and max(found) < 1:
         sentences.append("Every trial has the same score: the models learned nothing. Add texts, or allow more epochs.")
     for name, value in {} if result["is_default"] else result["settings"].items():
         dimension = space.get(name, {})
@@ -104,7 +105,7 @@ def advice(info: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
             )
     winner = next(t for t in trials if t["number"] == result["trial"])
     scores = [value for _, value in winner["curve"]]
-    if "epochs" in space and not info["searched"]["cv"] and len(scores) > 1 and scores[-1] == max(scores):
+    if "epochs" in space and not info["searched"]["cv"] and len(scores) > 1 and max(scores[:-1]) < scores[-1] < 1:
         sentences.append("The best trial had its highest score when training ended: try more epochs.")
     unimportant = [name for name, share in result["importance"].items() if share < MIN_IMPORTANCE]
     if unimportant:

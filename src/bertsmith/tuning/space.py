@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ def default_space(
     n_texts: int,
     imbalance_ratio: float,
     imbalances: Sequence[str] = IMBALANCES,
-    max_length: int,
+    max_length: int | None,
     dropout: float | None,
     models: tuple[str, ...] = (),
 ) -> tuple[Space, dict[str, Any]]:
@@ -87,7 +88,7 @@ def default_space(
         n_texts: number of training texts.
         imbalance_ratio: texts of the largest class, divided by the texts of the smallest one.
         imbalances: the treatments of imbalance that apply; only one for numbers, which have no label smoothing either.
-        max_length: maximum length in tokens.
+        max_length: maximum length in tokens; ``None`` if a model takes fewer tokens. Each model then has its own.
         dropout: dropout rate of the checkpoint; ``None`` if its layers have different rates, which are then kept.
         models: checkpoints to choose from.
 
@@ -126,7 +127,7 @@ def default_space(
     if imbalance_ratio >= IMBALANCED:
         methods = tuple(name for name in IMBALANCES if name in imbalances)
         dimensions["imbalance"] = (Categorical(methods), recipe.imbalance)
-    if max_length >= LONG_TEXTS:
+    if max_length is not None and max_length >= LONG_TEXTS:
         dimensions["max_length"] = (Categorical((max_length // 2, max_length)), max_length)
     if len(models) > 1:
         dimensions["model"] = (Categorical(models), models[0])
@@ -209,8 +210,9 @@ def _parse(name: str, value: Any, check_arguments: CheckArguments) -> Dimension 
         if log and low <= 0:
             raise ValueError(f"with log, low must be greater than 0, not {low:g}")
         whole = isinstance(low, int) and isinstance(high, int)
-        for end in (low, high) if whole else (low, high, (low + high) / 2):  # the middle: an integer setting refuses it
-            _check(name, end, check_arguments)
+        between = () if whole else (low + (high - low) / math.e,)  # never an integer, which some settings require
+        for number in (low, high, *between):
+            _check(name, number, check_arguments)
         return Range(low, high, log, whole)
     if isinstance(value, list | tuple):
         if not value:

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import optuna
 from filelock import FileLock, Timeout
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from bertsmith.errors import ConfigError, Interrupted, OutputError
+from bertsmith.folders.study import CLAIM_LOCK
 from bertsmith.tuning.space import Space, suggest
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 JOURNAL = "journal.log"
 ERROR, WORKER, RETRY = "error", "worker", "retry"
-"""User attributes of a trial: why it failed, its worker, how many earlier workers were killed during it."""
+"""User attributes of a trial: why it failed, its worker, how many earlier workers crashed or were killed during it."""
 MAX_RETRIES = 2
 HEARTBEAT, GRACE = 30, 120
 """Seconds between heartbeats of a worker on a database, and seconds without one after which the worker is dead."""
@@ -66,11 +67,11 @@ class Store:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.folder, self.url, self.seed, self.on_unavailable, self.stop = folder, url, seed, on_unavailable, stop
         self.worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        self.lock = FileLock(folder / ".claim.lock")
+        self.lock = FileLock(folder / CLAIM_LOCK)
         self.alive_lock = FileLock(self._alive_file(self.worker))  # the system releases it when the process dies
-        self._alive_file(self.worker).parent.mkdir(exist_ok=True)
-        self.alive_lock.acquire()
         with self.lock:
+            self._alive_file(self.worker).parent.mkdir(exist_ok=True)
+            self.alive_lock.acquire()
             self.storage: BaseStorage = _open_database(url) if url else self._open_journal()
             self.study = self.retry(
                 lambda: optuna.create_study(
@@ -171,15 +172,15 @@ class Store:
 
     def _requeue_abandoned(self) -> None:
         """Requeue the trials of dead workers."""
-        if self.url:
-            with ignore_optuna_warnings():
-                self.retry(lambda: optuna.storages.fail_stale_trials(self.study))
+        stale: list[int] = []  # without those whose worker died before its first heartbeat
+        if isinstance(self.storage, RDBStorage):
+            stale = self.retry(partial(self.storage._get_stale_trial_ids, self.study._study_id))
         for trial in self.trials:
             if trial.state != TrialState.RUNNING:
                 continue
-            if self.url:  # Optuna does not requeue a trial whose worker died before its first heartbeat
+            if self.url:
                 age = (datetime.now() - (trial.datetime_start or datetime.min)).total_seconds()
-                abandoned = WORKER not in trial.user_attrs and age > GRACE
+                abandoned = trial._trial_id in stale or (WORKER not in trial.user_attrs and age > GRACE)
             else:
                 abandoned = not self._is_alive(trial.user_attrs.get(WORKER))
             if abandoned:
@@ -208,16 +209,20 @@ class Store:
             return True
 
     def requeue(self, number: int, *, killed: bool) -> None:
-        """End an unfinished trial and enqueue its settings again; after `MAX_RETRIES` kills it fails instead."""
+        """End an unfinished trial and enqueue its settings again; after `MAX_RETRIES` kills it fails instead.
+
+        Args:
+            number: of the trial.
+            killed: whether its worker crashed or was killed, perhaps because of the trial.
+        """
         trial = self.trials[number]
-        if trial.state.is_finished():  # taken over
-            return
         retry = trial.user_attrs.get(RETRY, 0) + killed
-        if retry > MAX_RETRIES:
-            self.fail(number, f"its worker was killed {retry} times")
-            return
-        self.retry(lambda: self.study.enqueue_trial(trial.params, user_attrs={RETRY: retry}))
-        self._end(number, TrialState.FAIL)
+        with contextlib.suppress(TakenOverError):  # another worker ended it, and enqueued its settings
+            if retry > MAX_RETRIES:
+                self.fail(number, f"its worker crashed or was killed {retry} times")
+                return
+            self.retry(partial(self.storage.set_trial_state_values, trial._trial_id, TrialState.FAIL))
+            self.retry(lambda: self.study.enqueue_trial(trial.params, user_attrs={RETRY: retry}))
 
     def fail(self, number: int, reason: str) -> None:
         """End a trial as failed.
@@ -308,12 +313,7 @@ def _open_database(url: str, tries: int = 5) -> BaseStorage:
 
     try:
         with ignore_optuna_warnings():
-            return RDBStorage(
-                url,
-                heartbeat_interval=HEARTBEAT,
-                grace_period=GRACE,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES),
-            )
+            return RDBStorage(url, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
     except ImportError as error:
         raise ConfigError(
             f"storage: the database driver {error.name or _root_cause(error)} is not installed",

@@ -24,6 +24,7 @@ from bertsmith.workflows.baselines import FrozenEmbeddings
 from bertsmith.workflows.cross_validation import score_folds
 from bertsmith.workflows.prepare import TrainingInputs, prepare_model
 from bertsmith.workflows.score import CrossValidation
+from bertsmith.workflows.training_labels import TrainingLabels
 from bertsmith.workflows.trials import TrialData, run_trial
 
 MAX_TEXTS = 4000
@@ -111,7 +112,7 @@ def _train(
     tables: dict[str, Table], soft_labels: np.ndarray | None, config: Config, recipe: Recipe, stop: Callable[[], bool]
 ) -> np.ndarray:
     """Train on the train split, select the epoch on validation, and return the scores of the test texts."""
-    data = TrialData(tables["train"], tables["validation"], soft_labels=soft_labels)
+    data = TrialData(tables["train"], tables["validation"], labels=TrainingLabels(soft_labels))
     loaded = run_trial(data, config, on_score=lambda epoch, score: None, stop=stop, recipe=recipe).loaded
     assert loaded is not None  # `None` only with folds
     test = tables["test"]

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from bertsmith.compute.system import TERMINATE_KILLS
 from bertsmith.errors import UserError, save_traceback
 from bertsmith.events import InputOpened, PredictionEvent, PredictionListener, RowsPredicted
 from bertsmith.labelling.pool import EmptyPoolError
@@ -145,8 +146,11 @@ class BackgroundWork:
         """Stop a running training, and return the command that resumes it; an empty list if none was running."""
         run = Path(self.trained)
         is_running = self.child is not None and self.child.poll() is None
+        may_terminate = not TERMINATE_KILLS  # otherwise, Ctrl-C has reached the training, too
         while self.child is not None and self.child.poll() is None:
-            self.child.terminate()  # the first time after a step, then at once
+            if may_terminate:
+                self.child.terminate()  # the first time after a step, then at once
+            may_terminate = True
             with suppress(subprocess.TimeoutExpired):
                 self.child.wait(CLOSE_SECONDS)
         return [*self.train_command(run.with_suffix(".csv"), run), "--resume"] if is_running else []

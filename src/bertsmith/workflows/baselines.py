@@ -87,6 +87,7 @@ class FrozenEmbeddings:
                     )
                 )
                 for name, positions in rows.items()
+                if len(positions)
             }
         train, speed = tables["train"], n_tokens / seconds
         n_labels = len(train.labels)

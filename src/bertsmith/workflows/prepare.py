@@ -111,15 +111,21 @@ class TrainingInputs:
     validation: TokenDataset
 
     def training_on(self, soft_labels: np.ndarray | None, kept: np.ndarray | None) -> TrainingInputs:
-        """Set the labels to train on, and leave texts out.
+        """Set the labels to train on, and leave texts out; see `with_labels`."""
+        return replace(self, train=with_labels(self.train, soft_labels, kept))
 
-        Args:
-            soft_labels: class probabilities, shape (training texts, classes); ``None`` to train on the labels.
-            kept: mask of the texts to train on, shape (training texts,); ``None`` for all.
-        """
-        train = self.train if kept is None else self.train.take(np.flatnonzero(kept))
-        train.soft_labels = soft_labels
-        return replace(self, train=train)
+
+def with_labels(train: TokenDataset, soft_labels: np.ndarray | None, kept: np.ndarray | None) -> TokenDataset:
+    """Set the labels to train on, and leave texts out.
+
+    Args:
+        train: the training texts.
+        soft_labels: class probabilities, shape (training texts, classes); ``None`` to train on the labels.
+        kept: mask of the texts to train on, shape (training texts,); ``None`` for all.
+    """
+    train = train if kept is None else train.take(np.flatnonzero(kept))
+    train.soft_labels = soft_labels
+    return train
 
 
 def check_effort(config: Config) -> None:

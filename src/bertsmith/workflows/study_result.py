@@ -22,18 +22,19 @@ from bertsmith.events import FinalStarted, StudyListener
 from bertsmith.folders import atomic
 from bertsmith.folders.claim import known_settings
 from bertsmith.folders.run import Run, damage_errors
-from bertsmith.folders.study import Study
+from bertsmith.folders.study import DEFAULTS, Study
 from bertsmith.report.report import text_names
 from bertsmith.report.study import advice, write_study_report
 from bertsmith.tasks.registry import get_task
 from bertsmith.tuning.config import StudyConfig
 from bertsmith.tuning.store import ERROR, Store, is_done
 from bertsmith.workflows.seeds import run_seeds
-from bertsmith.workflows.trial_workers import STATES, Search, primary_score, rank_key
+from bertsmith.workflows.trial_workers import STATES, STEPS_PER_EPOCH, Search, primary_score, rank_key
 
 
-def trial_records(trials: list[FrozenTrial], steps_per_unit: int) -> list[dict[str, Any]]:
-    """Return the trials that are done as entries of ``study.json``."""
+def trial_records(trials: list[FrozenTrial], cv: int | None) -> list[dict[str, Any]]:
+    """Return the trials that are done as entries of ``study.json``; ``cv`` is the number of folds."""
+    steps_per_unit = 1 if cv else STEPS_PER_EPOCH
     return [
         {
             "number": t.number,
@@ -60,46 +61,57 @@ def finish_study(
     observe: StudyListener,
     stop: Callable[[], bool],
 ) -> None:
-    """Train the winner and, for comparison, ``config`` without the search; test each once; write the result."""
+    """Train the winner and, for comparison, ``config`` without the search; test each once; write the result.
+
+    If another process completes a better trial meanwhile, that trial is the winner.
+    """
     study_config = search.study_config
-    complete = [t for t in store.trials if t.state == TrialState.COMPLETE]
+    tested: int | None = None
+    try:
+        with FileLock(study.path / ".finish.lock", timeout=0):
+            while (winner := _best_trial(store)).number != tested:
+                tested = winner.number
+                is_default = dict(winner.params) == dict(defaults) and search.config == config
+                default_config = config.model_copy(update={"seeds": study_config.final_seeds})
+                tuned_config = search.trial_config(winner.params).model_copy(update={"seeds": study_config.final_seeds})
+                best_config = default_config if is_default else tuned_config
+                atomic.write_text(study.settings, _toml(best_config))
+                best = _train_final("the best settings", study.best, table, best_config, observe, stop)
+                baseline = best
+                if not is_default:  # only the winner measures what columns are worth
+                    default_config = default_config.model_copy(update={"no_ablation": True})
+                    run = Run(study.path / DEFAULTS)
+                    baseline = _train_final("the default settings", run, table, default_config, observe, stop)
+                result = _result(winner, best, baseline, study_config, is_default)
+                trials = store.trials
+                same = [t for t in trials if t.state == TrialState.COMPLETE and dict(t.params) == dict(defaults)]
+                result["defaults"]["score"] = primary_score(same[0]) if same and search.config == config else None
+                revealed = study.info.get("told", [])  # test results that the user has seen so far
+                if (entry := [winner.number, study_config.final_seeds]) not in revealed:
+                    revealed = [*revealed, entry]
+                study.update(told=revealed, trials=trial_records(trials, study_config.cv))
+                result["told"] = len(revealed)
+                result["importance"] = store.retry(lambda: _importance(store.study))
+                result["trials"] = {s: sum(t["state"] == s for t in study.info["trials"]) for s in STATES.values()}
+                if len(study_config.objectives) > 1:
+                    result["front"] = sorted(t.number for t in store.retry(lambda: store.study.best_trials))
+                result["advice"] = advice(study.info, result)
+                study.update(result=result, given=_without_defaults(search.config))
+                write_study_report(study.path, study.info)
+    except Timeout:
+        pass  # another process on this folder trains the winner
+
+
+def _best_trial(store: Store) -> FrozenTrial:
+    trials = store.trials
+    complete = [t for t in trials if t.state == TrialState.COMPLETE]
     if not complete:
-        errors = [t.user_attrs[ERROR] for t in store.trials if ERROR in t.user_attrs]
+        errors = [t.user_attrs[ERROR] for t in trials if ERROR in t.user_attrs]
         raise ConfigError(
             f"the study has no complete trial: {errors[0] if errors else 'the time limit was reached'}",
             remedy="Change the settings or the search space." if errors else "Allow a longer search with --minutes.",
         )
-    try:
-        with FileLock(study.path / ".finish.lock", timeout=0):
-            winner = max(complete, key=rank_key)
-            is_default = dict(winner.params) == dict(defaults) and search.config == config
-            default_config = config.model_copy(update={"seeds": study_config.final_seeds})
-            tuned_config = search.trial_config(winner.params).model_copy(update={"seeds": study_config.final_seeds})
-            best_config = default_config if is_default else tuned_config
-            atomic.write_text(study.settings, _toml(best_config))
-            best = _train_final("the best settings", study.best, table, best_config, observe, stop)
-            baseline = best
-            if not is_default:  # only the winner measures what columns are worth
-                default_config = default_config.model_copy(update={"no_ablation": True})
-                baseline = _train_final("the default settings", study.defaults, table, default_config, observe, stop)
-            result = _result(winner, best, baseline, study_config, is_default)
-            default_trial = next((t for t in complete if dict(t.params) == dict(defaults)), None)
-            result["defaults"]["score"] = (
-                primary_score(default_trial) if default_trial and search.config == config else None
-            )
-            revealed = study.info.get("told", [])  # test results that the user has seen so far
-            if (entry := [winner.number, study_config.final_seeds]) not in revealed:
-                study.update(told=[*revealed, entry])
-            result["told"] = len(study.info["told"])
-            result["importance"] = store.retry(lambda: _importance(store.study))
-            result["trials"] = {s: sum(t["state"] == s for t in study.info["trials"]) for s in STATES.values()}
-            if len(study_config.objectives) > 1:
-                result["front"] = sorted(t.number for t in store.retry(lambda: store.study.best_trials))
-            result["advice"] = advice(study.info, result)
-            study.update(result=result, given=_without_defaults(search.config))
-            write_study_report(study.path, study.info)
-    except Timeout:
-        pass  # another process on this folder trains the winner
+    return max(complete, key=rank_key)
 
 
 def _train_final(

@@ -152,7 +152,7 @@ def train_into(
             with phases.timed("baseline"):
                 is_model = not recipe.epochs
                 frozen = FrozenEmbeddings.embed(task, loaded, tables, tokens, config.seed, is_model=is_model)
-                labels = choose_training_labels(run, splits, frozen, config)
+                labels = choose_training_labels(run, splits, lambda: frozen, config)
                 head, labels = group.broadcast((frozen.initial_head(labels.kept), labels))
                 initialize_head(loaded, head)
                 inputs = inputs.training_on(*labels)

@@ -11,6 +11,7 @@ held-out texts. Some of these are wrong too, but the better model agrees with mo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from bertsmith.evaluation.evaluate import paired_differences
 from bertsmith.evaluation.label_errors import FOLDS as SEARCH_FOLDS
 from bertsmith.evaluation.label_errors import find_label_errors
 from bertsmith.folders.run import Run
+from bertsmith.folders.study import Study
 from bertsmith.tasks.base import Task
 from bertsmith.workflows.baselines import FrozenEmbeddings
 from bertsmith.workflows.prepare import MAX_EMBEDDED_TEXTS, Splits
@@ -53,16 +55,18 @@ class TrainingLabels(NamedTuple):
     kept: np.ndarray | None = None
 
 
-def choose_training_labels(run: Run, splits: Splits, frozen: FrozenEmbeddings, config: Config) -> TrainingLabels:
-    """Choose the labels to train on, and record the choice in ``run.json``.
+def choose_training_labels(
+    run: Run | Study, splits: Splits, embed: Callable[[], FrozenEmbeddings], config: Config
+) -> TrainingLabels:
+    """Choose the labels to train on, and record the choice in ``run.json`` or ``study.json``.
 
-    A resumed run uses its first choice. With cross-validation, bertsmith does not search for suspects, because the
-    labels of a held-out fold would have an influence on the others.
+    A resumed run or study uses its first choice. With cross-validation, bertsmith does not search for suspects, because
+    the labels of a held-out fold would have an influence on the others.
 
     Args:
-        run: the run.
+        run: the run or study.
         splits: the texts; those of the train split have one label each.
-        frozen: embeddings before fine-tuning.
+        embed: returns embeddings before fine-tuning; called if the choice depends on them.
         config: the settings.
     """
     train = splits.scored_tables["train"]
@@ -72,13 +76,18 @@ def choose_training_labels(run: Run, splits: Splits, frozen: FrozenEmbeddings, c
     if train.vote_shares is not None:
         if config.effort == "quick":
             return TrainingLabels()
-        return TrainingLabels(_choose_soft_labels(run, train, train.vote_shares, units, frozen, config.seed))
-    is_off = run.info["config"].get("label_noise", "off") == "off"  # also for a resumed run of an older version
+        return TrainingLabels(_choose_soft_labels(run, train, train.vote_shares, units, embed, config.seed))
+    info, n_classes = run.info, len(train.labels)
+    settings = info["config"] if isinstance(run, Run) else info["searched"]["settings"]
+    is_off = settings.get("label_noise", "off") == "off"  # also for a resumed run of an older version
     if is_off or splits.n_folds or not MIN_TEXTS <= len(train) <= MAX_EMBEDDED_TEXTS:
         return TrainingLabels()
-    x, y, n_classes = frozen.features["train"], train.codes, len(train.labels)
-    found = run.info.get("label_noise")
-    if found is None and len(y) >= MIN_TEXTS_PER_CLASS * n_classes:
+    found = info.get("label_noise")
+    if found is None and len(train) < MIN_TEXTS_PER_CLASS * n_classes:
+        return TrainingLabels()
+    frozen = embed()
+    x, y = frozen.features["train"], train.codes
+    if found is None:
         compared = compare_without_suspects(x, y, units, n_classes, frozen.task, config.seed)
         found = None if compared is None else asdict(compared)
         run.update(label_noise=found)
@@ -131,11 +140,17 @@ class LabelNoise:
 
 
 def _choose_soft_labels(
-    run: Run, train: Table, shares: np.ndarray, units: np.ndarray, frozen: FrozenEmbeddings, seed: int
+    run: Run | Study,
+    train: Table,
+    shares: np.ndarray,
+    units: np.ndarray,
+    embed: Callable[[], FrozenEmbeddings],
+    seed: int,
 ) -> np.ndarray | None:
     """Choose between the votes of coders and their majority; ``None`` for the labels of the majority."""
     found = run.info.get("soft_labels")
     if found is None:
+        frozen = embed()
         rows = frozen.rows["train"]
         compared = compare_labels(
             frozen.features["train"], train.codes[rows], shares[rows], units[rows], frozen.task, seed

@@ -16,6 +16,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from bertsmith.compute.machine import cores, use_cores
+from bertsmith.compute.memory import memory_errors
 from bertsmith.config import Config
 from bertsmith.errors import ConfigError, Interrupted, RunFolderError, UserError
 from bertsmith.events import StorageUnavailable, StudyListener, TrialEnded, TrialScored, TrialStarted
@@ -152,7 +153,7 @@ def _run_claimed(
                 raise optuna.TrialPruned
 
     try:
-        with store.heartbeats(trial):
+        with store.heartbeats(trial), memory_errors("out of memory", "Free memory, or use a smaller --model."):
             result = run_trial(
                 search.data,
                 search.trial_config(trial.params),
@@ -171,7 +172,7 @@ def _run_claimed(
             raise
         return "failed", (), error.what
     except BaseException as error:
-        store.requeue(trial.number, killed=False)
+        store.requeue(trial.number, killed=isinstance(error, Exception) and not isinstance(error, Interrupted))
         if isinstance(error, Interrupted) and not stop():
             return "cut short", (), "the time limit was reached; the same command runs the trial again"
         raise
@@ -217,18 +218,19 @@ def run_workers(store: Store, search: Search, observe: StudyListener, stop: Call
                 raise Interrupted("stopped; finished trials are saved")
         _report_changes(store, reported, observe, bool(search.study_config.cv))
     finally:
-        for worker in workers:
-            worker.terminate()
+        stopped = [worker for worker in workers if worker.is_alive()]
+        for worker in stopped:
+            worker.terminate()  # on Windows, this ends a worker before it can queue its trial again
         try:
             deadline = time.monotonic() + STOP_SECONDS
-            for worker in workers:
+            for worker in stopped:
                 worker.join(max(0.0, deadline - time.monotonic()))
         finally:  # also after another Ctrl-C
-            killed = [worker for worker in workers if worker.is_alive()]
-            for worker in killed:
-                worker.kill()
-                worker.join()
-            _requeue_trials(store, killed)
+            for worker in stopped:
+                if worker.is_alive():
+                    worker.kill()
+                    worker.join()
+            _requeue_trials(store, stopped)
     exit_codes = [worker.exitcode for worker in workers if worker.exitcode]
     if len(exit_codes) == len(workers):
         errors = [t.user_attrs[ERROR] for t in store.trials if ERROR in t.user_attrs]
@@ -240,10 +242,10 @@ def run_workers(store: Store, search: Search, observe: StudyListener, stop: Call
         run_trials(store, search, observe, stop)
 
 
-def _requeue_trials(store: Store, killed: Sequence[BaseProcess]) -> None:
-    """Queue the trials of killed workers again. They did not crash, so the kills do not count."""
-    names = tuple(f"{socket.gethostname()}-{worker.pid}-" for worker in killed)  # of `Store.worker`
-    for trial in store.trials if killed else ():
+def _requeue_trials(store: Store, stopped: Sequence[BaseProcess]) -> None:
+    """Queue the trials of stopped workers again. They did not crash, so the kills do not count."""
+    names = tuple(f"{socket.gethostname()}-{worker.pid}-" for worker in stopped)  # of `Store.worker`
+    for trial in store.trials if stopped else ():
         if trial.state == TrialState.RUNNING and str(trial.user_attrs.get(WORKER)).startswith(names):
             store.requeue(trial.number, killed=False)
 

@@ -37,7 +37,9 @@ from bertsmith.workflows.prepare import (
     initialize_head,
     prepare_model,
     sample_texts,
+    with_labels,
 )
+from bertsmith.workflows.training_labels import TrainingLabels
 
 LATENCY_TEXTS, LATENCY_WARMUP = 50, 5
 MAX_VALIDATION_SHARE = 1 / 4
@@ -53,13 +55,13 @@ class TrialData:
     Attributes:
         train, validation: the texts.
         folds: with cross-validation, the fold of every text of both tables, shape (texts,); else ``None``.
-        soft_labels: without folds, class probabilities to train on, shape (training texts, classes), or ``None``.
+        labels: without folds, the labels to train on.
     """
 
     train: Table
     validation: Table
     folds: np.ndarray | None = None
-    soft_labels: np.ndarray | None = None
+    labels: TrainingLabels = field(default_factory=TrainingLabels)
     _tokens: dict[tuple[str, bool], Tokens] = field(default_factory=dict)
     _embeddings: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
@@ -100,7 +102,10 @@ class TrialData:
                 rows = sample_texts(codes, MAX_EMBEDDED_TEXTS, task=task, seed=config.seed)
                 self._embeddings[key] = (rows, embed(loaded, tokens.take(rows)))
             rows, embeddings = self._embeddings[key]
-            inside, classes = train[rows], len(self.train.labels)
+            fitted, kept = train.copy(), self.labels.kept
+            if kept is not None:
+                fitted[: len(kept)] = kept
+            inside, classes = fitted[rows], len(self.train.labels)
             initialize_head(loaded, task.fit_head(embeddings[inside], targets[rows[inside]], classes))
 
         def subset(mask: np.ndarray) -> TokenDataset:
@@ -108,9 +113,7 @@ class TrialData:
                 tokens.take(np.flatnonzero(mask)), targets[mask], loaded.max_length, config.long
             )
 
-        inside = subset(train)
-        inside.soft_labels = None if self.soft_labels is None else self.soft_labels[train[: len(self.train)]]
-        return loaded, inside, subset(~train)
+        return loaded, subset(train), subset(~train)
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,7 @@ def _fit(
     loaded, train, validation = data.prepare(config, fold)
     task = data.task
     recipe = recipe or choose_recipe(config, task, loaded, train)
+    train = with_labels(train, *data.labels)  # after the recipe, as `train` does
     arguments = training_arguments(recipe, config, Path(gettempdir()), loaded.device, task=task, saves=False)
     curve: list[tuple[float, float]] = []
     last_scores = np.empty(0)
@@ -233,7 +237,8 @@ def with_evaluation_steps(config: Config, data: TrialData, batch_size: int) -> C
     """Return settings that evaluate within epochs, unless this is slow or the user set how often."""
     if len(data.validation) > MAX_VALIDATION_SHARE * len(data.train):
         return config
-    steps = evaluation_steps(steps_per_epoch(len(data.train), batch_size, config.set))
+    n_train = len(data.train) if data.labels.kept is None else int(data.labels.kept.sum())
+    steps = evaluation_steps(steps_per_epoch(n_train, batch_size, config.set))
     whole_epochs = config.epochs is None or float(config.epochs).is_integer()
     if steps is None or not whole_epochs or "eval_strategy" in config.set or "eval_steps" in config.set:
         return config

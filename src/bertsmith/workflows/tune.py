@@ -27,14 +27,15 @@ from bertsmith.model.load import dropout_rates
 from bertsmith.tasks.registry import get_task
 from bertsmith.training.arguments import argument_problems, training_arguments
 from bertsmith.tuning.config import StudyConfig
-from bertsmith.tuning.space import Dimension, apply_changes, default_space, read_space
+from bertsmith.tuning.space import Categorical, Dimension, apply_changes, default_space, read_space
 from bertsmith.tuning.store import is_done
+from bertsmith.workflows.baselines import FrozenEmbeddings
 from bertsmith.workflows.cross_validation import choose_folds
 from bertsmith.workflows.inspect import as_table, with_checkpoint
-from bertsmith.workflows.prepare import choose_recipe
+from bertsmith.workflows.prepare import Splits, choose_recipe
 from bertsmith.workflows.study_result import finish_study, trial_records
+from bertsmith.workflows.training_labels import choose_training_labels
 from bertsmith.workflows.trial_workers import (
-    STEPS_PER_EPOCH,
     Search,
     open_store,
     primary_score,
@@ -60,6 +61,11 @@ def run_tuning(
             "test_size must be greater than 0: a study needs test texts that no trial uses",
             remedy="Leave out the setting test_size.",
         )
+    if overwrite and study_config.storage:
+        raise ConfigError(
+            "--overwrite cannot be combined with --storage: bertsmith does not delete a study in a database",
+            remedy="To continue the study, leave out --overwrite. To begin again, pass another -o and --storage.",
+        )
     if study_config.models:
         config = config.model_copy(update={"model": study_config.models[0]})
     changes = read_space(study_config.space, argument_problems) if study_config.space else {}
@@ -75,11 +81,12 @@ def run_tuning(
             # By default, so small a table has no test texts: set test_size for the final runs and in best.toml.
             config = config.model_copy(update={"test_size": config.test_size})
         texts = split_cleaned(cleaned, config, config.seed)
-        train, validation = (texts.take((texts.frame["split"] == name).to_numpy()) for name in ("train", "validation"))
-        rows = np.concatenate([np.flatnonzero(texts.frame["split"] == name) for name in ("train", "validation")])
+        splits = Splits(cleaned, texts, None)
+        train, validation = (splits.scored_tables[name] for name in ("train", "validation"))
+        rows = np.concatenate([splits.rows[name] for name in ("train", "validation")])
         cv = study_config.cv
         data = TrialData(train, validation, assign_folds(cleaned, texts, rows, cv, config, config.seed) if cv else None)
-        search, defaults = _start_search(data, config, study_config, changes, output, texts.fingerprints, overwrite)
+        search, defaults = _start_search(data, config, study_config, changes, output, splits, overwrite)
         store = open_store(search, observe, stop)
         try:
             store.suggest_first({n: dim.nearest(defaults[n]) for n, dim in search.space.items() if n in defaults})
@@ -99,7 +106,7 @@ def run_tuning(
             try:
                 (run_trials if study_config.jobs == 1 else run_workers)(store, search, observe, stop)
             finally:
-                study.update(trials=trial_records(store.trials, 1 if cv else STEPS_PER_EPOCH))
+                study.update(trials=trial_records(store.trials, cv))
             finish_study(study, store, table, search, config, defaults, observe, stop)
         finally:
             store.close()
@@ -112,7 +119,7 @@ def _start_search(
     study_config: StudyConfig,
     changes: Mapping[str, Dimension | Any],
     output: Path,
-    fingerprints: tuple[str, ...],
+    splits: Splits,
     overwrite: bool,
 ) -> tuple[Search, dict[str, Any]]:
     """Build the search space, and check that the folder has no study of another search.
@@ -120,8 +127,10 @@ def _start_search(
     Returns:
         The search, and the value that `train` would use in each dimension of the space.
     """
-    for name in study_config.models:  # report a missing checkpoint before the search
-        checkpoint.resolve(name, allow_pickle=config.allow_pickle)
+    choices = changes.get("model")
+    models = choices.values if isinstance(choices, Categorical) else study_config.models
+    # This also reports a missing checkpoint before the search.
+    limits = [checkpoint.resolve(name, allow_pickle=config.allow_pickle).max_positions for name in models]
     loaded, train, _ = data.prepare(config)
     recipe = choose_recipe(config, data.task, loaded, train)
     counts = data.train.counts[data.train.counts > 0]
@@ -132,21 +141,22 @@ def _start_search(
         n_texts=len(data.train),
         imbalance_ratio=float(counts.max() / counts.min()),
         imbalances=data.task.imbalances,
-        max_length=loaded.max_length,
+        max_length=loaded.max_length if all(limit >= loaded.max_length for limit in limits) else None,
         dropout=rates.pop() if len(rates) == 1 else None,
         models=study_config.models,
     )
     space, fixed = apply_changes(space, config, changes)
     arguments = training_arguments(recipe, config, Path(gettempdir()), loaded.device, task=data.task, saves=False)
+    chosen = {**vars(arguments), **vars(config), **vars(recipe), "max_length": loaded.max_length}
     for name in space.keys() - defaults.keys():  # dimensions that only the user's space has
-        value = loaded.max_length if name == "max_length" else getattr(config, name, getattr(arguments, name, None))
-        if value is not None:
+        if (value := chosen.get(name)) is not None:
             defaults[name] = value
     if not space:
         raise ConfigError(
             "the search space is empty: every setting is fixed",
             remedy="Fix fewer settings, so that the search can vary the others.",
         )
+    fingerprints = splits.data.fingerprints
     searched = {
         "settings": fixed.dump(),
         "space": {name: asdict(dimension) for name, dimension in space.items()},
@@ -157,6 +167,13 @@ def _start_search(
     study = Study(output)
     begin_or_resume(study, searched, fingerprints=fingerprints, overwrite=overwrite)
     study.update(versions=versions(), result=None)
+    if not study_config.cv:
+
+        def embed() -> FrozenEmbeddings:
+            tables = {"train": data.train, "test": data.train.take(np.array([], dtype=np.int64))}
+            return FrozenEmbeddings.embed(data.task, loaded, tables, {"train": train.tokens}, config.seed)
+
+        data.labels = choose_training_labels(study, splits, embed, config)
     search = Search(
         data,
         fixed,
