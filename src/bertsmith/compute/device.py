@@ -1,8 +1,13 @@
-"""Choose and describe the device and its precision."""
+"""Choose and describe the device and its precision; keep the states of random generators."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from bertsmith.compute.machine import cores, cpu_capabilities
 from bertsmith.errors import DeviceError
@@ -94,3 +99,21 @@ def choose_precision(device: torch.device) -> tuple[str, str]:
             return "bf16", "bf16 is fast on this GPU"
         return "fp32", "this GPU does not support bf16"
     return "fp32", "the safe choice on this device, which also supports bf16"
+
+
+@contextmanager
+def kept_random_states() -> Iterator[None]:
+    """At the end of this context, restore the global random generators of Python, NumPy and torch.
+
+    Training seeds these generators. Without this context, a caller that resamples would draw the same sample again.
+    """
+    import torch
+
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices, device_type="cuda"):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -8,6 +8,7 @@ from tempfile import gettempdir
 
 import numpy as np
 
+from bertsmith.compute.device import kept_random_states
 from bertsmith.config import Config
 from bertsmith.data.clean import clean
 from bertsmith.data.split import split_cleaned
@@ -29,6 +30,7 @@ from bertsmith.workflows.prepare import (
 )
 
 
+@kept_random_states()
 def fit_in_memory(table: Table, config: Config) -> Classifier:
     """Fine-tune a classifier on a table. Nothing is written.
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from optuna.trial import TrialState
 
+from bertsmith.compute.device import kept_random_states
 from bertsmith.compute.machine import versions
 from bertsmith.config import Config
 from bertsmith.data.clean import clean
@@ -44,6 +45,7 @@ from bertsmith.workflows.trial_workers import (
 from bertsmith.workflows.trials import TrialData
 
 
+@kept_random_states()
 def run_tuning(
     source: Any,
     config: Config,
