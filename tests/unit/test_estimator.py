@@ -134,6 +134,22 @@ def test_a_column_of_labels_is_a_list_of_labels(monkeypatch, estimator, kind):
     assert clone(estimator).fit(TEXTS, kind(LABELS)).classes_.tolist() == ["a", "b", "c"]
 
 
+def test_a_failed_fit_keeps_the_earlier_model(monkeypatch, estimator):
+    def fit(table, config):
+        if "zebra" in table.labels.texts:
+            raise KeyboardInterrupt
+        return "model"
+
+    monkeypatch.setattr(fit_in_memory, "fit_in_memory", fit)
+    fitted = clone(estimator).fit(["a", "b"], ["x", "y"])
+    earlier = dict(vars(fitted))
+    frame = pd.DataFrame({"u": ["a", "b"], "v": ["c", "d"]})
+    for labels in (["ant", "zebra"], ["only", "only"], [1, "x"]):
+        with pytest.raises((KeyboardInterrupt, DataError)):
+            fitted.fit(frame, labels)
+        assert vars(fitted) == earlier
+
+
 @pytest.mark.parametrize(
     ("texts", "labels", "expected"),
     [

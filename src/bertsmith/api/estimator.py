@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from bertsmith.config import Config
     from bertsmith.data.table import Table
     from bertsmith.data.template import Template, Texts
-    from bertsmith.inference.classifier import Classifier
 
 _WITHOUT_EFFECT = {
     "cv",
@@ -111,8 +110,8 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         from bertsmith.workflows.fit_in_memory import fit_in_memory
 
         X = _frame(X)  # noqa: N806
-        self.template_ = _template(X)
-        texts = _texts(X, self.template_)
+        template = _template(X)
+        texts = _texts(X, template)
         if not len(texts):
             raise DataError("X is empty", remedy="Pass at least one text of each class.")
         if y is None:
@@ -133,18 +132,20 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
                 remedy="Pass classes. To predict numbers, use bertsmith.train with the task regression.",
             )
         try:
-            self.classes_, codes = np.unique(labels, return_inverse=True)
+            classes, codes = np.unique(labels, return_inverse=True)
         except TypeError as error:
             raise DataError("the labels in y cannot be sorted", remedy="Pass labels of a single type.") from error
-        if config.task == ORDINAL and not all(isinstance(label, Number) for label in self.classes_.tolist()):
+        if config.task == ORDINAL and not all(isinstance(label, Number) for label in classes.tolist()):
             raise DataError(
                 "the task ordinal needs numbers in y, which give the order of the classes",
                 remedy="Pass the rank of each label. For an ordered categorical of pandas, pass "
                 "y.cat.codes.where(y.notna()).",
             )
-        table = _table(texts, self.template_, self.classes_, codes, groups)
+        table = _table(texts, template, classes, codes, groups)
         table = replace(table, task=ORDINAL) if config.task == ORDINAL else table
-        self.classifier_: Classifier = fit_in_memory(table, config)
+        classifier = fit_in_memory(table, config)
+        # Together, so that an interrupted or failed fit keeps the earlier model with its labels.
+        self.template_, self.classes_, self.classifier_ = template, classes, classifier
         return self
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
