@@ -34,6 +34,7 @@ from bertsmith.errors import ConfigError, DataError
 from bertsmith.inference.chunks import Chunks
 from bertsmith.inference.spreadsheet import check_fits
 from bertsmith.inference.table_writers import write_csv
+from bertsmith.progress.display import PlainConsole
 from bertsmith.testing import tiny_table
 from tests.conftest import train
 
@@ -93,6 +94,12 @@ def test_paths_with_brackets_are_shown_as_they_are(monkeypatch, tmp_path, capsys
     assert str(Path("runs[1]/[/bold].csv")) in capsys.readouterr().err
 
 
+def test_only_the_beginning_of_a_message_has_a_style():
+    console = PlainConsole(file=io.StringIO(), force_terminal=True, color_system="standard", no_color=False)
+    console.print("note: [red] :cat:")
+    assert console.file.getvalue() == "\x1b[33mnote:\x1b[0m [red] :cat:\n"
+
+
 def test_a_path_without_permission_is_an_error_of_the_user(monkeypatch, capsys):
     def look():
         raise PermissionError(errno.EACCES, "denied", "run.json")
@@ -141,11 +148,12 @@ def test_every_setting_is_a_flag_of_train(cli):
 
 
 def test_inspect_prints_json_and_writes_a_page(cli, csv, tmp_path):
-    code, out, err = cli("inspect", csv, "--json", "--html", tmp_path / "f.html")
+    page = tmp_path / "f [draft].html"
+    code, out, err = cli("inspect", csv, "--json", "--html", page)
     assert code == 0
     assert json.loads(out)["rows"] == 120
-    assert "f.html" in err
-    assert "Class balance" in (tmp_path / "f.html").read_text()
+    assert page.name in err
+    assert "Class balance" in page.read_text()
 
 
 def test_texts_seen_in_training_are_reported(cli, csv, own_run, tmp_path):

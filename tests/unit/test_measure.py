@@ -732,10 +732,13 @@ def test_the_command_measures_a_corpus(finished, corpus, cli, tmp_path):
 def test_the_command_counts_hidden_shares_and_means(capsys):
     groups = [None, *map(str, range(50))]
     counts = {"naive": 0.5, "estimator": "PPI++", "labelled": 9, "texts": 90}
-    shares = tuple(Share("a", group, 0.5, (0.4, 0.6), **counts) for group in groups)
+    label = "[/red] [draft] :cat:"
+    shares = tuple(Share(label, group, 0.5, (0.4, 0.6), **counts) for group in groups)
     means = tuple(MeanLevel(group, 0.5, (0.4, 0.6), **counts) for group in groups)
     show_measurement(Measurement("corpus", None, "group", shares, means=means))
-    assert f"{50 + 51 - MAX_SHOWN} more" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{50 + 51 - MAX_SHOWN} more" in out
+    assert label in out  # rich would take parts of it for styles and an emoji
 
 
 def test_outcomes_have_no_text_and_replace_no_file_without_permission(finished, corpus, tmp_path, monkeypatch):

@@ -84,7 +84,7 @@ def tune(
         names,
         space,
     )
-    stderr_console().print("[dim]reading the table, loading the model …[/]")
+    stderr_console().print("reading the table, loading the model …", style="dim")
     from bertsmith.progress.tuning import TuningProgress
     from bertsmith.tracking.listener import Tracking
     from bertsmith.workflows.tune import run_tuning
@@ -126,7 +126,8 @@ def _show(folder: Path, outcome: dict[str, Any]) -> None:
     out.print(
         f"winner: trial {outcome['trial']}, {metric} {outcome['score']:.3f} {where}{latency}; "
         f"test {metric} [bold]{decimals(outcome['test']['value'])}[/]  "
-        f"(95 % interval {show_interval(outcome['test']['interval'])}) on {counted(outcome['texts'], 'text')}"
+        f"(95 % interval {show_interval(outcome['test']['interval'])}) on {counted(outcome['texts'], 'text')}",
+        markup=True,
     )
     if seeds := outcome.get("seeds"):
         best, defaults = (
@@ -145,10 +146,10 @@ def _show(folder: Path, outcome: dict[str, Any]) -> None:
             f"this study has shown {outcome['told']} test results: if the search continued after the first, the later "
             "ones are slightly optimistic"
         )
-    out.print(outcome["verdict"], markup=False)
+    out.print(outcome["verdict"])
     if not outcome["is_default"]:
         for name, value in outcome["settings"].items():
-            out.print(f"  {name} = {f'{value:.3g}' if isinstance(value, float) else value}", markup=False)
+            out.print(f"  {name} = {f'{value:.3g}' if isinstance(value, float) else value}")
     for sentence in outcome["advice"]:
-        out.print(f"next: {sentence}", markup=False)
-    out.print(f"report  {folder / 'report.html'}\nrun     {folder / 'best'}", markup=False)
+        out.print(f"next: {sentence}")
+    out.print(f"report  {folder / 'report.html'}\nrun     {folder / 'best'}")
