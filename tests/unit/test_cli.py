@@ -26,7 +26,7 @@ import typer
 
 import bertsmith as bs
 from bertsmith.cli.app import COMMANDS, app, main
-from bertsmith.cli.terminal import stdout_console
+from bertsmith.cli.terminal import stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig
 from bertsmith.data.stream import open_stream
 from bertsmith.data.texts import guarded_cell
@@ -60,6 +60,24 @@ def test_a_reader_that_ends_early_is_no_error(write, monkeypatch):
         monkeypatch.setattr("sys.stdout", closed)
         _command_that(monkeypatch, lambda: write() and None)
         assert _exit_code() == 0
+
+
+def test_a_command_continues_if_the_reader_of_its_messages_ends(monkeypatch, capsys):
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    def action():
+        stderr_console().print("a message")
+        stderr_console().print("another message")
+        sys.stderr.write("a message of a library")
+        sys.stderr.flush()
+        sys.stdout.write("the result")
+
+    with os.fdopen(writer, "w") as closed:
+        monkeypatch.setattr("sys.stderr", closed)
+        _command_that(monkeypatch, action)
+        assert _exit_code() == 0
+    assert capsys.readouterr().out == "the result"
 
 
 @pytest.mark.parametrize("arguments", [["doctor", "--help"], ["--version"]], ids=" ".join)

@@ -38,7 +38,13 @@ def stderr_console() -> Console:
     """Return the console for messages and progress."""
     from bertsmith.progress.display import PlainConsole
 
-    return PlainConsole(stderr=True, soft_wrap=True, width=_width(sys.stderr))
+    class Messages(PlainConsole):
+        def on_broken_pipe(self) -> None:
+            """Let the command continue without messages; rich would exit with 1."""
+            self.quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+    return Messages(stderr=True, soft_wrap=True, width=_width(sys.stderr))
 
 
 def stdout_console() -> Console:
