@@ -14,15 +14,15 @@ from bertsmith.cli.train import Track, stoppable
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
 from bertsmith.data.texts import decimals, show_interval
 from bertsmith.errors import ConfigError, Interrupted, counted
-from bertsmith.load_config import resolve
 from bertsmith.tuning.config import StudyConfig
 
 _SETTINGS = tuple(
     name
     for step in (DataConfig, ModelConfig, TrainConfig, EvalConfig)
     for name in step.model_fields
-    if name not in ("effort", "seeds", "keep_checkpoints", "cv")  # tune has its own options for these
+    if name not in ("effort", "seeds", "keep_checkpoints", "cv")
 )
+"""Settings with an option. In the environment and a file, ``cv`` and ``keep_checkpoints`` apply to the final runs."""
 DEFAULT_TRIALS = 20
 """Trials if the user sets neither their number nor a time limit."""
 
@@ -89,12 +89,11 @@ def tune(
     from bertsmith.tracking.listener import Tracking
     from bertsmith.workflows.tune import run_tuning
 
-    config = resolve({name: getattr(settings, name) for name in _SETTINGS if name in settings.model_fields_set})
     gc.freeze()  # as `train` does
     with TuningProgress(stderr_console()) as progress, stoppable() as stop:
         try:
-            with Tracking(track, output, config, progress) as observe:
-                study = run_tuning(table, config, output, plan, overwrite=overwrite, observe=observe, stop=stop)
+            with Tracking(track, output, settings, progress) as observe:
+                study = run_tuning(table, settings, output, plan, overwrite=overwrite, observe=observe, stop=stop)
         except (Interrupted, KeyboardInterrupt) as stopped:
             what = str(stopped) if isinstance(stopped, Interrupted) else "stopped immediately"
             raise Interrupted(f"{what}\n  to resume: run the same command; finished trials are kept") from None
