@@ -239,6 +239,15 @@ def test_a_setting_without_effect_is_an_error(estimator, name):
     assert repr(name) in error.value.what
 
 
+@pytest.mark.parametrize(("name", "value"), [("CV", "5"), ("VALIDATION", "v.csv"), ("TEST_SIZE", "0")])
+def test_the_environment_may_have_settings_without_effect(estimator, monkeypatch, name, value):
+    monkeypatch.setenv(f"BERTSMITH_{name}", value)
+    monkeypatch.setenv("BERTSMITH_LAYER_DECAY", "0.8")
+    config = clone(estimator).set_params(validation_size=0.95)._config()
+    assert (config.validation_size, config.layer_decay) == (0.95, 0.8)
+    assert (config.cv, config.validation) == (None, None)
+
+
 @pytest.mark.parametrize("settings", [{"epochs": 3}, {"seed": 3}, {"settings": {}}, 5])
 def test_settings_are_a_dict_without_the_parameters_of_the_classifier(estimator, settings):
     with pytest.raises(ConfigError):

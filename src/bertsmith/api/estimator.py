@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -18,7 +19,7 @@ from bertsmith.config import DataConfig
 from bertsmith.data.table import ORDINAL, SINGLE_LABEL
 from bertsmith.data.texts import group_name, is_missing
 from bertsmith.errors import ConfigError, DataError, counted, listing, naming_parameters, number_form, with_article
-from bertsmith.load_config import resolve
+from bertsmith.load_config import ENV_PREFIX, resolve
 
 if TYPE_CHECKING:
     from bertsmith.config import Config
@@ -183,7 +184,15 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             )
         del given["settings"], given["random_state"]
         given = {name: value for name, value in given.items() if value is not None}
-        return resolve({**given, "seed": self.random_state, **settings}, api=True)
+        # Shells that also train have variables of settings without effect here.
+        environ = {
+            name: value
+            for name, value in os.environ.items()
+            if name.upper().removeprefix(ENV_PREFIX).lower() not in _WITHOUT_EFFECT
+        }
+        # `fit` tests nothing. But with test_size=0, `resolve` expects cross-validation.
+        given |= {"seed": self.random_state, "test_size": 1e-9}
+        return resolve({**given, **settings}, environ=environ, api=True)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
