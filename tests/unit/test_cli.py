@@ -630,6 +630,15 @@ def test_inputs_are_never_replaced(cli, finished, csv, tmp_path):
             assert "--overwrite to replace" not in err
 
 
+def test_a_url_is_no_path(cli, finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command in (("pack", finished, "-o"), ("compare", finished), ("inspect", "--config"), ("methods",)):
+        code, _, err = cli(*command, "s3://bucket/x.zip")
+        assert code == 2
+        assert "s3:/bucket/x.zip" in err.replace("\\", "/")
+    assert not any(tmp_path.iterdir())
+
+
 def test_output_pages_need_the_suffix_html(cli, csv, tmp_path):
     for name in ("-", "page", "page.csv"):
         code, _, err = cli("inspect", csv, "--html", tmp_path / name)

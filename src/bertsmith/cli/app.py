@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from bertsmith import __version__
-from bertsmith.cli.options import Command, Group
+from bertsmith.cli.options import Command, Group, with_checked_paths
 from bertsmith.cli.terminal import stderr_console, use_utf8
 from bertsmith.compute.system import is_closed_pipe
 from bertsmith.errors import DISK_ERRNOS, Interrupted, MissingPackageError, UserError, save_traceback, write_error
@@ -83,7 +83,7 @@ def app(command: str = "") -> typer.Typer:
         for name in names:
             if command not in COMMANDS or name == command:
                 function = getattr(import_module(f"bertsmith.cli.{name}"), name)
-                cli.command(cls=Command, rich_help_panel=panel)(function)
+                cli.command(cls=Command, rich_help_panel=panel)(with_checked_paths(function))
     return cli
 
 

@@ -110,6 +110,20 @@ class Command(_WithHelp, TyperCommand):
         return super().parse_args(ctx, args)
 
 
+def with_checked_paths(command: Callable[..., None]) -> Callable[..., None]:
+    """Make a command refuse paths that no file system accepts, and URLs."""
+
+    @functools.wraps(command)
+    def wrapper(**arguments: Any) -> None:
+        for name, value in arguments.items():
+            for path in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(path, Path):
+                    to_path(path, name)
+        command(**arguments)
+
+    return wrapper
+
+
 def with_settings(
     *configs: type[BaseConfig], only: Collection[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -138,9 +152,6 @@ def with_settings(
             flags = {name: arguments.pop(name) for name in fields}
             if flags.get("set") is not None:
                 flags["set"] = parse_assignments(flags["set"])
-            for name, value in arguments.items():
-                if isinstance(value, Path):
-                    to_path(value, name)
             file = arguments.pop("config")
             if takes_config:
                 arguments["config"] = file
