@@ -154,6 +154,7 @@ def test_a_failed_fit_keeps_the_earlier_model(monkeypatch, estimator):
     ("texts", "labels", "expected"),
     [
         (["a", 3, "c"], [0, 1, 0], "item 1"),
+        (pd.DataFrame([["a", "b"], ["c", "d"]], columns=["Text", "Text"]), [0, 1], "'Text'"),
         ("a text", [0], "list of texts"),
         (["a", "b"], [0, 1, 1], "2 texts"),
         (["a", "b"], [0, 0], "one class"),
@@ -206,8 +207,9 @@ def test_a_single_column_is_found_by_its_name(fitted):
     expected = fitted.predict_proba(TEXTS[:5])
     assert named.predict_proba(frame) == pytest.approx(expected, abs=1e-6)
     assert named.predict_proba(frame[["Text"]].set_axis(["other"], axis=1)) == pytest.approx(expected, abs=1e-6)
-    with pytest.raises(DataError):
-        named.predict(frame.rename(columns={"Text": "other"}))
+    for wrong in (frame.rename(columns={"Text": "other"}), frame.set_axis(["Text", "Text"], axis=1)):
+        with pytest.raises(DataError):
+            named.predict(wrong)
 
 
 def test_the_names_of_columns_may_be_numbers(estimator):

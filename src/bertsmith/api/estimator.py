@@ -230,11 +230,16 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
 
 def _frame(X: Any) -> Any:  # noqa: N803
     """Return X, as a data frame of pandas if it is a table of another library, or as a list if it is an iterator."""
+    from bertsmith.data.columns import check_columns
     from bertsmith.data.formats.registry import to_data_frame
 
     if isinstance(X, Iterator):
         return list(X)
-    return to_data_frame(X) if hasattr(X, "columns") else X
+    if not hasattr(X, "columns"):
+        return X
+    X = to_data_frame(X)  # noqa: N806
+    check_columns(list(map(str, X.columns)), max(len(X), 1), "X", DataConfig())  # other messages name an empty X
+    return X
 
 
 def _one_per_text(values: Any, name: str, noun: str, n_texts: int) -> np.ndarray:
