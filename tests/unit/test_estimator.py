@@ -72,6 +72,14 @@ def test_a_pickled_classifier_predicts_the_same(fitted):
     assert again.get_params() == fitted.get_params()
 
 
+def test_a_pickle_loads_without_the_device_of_its_training(fitted, monkeypatch):
+    trained = copy.copy(fitted).set_params(device="cuda")
+    monkeypatch.setattr("bertsmith.compute.device.available_devices", lambda: {"cuda": False, "cpu": True})
+    again = pickle.loads(pickle.dumps(trained))
+    assert again.predict(TEXTS[:5]).tolist() == fitted.predict(TEXTS[:5]).tolist()
+    assert again.device == "cuda"
+
+
 def test_a_fitted_classifier_predicts_in_its_own_precision(tmp_path):
     folder = tiny_model(tmp_path / "m", "albert")  # its forward pass is that of transformers
     fitted = bs.BertClassifier(str(folder), **{**SETTINGS, "epochs": 1}, precision="bf16").fit(TEXTS[:9], LABELS[:9])

@@ -217,12 +217,14 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         files = state.pop("files", None)
         super().__setstate__(state)
         if files is not None:
+            from bertsmith.compute.device import available_devices
             from bertsmith.inference.classifier import Classifier
 
+            device = self.device if available_devices().get(self.device, True) else "auto"  # of another machine
             with tempfile.TemporaryDirectory() as folder:
                 for name, content in files.items():
                     (Path(folder) / name).write_bytes(content)
-                loaded = Classifier.load(folder, device=self.device)
+                loaded = Classifier.load(folder, device=device)
             opened = replace(loaded.loaded, template=self.template_)
             self.classifier_ = Classifier(opened, loaded.labels, loaded.task, loaded.rule)
             self.classifier_.long = loaded.long
