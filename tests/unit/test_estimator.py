@@ -258,6 +258,19 @@ def test_the_environment_may_have_settings_without_effect(estimator, monkeypatch
     assert (config.cv, config.validation) == (None, None)
 
 
+@pytest.mark.parametrize("random_state", [np.random.RandomState(0), -1, 2**32, 1.5, "1"])
+def test_a_random_state_that_is_no_seed_is_an_error(estimator, random_state):
+    with pytest.raises(ConfigError) as error:
+        clone(estimator).set_params(random_state=random_state)._config()
+    assert "random_state" in error.value.what
+
+
+def test_without_a_random_state_each_fit_has_another_seed(estimator):
+    other = clone(estimator).set_params(random_state=None)
+    assert other._config().seed != other._config().seed
+    assert other.set_params(random_state=np.int64(7))._config().seed == 7
+
+
 @pytest.mark.parametrize("settings", [{"epochs": 3}, {"seed": 3}, {"settings": {}}, 5])
 def test_settings_are_a_dict_without_the_parameters_of_the_classifier(estimator, settings):
     with pytest.raises(ConfigError):

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from numbers import Number
+from numbers import Integral, Number
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,7 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         model: Hugging Face Hub id, local folder, ``"packaged:minilm"``, or ``"auto"``: by language.
         max_length, epochs, batch_size, learning_rate: as for `bertsmith.train`; ``None``: chosen from the data.
         validation_size, imbalance, decision_rule, precision, device, threads: as for `bertsmith.train`.
-        random_state: seed of split, head initialization, shuffling and dropout.
+        random_state: seed of split, head initialization, shuffling and dropout; ``None``: another seed in each `fit`.
         settings: other settings of `bertsmith.train`, such as ``{"task": "ordinal"}`` if ``y`` holds ordered numbers.
             `fit` refuses settings that read a table, look for label errors, test a model or write files.
 
@@ -77,7 +77,7 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         precision: str = "auto",
         device: str = "auto",
         threads: int | None = None,
-        random_state: int = 42,
+        random_state: int | None = 42,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = model
@@ -185,14 +185,19 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         del given["settings"], given["random_state"]
         given = {name: value for name, value in given.items() if value is not None}
         # Shells that also train have variables of settings without effect here.
-        environ = {
-            name: value
-            for name, value in os.environ.items()
-            if name.upper().removeprefix(ENV_PREFIX).lower() not in _WITHOUT_EFFECT
-        }
+        unused = [f"{ENV_PREFIX}{name.upper()}" for name in _WITHOUT_EFFECT]
+        environ = {name: value for name, value in os.environ.items() if name.upper() not in unused}
         # `fit` tests nothing. But with test_size=0, `resolve` expects cross-validation.
-        given |= {"seed": self.random_state, "test_size": 1e-9}
+        given |= {"seed": self._seed(), "test_size": 1e-9}
         return resolve({**given, **settings}, environ=environ, api=True)
+
+    def _seed(self) -> int:
+        """Return the seed of a `fit`. As elsewhere in scikit-learn, ``None`` takes it from NumPy's global generator."""
+        state = np.random.randint(2**32, dtype=np.int64) if self.random_state is None else self.random_state
+        if not isinstance(state, Integral) or not 0 <= state < 2**32:
+            what = f"random_state should be None or an integer from 0 to 2**32 - 1, not {state!r}"
+            raise ConfigError(what, remedy="For example: random_state=42.")
+        return int(state)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
