@@ -18,7 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 from bertsmith.compute.machine import use_cores
 from bertsmith.config import BaseConfig, DataConfig, EvalConfig, Long, ModelConfig, TrainConfig
 from bertsmith.errors import ConfigError, to_path
-from bertsmith.load_config import parse_assignments, resolve
+from bertsmith.load_config import ENV_PREFIX, parse_assignments, resolve
 
 _PANELS: dict[type[BaseConfig], str] = {
     DataConfig: "Data",
@@ -48,8 +48,9 @@ RunOrExport = Annotated[
 LongTexts = Annotated[
     Long,
     typer.Option(
+        envvar=f"{ENV_PREFIX}LONG",
         help="How to read texts above the maximum length. truncate: the beginning; head-tail: beginning and end; "
-        "window: the whole text; auto: as the run does."
+        "window: the whole text; auto: as the run does.",
     ),
 ]
 DecisionRule = Annotated[bool, typer.Option(help="Use the decision rule tuned on validation, if the run has one.")]
