@@ -193,8 +193,8 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
 
     def _seed(self) -> int:
         """Return the seed of a `fit`. As elsewhere in scikit-learn, ``None`` takes it from NumPy's global generator."""
-        state = np.random.randint(2**32, dtype=np.int64) if self.random_state is None else self.random_state
-        if not isinstance(state, Integral) or not 0 <= state < 2**32:
+        state: Any = np.random.randint(2**32, dtype=np.int64) if self.random_state is None else self.random_state
+        if not isinstance(state, Integral) or not 0 <= int(state) < 2**32:
             what = f"random_state should be None or an integer from 0 to 2**32 - 1, not {state!r}"
             raise ConfigError(what, remedy="For example: random_state=42.")
         return int(state)

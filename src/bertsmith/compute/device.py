@@ -55,6 +55,24 @@ def _limit_threads() -> None:
         torch.set_num_threads(_lowered[1])
 
 
+@contextmanager
+def kept_random_states() -> Iterator[None]:
+    """At the end of this context, restore the global random generators of Python, NumPy and torch.
+
+    Training seeds these generators. Without this context, a caller that resamples would draw the same sample again.
+    """
+    import torch
+
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices, device_type="cuda"):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
 def available_devices() -> dict[str, bool]:
     """Return whether each type of device is available, the preferred type first."""
     import torch
@@ -99,21 +117,3 @@ def choose_precision(device: torch.device) -> tuple[str, str]:
             return "bf16", "bf16 is fast on this GPU"
         return "fp32", "this GPU does not support bf16"
     return "fp32", "the safe choice on this device, which also supports bf16"
-
-
-@contextmanager
-def kept_random_states() -> Iterator[None]:
-    """At the end of this context, restore the global random generators of Python, NumPy and torch.
-
-    Training seeds these generators. Without this context, a caller that resamples would draw the same sample again.
-    """
-    import torch
-
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices, device_type="cuda"):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

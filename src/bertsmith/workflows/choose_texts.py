@@ -112,7 +112,7 @@ def choose_texts(
     Raises:
         UserError: also if number or share are out of range.
     """
-    if not (isinstance(n, Integral) and n >= 1 and isinstance(random_share, Real) and 0 <= float(random_share) <= 1):
+    if not all(map(isinstance, (n, random_share), (Integral, Real))) or n < 1 or not 0 <= random_share <= 1:
         raise ConfigError(
             "n must be an integer of at least 1, and random_share a number between 0 and 1; "
             f"they are {n!r} and {random_share!r}",
