@@ -1,4 +1,4 @@
-"""Choose and describe the device and its precision; keep the states of random generators."""
+"""Choose and describe the device and its precision."""
 
 from __future__ import annotations
 
