@@ -385,7 +385,7 @@ def test_wrong_arguments_are_reported_and_nothing_changes(arguments, pool, tmp_p
     assert pool.read_bytes() == before
     assert project.texts == []
     assert cli("next", tmp_path / "nothing", pool)[0] == 2
-    for wrong in ({"n": 0}, {"random_share": 1.5}):
+    for wrong in ({"n": 0}, {"n": "5"}, {"n": 2.5}, {"random_share": 1.5}, {"random_share": "a"}):
         with pytest.raises(ConfigError):
             bs.next_texts(project.path, pool, **wrong)
 

@@ -26,7 +26,7 @@ import typer
 
 import bertsmith as bs
 from bertsmith.cli.app import COMMANDS, app, main
-from bertsmith.cli.terminal import stdout_console
+from bertsmith.cli.terminal import stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig
 from bertsmith.data.stream import open_stream
 from bertsmith.data.texts import guarded_cell
@@ -34,6 +34,7 @@ from bertsmith.errors import ConfigError, DataError
 from bertsmith.inference.chunks import Chunks
 from bertsmith.inference.spreadsheet import check_fits
 from bertsmith.inference.table_writers import write_csv
+from bertsmith.progress.display import PlainConsole
 from bertsmith.testing import tiny_table
 from tests.conftest import train
 
@@ -59,6 +60,24 @@ def test_a_reader_that_ends_early_is_no_error(write, monkeypatch):
         monkeypatch.setattr("sys.stdout", closed)
         _command_that(monkeypatch, lambda: write() and None)
         assert _exit_code() == 0
+
+
+def test_a_command_continues_if_the_reader_of_its_messages_ends(monkeypatch, capsys):
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    def action():
+        stderr_console().print("a message")
+        stderr_console().print("another message")
+        sys.stderr.write("a message of a library")
+        sys.stderr.flush()
+        sys.stdout.write("the result")
+
+    with os.fdopen(writer, "w") as closed:
+        monkeypatch.setattr("sys.stderr", closed)
+        _command_that(monkeypatch, action)
+        assert _exit_code() == 0
+    assert capsys.readouterr().out == "the result"
 
 
 @pytest.mark.parametrize("arguments", [["doctor", "--help"], ["--version"]], ids=" ".join)
@@ -91,6 +110,12 @@ def test_paths_with_brackets_are_shown_as_they_are(monkeypatch, tmp_path, capsys
         _command_that(monkeypatch, fill_the_disk)
         assert _exit_code() == 2
     assert str(Path("runs[1]/[/bold].csv")) in capsys.readouterr().err
+
+
+def test_only_the_beginning_of_a_message_has_a_style():
+    console = PlainConsole(file=io.StringIO(), force_terminal=True, color_system="standard", no_color=False)
+    console.print("note: [red] :cat:")
+    assert console.file.getvalue() == "\x1b[33mnote:\x1b[0m [red] :cat:\n"
 
 
 def test_a_path_without_permission_is_an_error_of_the_user(monkeypatch, capsys):
@@ -141,11 +166,12 @@ def test_every_setting_is_a_flag_of_train(cli):
 
 
 def test_inspect_prints_json_and_writes_a_page(cli, csv, tmp_path):
-    code, out, err = cli("inspect", csv, "--json", "--html", tmp_path / "f.html")
+    page = tmp_path / "f [draft].html"
+    code, out, err = cli("inspect", csv, "--json", "--html", page)
     assert code == 0
     assert json.loads(out)["rows"] == 120
-    assert "f.html" in err
-    assert "Class balance" in (tmp_path / "f.html").read_text()
+    assert page.name in err
+    assert "Class balance" in page.read_text()
 
 
 def test_texts_seen_in_training_are_reported(cli, csv, own_run, tmp_path):
@@ -602,6 +628,15 @@ def test_inputs_are_never_replaced(cli, finished, csv, tmp_path):
             code, _, err = cli(*command, finished / name, "--overwrite")
             assert (code, (finished / name).read_bytes()) == (2, before)
             assert "--overwrite to replace" not in err
+
+
+def test_a_url_is_no_path(cli, finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command in (("pack", finished, "-o"), ("compare", finished), ("inspect", "--config"), ("methods",)):
+        code, _, err = cli(*command, "s3://bucket/x.zip")
+        assert code == 2
+        assert "s3:/bucket/x.zip" in err.replace("\\", "/")
+    assert not any(tmp_path.iterdir())
 
 
 def test_output_pages_need_the_suffix_html(cli, csv, tmp_path):

@@ -132,6 +132,27 @@ def test_tune_names_its_own_parameter_for_seeds(tmp_path):
     assert "final_seeds" in caught.value.remedy
 
 
+def test_tune_reads_a_file_in_the_shell_as_in_python(tmp_path, monkeypatch, cli):
+    def run_tuning(table, config, *_, **__):
+        seen.append(config)
+        raise ConfigError("the search would start here")
+
+    seen = []
+    monkeypatch.delenv("BERTSMITH_CV")
+    file = tmp_path / "settings.toml"
+    file.write_text('effort = "quick"\ncv = 3\nkeep_checkpoints = true\n')
+    with monkeypatch.context() as patched, pytest.raises(ConfigError):
+        patched.setattr("bertsmith.workflows.tune.run_tuning", run_tuning)
+        cli("tune", "t.csv", "-o", tmp_path / "study", "--config", file)
+        bs.tune("t.csv", output=tmp_path / "study", config=file)
+    assert seen[0] == seen[1]
+    assert (seen[0].effort, seen[0].cv, seen[0].keep_checkpoints) == ("quick", 3, True)
+    file.write_text("seeds = 3\n")
+    code, _, err = cli("tune", "t.csv", "-o", tmp_path / "study", "--config", file)
+    assert code == 2
+    assert "--final-seeds" in err
+
+
 def test_no_message_prints_a_whole_table():
     frame = pd.DataFrame({"Text": ["a secret text"] * 50, "Label": [0, 1] * 25})
     for settings in ({"text_column": frame}, {"test": [frame]}, {"epochs": {"a": frame}}, {"test": 5}, {"set": frame}):

@@ -72,6 +72,14 @@ def test_a_pickled_classifier_predicts_the_same(fitted):
     assert again.get_params() == fitted.get_params()
 
 
+def test_a_pickle_loads_without_the_device_of_its_training(fitted, monkeypatch):
+    trained = copy.copy(fitted).set_params(device="cuda")
+    monkeypatch.setattr("bertsmith.compute.device.available_devices", lambda: {"cuda": False, "cpu": True})
+    again = pickle.loads(pickle.dumps(trained))
+    assert again.predict(TEXTS[:5]).tolist() == fitted.predict(TEXTS[:5]).tolist()
+    assert again.device == "cuda"
+
+
 def test_a_fitted_classifier_predicts_in_its_own_precision(tmp_path):
     folder = tiny_model(tmp_path / "m", "albert")  # its forward pass is that of transformers
     fitted = bs.BertClassifier(str(folder), **{**SETTINGS, "epochs": 1}, precision="bf16").fit(TEXTS[:9], LABELS[:9])
@@ -134,10 +142,27 @@ def test_a_column_of_labels_is_a_list_of_labels(monkeypatch, estimator, kind):
     assert clone(estimator).fit(TEXTS, kind(LABELS)).classes_.tolist() == ["a", "b", "c"]
 
 
+def test_a_failed_fit_keeps_the_earlier_model(monkeypatch, estimator):
+    def fit(table, config):
+        if "zebra" in table.labels.texts:
+            raise KeyboardInterrupt
+        return "model"
+
+    monkeypatch.setattr(fit_in_memory, "fit_in_memory", fit)
+    fitted = clone(estimator).fit(["a", "b"], ["x", "y"])
+    earlier = dict(vars(fitted))
+    frame = pd.DataFrame({"u": ["a", "b"], "v": ["c", "d"]})
+    for labels in (["ant", "zebra"], ["only", "only"], [1, "x"]):
+        with pytest.raises((KeyboardInterrupt, DataError)):
+            fitted.fit(frame, labels)
+        assert vars(fitted) == earlier
+
+
 @pytest.mark.parametrize(
     ("texts", "labels", "expected"),
     [
         (["a", 3, "c"], [0, 1, 0], "item 1"),
+        (pd.DataFrame([["a", "b"], ["c", "d"]], columns=["Text", "Text"]), [0, 1], "'Text'"),
         ("a text", [0], "list of texts"),
         (["a", "b"], [0, 1, 1], "2 texts"),
         (["a", "b"], [0, 0], "one class"),
@@ -190,8 +215,9 @@ def test_a_single_column_is_found_by_its_name(fitted):
     expected = fitted.predict_proba(TEXTS[:5])
     assert named.predict_proba(frame) == pytest.approx(expected, abs=1e-6)
     assert named.predict_proba(frame[["Text"]].set_axis(["other"], axis=1)) == pytest.approx(expected, abs=1e-6)
-    with pytest.raises(DataError):
-        named.predict(frame.rename(columns={"Text": "other"}))
+    for wrong in (frame.rename(columns={"Text": "other"}), frame.set_axis(["Text", "Text"], axis=1)):
+        with pytest.raises(DataError):
+            named.predict(wrong)
 
 
 def test_the_names_of_columns_may_be_numbers(estimator):
@@ -230,6 +256,28 @@ def test_a_setting_without_effect_is_an_error(estimator, name):
     with pytest.raises(ConfigError) as error:
         clone(estimator).set_params(settings={name: 3}).fit(TEXTS, LABELS)
     assert repr(name) in error.value.what
+
+
+@pytest.mark.parametrize(("name", "value"), [("CV", "5"), ("VALIDATION", "v.csv"), ("TEST_SIZE", "0")])
+def test_the_environment_may_have_settings_without_effect(estimator, monkeypatch, name, value):
+    monkeypatch.setenv(f"BERTSMITH_{name}", value)
+    monkeypatch.setenv("BERTSMITH_LAYER_DECAY", "0.8")
+    config = clone(estimator).set_params(validation_size=0.95)._config()
+    assert (config.validation_size, config.layer_decay) == (0.95, 0.8)
+    assert (config.cv, config.validation) == (None, None)
+
+
+@pytest.mark.parametrize("random_state", [np.random.RandomState(0), -1, 2**32, 1.5, "1"])
+def test_a_random_state_that_is_no_seed_is_an_error(estimator, random_state):
+    with pytest.raises(ConfigError) as error:
+        clone(estimator).set_params(random_state=random_state)._config()
+    assert "random_state" in error.value.what
+
+
+def test_without_a_random_state_each_fit_has_another_seed(estimator):
+    other = clone(estimator).set_params(random_state=None)
+    assert other._config().seed != other._config().seed
+    assert other.set_params(random_state=np.int64(7))._config().seed == 7
 
 
 @pytest.mark.parametrize("settings", [{"epochs": 3}, {"seed": 3}, {"settings": {}}, 5])

@@ -141,6 +141,7 @@ def test_a_data_frame_keeps_its_columns_and_its_index(classifier):
     assert whole["predicted"].dtype == "int64"
     assert classifier.predict_frame(frame.iloc[:0]).shape == (0, 6)
     assert classifier.predict_frame(pd.DataFrame({"words": ["my cat"]}))["predicted_text"].tolist() == ["animals"]
+    pd.testing.assert_frame_equal(classifier.predict_frame(pa.chunked_array([["my cat"], ["apple plum"]])), of_texts)
     named = classifier.predict_frame(frame.assign(words="apple plum"), text_column="words")
     assert set(named["predicted_text"]) == {"fruits"}
 

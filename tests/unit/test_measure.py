@@ -8,6 +8,7 @@ import json
 import tracemalloc
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -649,11 +650,41 @@ def test_numbers_that_vary_in_one_cluster_or_in_no_labelled_text_have_no_coeffic
         ("hte", ["late"], "linear", DataError),
         ("hate", ["x"], "linear", DataError),
         ("hate", ["late"], "p", ConfigError),
+        ("hate", [], "linear", ConfigError),
+        ("hate", 5, "linear", DataError),
+        ("hate", "infinite", "linear", DataError),
+        ("words", "late", "linear", DataError),
+        ("missing", "late", "linear", DataError),
     ],
 )
 def test_a_regression_that_cannot_be_is_refused(label, on, model, error):
+    frame = _outcomes(0, n=40).assign(infinite=np.inf)
+    frame[["outcome words", "outcome missing"]] = "word", np.nan
     with pytest.raises(error):
-        fit_regression(_outcomes(0), label, on, model=model)
+        fit_regression(frame, label, on, model=model)
+
+
+@pytest.mark.parametrize("name", ["none.csv", ".", "empty.csv", "rows.csv", "bytes.csv", "twice.csv", "words.csv"])
+def test_a_file_that_is_not_that_of_a_regression_is_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    contents = {
+        "empty": b"",
+        "rows": b"a,b\n",
+        "bytes": b"a\n\xff\n",
+        "twice": b"a\n1\n1,2,3\n",
+        "words": b"a,b\n1,2\n",
+    }
+    for stem, content in contents.items():
+        Path(f"{stem}.csv").write_bytes(content)
+    with pytest.raises(DataError) as error:
+        fit_regression(name, "hate", "a")
+    assert error.value.where == name
+
+
+def test_clusters_that_are_not_a_column_are_refused():
+    for clusters in (7, ""):
+        with pytest.raises(DataError):
+            fit_regression(_outcomes(0, n=40), "hate", "late", clusters=clusters)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
@@ -732,10 +763,13 @@ def test_the_command_measures_a_corpus(finished, corpus, cli, tmp_path):
 def test_the_command_counts_hidden_shares_and_means(capsys):
     groups = [None, *map(str, range(50))]
     counts = {"naive": 0.5, "estimator": "PPI++", "labelled": 9, "texts": 90}
-    shares = tuple(Share("a", group, 0.5, (0.4, 0.6), **counts) for group in groups)
+    label = "[/red] [draft] :cat:"
+    shares = tuple(Share(label, group, 0.5, (0.4, 0.6), **counts) for group in groups)
     means = tuple(MeanLevel(group, 0.5, (0.4, 0.6), **counts) for group in groups)
     show_measurement(Measurement("corpus", None, "group", shares, means=means))
-    assert f"{50 + 51 - MAX_SHOWN} more" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{50 + 51 - MAX_SHOWN} more" in out
+    assert label in out  # rich would take parts of it for styles and an emoji
 
 
 def test_outcomes_have_no_text_and_replace_no_file_without_permission(finished, corpus, tmp_path, monkeypatch):

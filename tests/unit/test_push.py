@@ -234,6 +234,7 @@ def test_what_cannot_be_pushed_is_refused_before_the_hub_is_asked(finished, hub,
     for wrong in (
         {"repository": "topics"},
         {"repository": "me/to pics"},
+        {"repository": 5},
         {"repository": "me/topics", "language": ["English"]},
         {"repository": "me/topics", "datasets": "reviews.csv"},
     ):

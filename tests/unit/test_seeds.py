@@ -1,19 +1,27 @@
 """Several seeds: spread of the scores, best model and ensemble."""
 
 import json
+import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.metrics import f1_score
+from transformers import set_seed
 
 import bertsmith as bs
+from bertsmith.config import Config
 from bertsmith.errors import DataError, Interrupted, RunFolderError
 from bertsmith.events import Prepared
 from bertsmith.folders.run import Run
 from bertsmith.report.methods import write_methods
 from bertsmith.testing import tiny_table
+from bertsmith.tuning.config import StudyConfig
+from bertsmith.workflows import fit_in_memory, tune
+from bertsmith.workflows import seeds as workflow
 from bertsmith.workflows.seeds import _compare
 from tests.conftest import FAST, same_weights, train, weights_of
 
@@ -175,3 +183,30 @@ def test_r2_may_be_undefined(cli, tiny, tmp_path):
     assert {place for _, place in write_methods(bs.Run(members[0])).sources} >= {
         "metrics.json: splits.test.metrics.mae.value"
     }
+
+
+HOW = {"overwrite": False, "observe": print, "stop": lambda: False}
+
+
+@pytest.mark.parametrize(
+    ("first_step", "train"),
+    [
+        ((fit_in_memory, "check_effort"), lambda: fit_in_memory.fit_in_memory(None, Config())),
+        ((workflow, "check_effort"), lambda: workflow.run_seeds(None, Config(), Path("run"), resume=False, **HOW)),
+        ((tune, "Study"), lambda: tune.run_tuning(None, Config(), Path("study"), StudyConfig(), **HOW)),
+    ],
+)
+def test_training_keeps_the_random_states_of_the_caller(first_step, train, monkeypatch):
+    def states():
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    def reseed(_):
+        set_seed(5)
+        assert states() != before
+        raise Interrupted
+
+    monkeypatch.setattr(*first_step, reseed)
+    before = states()
+    with pytest.raises(Interrupted):
+        train()
+    assert states() == before

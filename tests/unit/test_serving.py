@@ -1024,6 +1024,22 @@ def test_other_tokens_are_accepted(token):
     assert read_token({} if token is None else {"BERTSMITH_TOKEN": token}) == token
 
 
+def test_serve_and_export_read_settings_from_the_environment(cli, tmp_path, monkeypatch):
+    def export(run, *, long, **_):
+        seen.append(long)
+        raise ConfigError("the export would start here")
+
+    seen = []
+    monkeypatch.setattr("bertsmith.serving.server.serve", lambda config, _: seen.append((config.device, config.long)))
+    monkeypatch.setattr("bertsmith.inference.export.export", export)
+    monkeypatch.setenv("BERTSMITH_DEVICE", "mps")
+    monkeypatch.setenv("BERTSMITH_LONG", "window")
+    cli("serve", tmp_path)
+    cli("serve", tmp_path, "--device", "cpu", "--long", "truncate")
+    cli("export", tmp_path)
+    assert seen == [("mps", "window"), ("cpu", "truncate"), "window"]
+
+
 def test_serve_exits_with_2_on_wrong_arguments(cli, tmp_path, monkeypatch):
     code, _, err = cli("serve", tmp_path / "none")
     assert code == 2

@@ -20,14 +20,20 @@ from pydantic import ValidationError
 import bertsmith as bs
 from bertsmith.config import DataConfig
 from bertsmith.data.columns import find_text_columns
+from bertsmith.data.read import read_table
 from bertsmith.data.sources import read_raw
 from bertsmith.data.stream import open_stream
+from bertsmith.data.template import Template
 from bertsmith.data.texts import to_texts
 from bertsmith.errors import DataError, Interrupted, OutputError, RunFolderError, UserError
 from bertsmith.folders.claim import claim
 from bertsmith.inference.chunks import Chunks, PredictionFile, chunks_folder, write_stream
 from bertsmith.inference.predict import CONFIDENCE, LABELLED, LENGTH, predict_chunks
 from bertsmith.inference.table_writers import to_arrow
+from bertsmith.testing import tiny_table
+from bertsmith.workflows.evaluate import read_labelled
+from bertsmith.workflows.predict import opened
+from bertsmith.workflows.predict_options import PredictOptions
 from tests.malformed import corpus
 
 TABLES = [c for c in corpus() if "--sql" not in c.flags and c.where != ""]
@@ -53,6 +59,22 @@ def _streamed(path, config):
         assert stream.n_rows == sum(len(texts) for _, texts in chunks)
         rows = [list(row) for cells, _ in chunks for row in zip(*cells.values(), strict=True)]
         return rows, list(chunks[0][0]), [t for _, texts in chunks for t in texts], list(stream.notes)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        read_table,
+        lambda table, config: read_labelled(table, config, None),
+        lambda table, config: open_stream(table, config).__enter__(),
+        lambda _, config: opened(lambda: "stdin", config, Template(), PredictOptions(), print).__enter__(),
+    ],
+    ids=["read_table", "read_labelled", "open_stream", "stdin"],
+)
+def test_a_query_together_with_a_table_is_an_error(read):
+    with pytest.raises(DataError) as error:
+        read(tiny_table(6), DataConfig(sql="select 1", db="sqlite:///nowhere.db"))
+    assert error.value.where
 
 
 def _outcome(read, path, config):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from numbers import Number
+from numbers import Integral, Number
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +19,12 @@ from bertsmith.config import DataConfig
 from bertsmith.data.table import ORDINAL, SINGLE_LABEL
 from bertsmith.data.texts import group_name, is_missing
 from bertsmith.errors import ConfigError, DataError, counted, listing, naming_parameters, number_form, with_article
-from bertsmith.load_config import resolve
+from bertsmith.load_config import ENV_PREFIX, resolve
 
 if TYPE_CHECKING:
     from bertsmith.config import Config
     from bertsmith.data.table import Table
     from bertsmith.data.template import Template, Texts
-    from bertsmith.inference.classifier import Classifier
 
 _WITHOUT_EFFECT = {
     "cv",
@@ -48,7 +48,7 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         model: Hugging Face Hub id, local folder, ``"packaged:minilm"``, or ``"auto"``: by language.
         max_length, epochs, batch_size, learning_rate: as for `bertsmith.train`; ``None``: chosen from the data.
         validation_size, imbalance, decision_rule, precision, device, threads: as for `bertsmith.train`.
-        random_state: seed of split, head initialization, shuffling and dropout.
+        random_state: seed of split, head initialization, shuffling and dropout; ``None``: another seed in each `fit`.
         settings: other settings of `bertsmith.train`, such as ``{"task": "ordinal"}`` if ``y`` holds ordered numbers.
             `fit` refuses settings that read a table, look for label errors, test a model or write files.
 
@@ -77,7 +77,7 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         precision: str = "auto",
         device: str = "auto",
         threads: int | None = None,
-        random_state: int = 42,
+        random_state: int | None = 42,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = model
@@ -111,8 +111,8 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         from bertsmith.workflows.fit_in_memory import fit_in_memory
 
         X = _frame(X)  # noqa: N806
-        self.template_ = _template(X)
-        texts = _texts(X, self.template_)
+        template = _template(X)
+        texts = _texts(X, template)
         if not len(texts):
             raise DataError("X is empty", remedy="Pass at least one text of each class.")
         if y is None:
@@ -133,18 +133,20 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
                 remedy="Pass classes. To predict numbers, use bertsmith.train with the task regression.",
             )
         try:
-            self.classes_, codes = np.unique(labels, return_inverse=True)
+            classes, codes = np.unique(labels, return_inverse=True)
         except TypeError as error:
             raise DataError("the labels in y cannot be sorted", remedy="Pass labels of a single type.") from error
-        if config.task == ORDINAL and not all(isinstance(label, Number) for label in self.classes_.tolist()):
+        if config.task == ORDINAL and not all(isinstance(label, Number) for label in classes.tolist()):
             raise DataError(
                 "the task ordinal needs numbers in y, which give the order of the classes",
                 remedy="Pass the rank of each label. For an ordered categorical of pandas, pass "
                 "y.cat.codes.where(y.notna()).",
             )
-        table = _table(texts, self.template_, self.classes_, codes, groups)
+        table = _table(texts, template, classes, codes, groups)
         table = replace(table, task=ORDINAL) if config.task == ORDINAL else table
-        self.classifier_: Classifier = fit_in_memory(table, config)
+        classifier = fit_in_memory(table, config)
+        # Together, so that an interrupted or failed fit keeps the earlier model with its labels.
+        self.template_, self.classes_, self.classifier_ = template, classes, classifier
         return self
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
@@ -182,7 +184,20 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             )
         del given["settings"], given["random_state"]
         given = {name: value for name, value in given.items() if value is not None}
-        return resolve({**given, "seed": self.random_state, **settings}, api=True)
+        # Shells that also train have variables of settings without effect here.
+        unused = [f"{ENV_PREFIX}{name.upper()}" for name in _WITHOUT_EFFECT]
+        environ = {name: value for name, value in os.environ.items() if name.upper() not in unused}
+        # `fit` tests nothing. But with test_size=0, `resolve` expects cross-validation.
+        given |= {"seed": self._seed(), "test_size": 1e-9}
+        return resolve({**given, **settings}, environ=environ, api=True)
+
+    def _seed(self) -> int:
+        """Return the seed of a `fit`. As elsewhere in scikit-learn, ``None`` takes it from NumPy's global generator."""
+        state: Any = np.random.randint(2**32, dtype=np.int64) if self.random_state is None else self.random_state
+        if not isinstance(state, Integral) or not 0 <= int(state) < 2**32:
+            what = f"random_state should be None or an integer from 0 to 2**32 - 1, not {state!r}"
+            raise ConfigError(what, remedy="For example: random_state=42.")
+        return int(state)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -207,12 +222,14 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         files = state.pop("files", None)
         super().__setstate__(state)
         if files is not None:
+            from bertsmith.compute.device import available_devices
             from bertsmith.inference.classifier import Classifier
 
+            device = self.device if available_devices().get(self.device, True) else "auto"  # of another machine
             with tempfile.TemporaryDirectory() as folder:
                 for name, content in files.items():
                     (Path(folder) / name).write_bytes(content)
-                loaded = Classifier.load(folder, device=self.device)
+                loaded = Classifier.load(folder, device=device)
             opened = replace(loaded.loaded, template=self.template_)
             self.classifier_ = Classifier(opened, loaded.labels, loaded.task, loaded.rule)
             self.classifier_.long = loaded.long
@@ -220,11 +237,16 @@ class BertClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
 
 def _frame(X: Any) -> Any:  # noqa: N803
     """Return X, as a data frame of pandas if it is a table of another library, or as a list if it is an iterator."""
+    from bertsmith.data.columns import check_columns
     from bertsmith.data.formats.registry import to_data_frame
 
     if isinstance(X, Iterator):
         return list(X)
-    return to_data_frame(X) if hasattr(X, "columns") else X
+    if not hasattr(X, "columns"):
+        return X
+    X = to_data_frame(X)  # noqa: N806
+    check_columns(list(map(str, X.columns)), max(len(X), 1), "X", DataConfig())  # other messages name an empty X
+    return X
 
 
 def _one_per_text(values: Any, name: str, noun: str, n_texts: int) -> np.ndarray:

@@ -206,8 +206,6 @@ def tune(
     from bertsmith.tuning.config import StudyConfig
     from bertsmith.workflows.tune import run_tuning
 
-    if "seeds" in settings:
-        raise ConfigError("tune does not use the setting seeds", remedy="Pass final_seeds instead.")
     resolved, folder = _resolve_training(table, settings, config), to_path(output, "output")
     plan = StudyConfig(
         trials,

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from bertsmith import __version__
-from bertsmith.cli.options import Command, Group
+from bertsmith.cli.options import Command, Group, with_checked_paths
 from bertsmith.cli.terminal import stderr_console, use_utf8
 from bertsmith.compute.processes import rank_and_world_size
 from bertsmith.compute.system import is_closed_pipe
@@ -83,7 +83,7 @@ def app(command: str = "") -> typer.Typer:
         for name in names:
             if command not in COMMANDS or name == command:
                 function = getattr(import_module(f"bertsmith.cli.{name}"), name)
-                cli.command(cls=Command, rich_help_panel=panel)(function)
+                cli.command(cls=Command, rich_help_panel=panel)(with_checked_paths(function))
     return cli
 
 
@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
         os.environ["PYTHONWARNINGS"] = "ignore"  # for child processes
     atexit.register(gc.freeze)  # makes the exit faster
     if n_processes > 1 and arguments[:1] != ["train"]:
-        code, message = 2, "[bold red]error:[/] torchrun works only with bertsmith train: leave out torchrun"
+        code, message = 2, "error: torchrun works only with bertsmith train: leave out torchrun"
     else:
         code, message = _run([a for a in arguments if a != "--debug"], debug)
     if rank and code in (1, 2):  # torchrun stops all ranks when one exits
@@ -138,11 +138,11 @@ def _run(arguments: list[str], debug: bool) -> tuple[int, str]:
             code = exit_request.exit_code
         sys.stdout.flush()
     except UserError as error:
-        return error.exit_code, f"[bold red]error:[/] {_escape(str(error))}"
+        return error.exit_code, f"error: {error}"
     except Interrupted as interruption:
-        return interruption.exit_code, f"[yellow]interrupted:[/] {_escape(str(interruption))}"
+        return interruption.exit_code, f"interrupted: {interruption}"
     except (KeyboardInterrupt, typer.Abort):
-        return 130, "[yellow]interrupted[/]"
+        return 130, "interrupted"
     except Exception as error:
         if isinstance(error, OSError) and is_closed_pipe(error, sys.stdout):  # the reader has ended, as head does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -152,33 +152,27 @@ def _run(arguments: list[str], debug: bool) -> tuple[int, str]:
             message = error.format_message().replace(": Value error, ", ": ")  # pydantic's prefix, in typer
             if not message:  # the command is missing, and its help is printed
                 return 2, ""
-            return 2, f"[bold red]error:[/] {_escape(message)}\n  what to do: see {help_for} --help"
+            return 2, f"error: {message}\n  what to do: see {help_for} --help"
         if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that flushing stdout cannot fail again
             failed = write_error(Path(error.filename or "standard output"), error)
-            return failed.exit_code, f"[bold red]error:[/] {_escape(str(failed))}"
+            return failed.exit_code, f"error: {failed}"
         if isinstance(error, PermissionError) and error.filename:  # Python also raises it if a path is only looked for
             denied = UserError(
                 f"the system refuses access to the path: {error.strerror}",
                 where=os.fsdecode(error.filename),
                 remedy="Choose another path, or check the permissions of its folders.",
             )
-            return denied.exit_code, f"[bold red]error:[/] {_escape(str(denied))}"
+            return denied.exit_code, f"error: {denied}"
         if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("bertsmith"):
             purpose = " ".join(["bertsmith", *arguments[:1]])
             missing = MissingPackageError(error.name, purpose, needs=_NEEDS.get("".join(arguments[:1])))
-            return missing.exit_code, f"[bold red]error:[/] {_escape(str(missing))}"
+            return missing.exit_code, f"error: {missing}"
         if debug:
             raise
         return 1, (
-            f"[bold red]internal error:[/] {type(error).__name__}: {_escape(str(error)[:300])}\n"
+            f"internal error: {type(error).__name__}: {str(error)[:300]}\n"
             f"  where: the traceback is in {save_traceback(error)}\n"
             "  what to do: report this error, with that file, to the maintainers; --debug shows the traceback"
         )
     return code, ""
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

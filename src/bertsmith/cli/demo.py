@@ -37,8 +37,7 @@ def demo(*, output: Output = DEMO_RUN, resume: Resume = False, overwrite: Overwr
         "  bertsmith inspect reviews.csv\n"
         "  bertsmith train reviews.csv -o runs/reviews --model packaged:minilm\n"
         "  bertsmith predict runs/reviews new.csv -o predictions.csv\n"
-        'On Linux, tcmalloc makes training on a CPU a little faster: see "Use threads well" in the documentation.',
-        markup=False,
+        'On Linux, tcmalloc makes training on a CPU a little faster: see "Use threads well" in the documentation.'
     )
 
 

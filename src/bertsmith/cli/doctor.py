@@ -46,12 +46,12 @@ def doctor(*, json: Json = False, settings: Config) -> None:
             table.add_column(style="dim" if column == 2 else "")
         for row in rows:
             table.add_row(*row)
-        out.print(f"[bold]{heading}[/]")
+        out.print(heading, style="bold")
         out.print(table)
     if any(extra.missing for extra in found.extras):
-        out.print("to install an extra: pip install 'bertsmith[NAME]'", markup=False)
+        out.print("to install an extra: pip install 'bertsmith[NAME]'")
     for problem in found.problems:
-        out.print(f"[bold red]problem:[/] {problem}")
+        out.print(f"problem: {problem}")
 
 
 def _state(extra: Extra) -> str:

@@ -53,7 +53,7 @@ def drift(
 
         with claim(page, overwrite=overwrite):
             write_text(page.path, drift_page(found.to_dict(), run.resolve().name))
-        stderr_console().print(f"page: {html}", markup=False)
+        stderr_console().print(f"page: {html}")
     if json:
         print_json(found.to_dict())
         return
@@ -61,9 +61,7 @@ def drift(
     for d in found.differences:
         means = "" if d.before is None or d.after is None else f", mean {d.before:.3f} before and {d.after:.3f} now"
         verdict = "differs" if d.differs else "similar"
-        out.print(
-            f"{verdict:<10} {d.name}: distance {d.distance:.3f}, threshold {d.threshold:.3f}{means}", markup=False
-        )
+        out.print(f"{verdict:<10} {d.name}: distance {d.distance:.3f}, threshold {d.threshold:.3f}{means}")
     if min(found.test_texts, found.sampled) < FEW:
         stderr_console().print(
             f"note: with {counted(found.test_texts, 'test text')} and {counted(found.texts, 'new text')}, small "
@@ -76,6 +74,5 @@ def drift(
         )
     if found.differs:
         stderr_console().print(
-            "[yellow]note:[/] the metrics of the run may not hold for these texts: label some of them, and run "
-            "bertsmith evaluate"
+            "note: the metrics of the run may not hold for these texts: label some of them, and run bertsmith evaluate"
         )

@@ -39,23 +39,23 @@ def evaluate(
     evaluation = run_evaluation(run, table, settings, name=name, overwrite=overwrite)
     metrics = evaluation.metrics
     for reason, n in metrics["left_out"].items():
-        stderr_console().print(f"dropped: {counted(n, 'row')} ({reason})", markup=False)
+        stderr_console().print(f"dropped: {counted(n, 'row')} ({reason})")
     if seen := metrics["seen_in_training"]:
         stderr_console().print(
-            f"[yellow]warning:[/] {counted(seen, 'of these texts was', 'of these texts were')} in the train or "
+            f"warning: {counted(seen, 'of these texts was', 'of these texts were')} in the train or "
             "validation split of the run: the metrics are too optimistic"
         )
     for note in metrics["notes"]:
-        stderr_console().print(f"note: {note}", markup=False)
+        stderr_console().print(f"note: {note}")
     if json:
         print_json(metrics)
         return
     out = stdout_console()
-    out.print(f"on {counted(metrics['texts'], 'text')}", markup=False)
+    out.print(f"on {counted(metrics['texts'], 'text')}")
     for metric, entry in metrics["metrics"].items():
         if entry["value"] is None:
-            out.print(f"{metric:<24} undefined on these texts", markup=False)
+            out.print(f"{metric:<24} undefined on these texts")
             continue
         interval = show_interval(entry["interval"])
-        out.print(f"{metric:<24} {decimals(entry['value'])}  (95 % interval {interval})", markup=False)
-    out.print(f"saved to {evaluation.path}", markup=False)
+        out.print(f"{metric:<24} {decimals(entry['value'])}  (95 % interval {interval})")
+    out.print(f"saved to {evaluation.path}")

@@ -87,7 +87,7 @@ def explain(
 
         with claim(page, overwrite=overwrite):
             write_text(page.path, explanations_page([(e.title, e.to_dict()) for e in explanations], run.resolve().name))
-        stderr_console().print(f"page: {html}", markup=False)
+        stderr_console().print(f"page: {html}")
     if json:
         print_json([e.to_dict() for e in explanations])
         return
@@ -108,15 +108,14 @@ def explain(
         else:
             line.append(explanation.text[end:])
         out.print(line)
-        out.print(f"  {explanation.title}", markup=False)
+        out.print(f"  {explanation.title}")
         for word in sorted(explanation.words, key=lambda w: -abs(w.attribution))[:MAX_WORDS]:
-            out.print(f"  {word.attribution:+8.3g}  {word.text}", markup=False)
+            out.print(f"  {word.attribution:+8.3g}  {word.text}")
         if len(explanation.words) > MAX_WORDS:
             more = counted(len(explanation.words) - MAX_WORDS, "more word")
-            out.print(f"  … and {more} with smaller attributions", markup=False)
+            out.print(f"  … and {more} with smaller attributions")
         output = "logit" if explanation.predicted is None else "predicted value"
         out.print(
             f"  the attributions sum to {explanation.change + explanation.gap:+.3g}; exact attributions would sum to "
-            f"{explanation.change:+.3g}, the change of the {output} from an empty text",
-            markup=False,
+            f"{explanation.change:+.3g}, the change of the {output} from an empty text"
         )

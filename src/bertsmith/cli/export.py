@@ -39,7 +39,7 @@ def export(
 
     Example: bertsmith export runs/reviews --format onnx
     """
-    stderr_console().print("[dim]loading the model, writing the export, comparing the two …[/]")
+    stderr_console().print("loading the model, writing the export, comparing the two …", style="dim")
     from bertsmith.inference.export import export as export_run
     from bertsmith.tasks.registry import get_task
 
@@ -62,4 +62,4 @@ def export(
         out.print(f"{bound} (95 % upper bound)")
     out.print(f"texts per second on this machine: export {speeds['export']:,.0f}, original {speeds['original']:,.0f}")
     size = sum(p.stat().st_size for p in export.path.iterdir()) / 1e6
-    out.print(f"export  {export.path} ({size:,.0f} MB)", markup=False)
+    out.print(f"export  {export.path} ({size:,.0f} MB)")

@@ -63,8 +63,7 @@ def inspect(
         stderr_console().print(
             f"{len(found):,} of {counted(findings.usable, 'text')} may have a wrong label; "
             f"{label_errors} lists the most likely errors first\n  Where a label is wrong, write the correct label "
-            "into the column 'corrected'. Then pass the file to bertsmith train with --corrections.",
-            markup=False,
+            "into the column 'corrected'. Then pass the file to bertsmith train with --corrections."
         )
     if page:
         from bertsmith.report.report import findings_page
@@ -85,7 +84,7 @@ def inspect(
 
 def _print_features(model: str | None) -> None:
     features = "a bag of words" if model is None else f"embeddings of {model}"
-    stderr_console().print(f"checking labels with a regression on {features}", markup=False)
+    stderr_console().print(f"checking labels with a regression on {features}")
 
 
 def _agreement(table: Table) -> Agreement:
@@ -102,7 +101,7 @@ def _print_agreement(table: Table) -> None:
         if found.value is not None:
             interval = "not available" if found.interval is None else "{:.2f} to {:.2f}".format(*found.interval)
             stdout_console().print(
-                f"  {found.value:.2f}  (95 % interval {interval}, {counted(found.texts, 'text')})  {name}", markup=False
+                f"  {found.value:.2f}  (95 % interval {interval}, {counted(found.texts, 'text')})  {name}"
             )
 
     found = _agreement(table)

@@ -101,13 +101,13 @@ def measure(
         if name in contents:
             with claim(file, overwrite=overwrite):
                 write_text(file.path, contents[name]())
-        stderr_console().print(f"{name}: {file.path}", markup=False)
+        stderr_console().print(f"{name}: {file.path}")
     if json:
         print_json(measurement.to_dict())
     else:
         _print(measurement)
     for note in measurement.notes:
-        stderr_console().print(f"note: {note}", markup=False)
+        stderr_console().print(f"note: {note}")
 
 
 def _print(measurement: Measurement) -> None:

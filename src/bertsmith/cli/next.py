@@ -42,7 +42,7 @@ def note_few_random(chosen: ChosenTexts, wanted: int) -> None:
     drawn = sum(text.random for text in chosen.texts)
     if drawn < wanted:
         stderr_console().print(
-            f"[yellow]note:[/] {drawn:,} of {wanted:,} random texts chosen: over all calls, the random sample contains "
+            f"note: {drawn:,} of {wanted:,} random texts chosen: over all calls, the random sample contains "
             "at most a fifth of the pool, and at most 1,000 texts"
         )
 
@@ -126,16 +126,16 @@ def next(
     else:
         with claim(file, overwrite=overwrite), replaced_file(file.path) as temporary:
             write(temporary)
-        stderr_console().print(f"{counted(len(chosen.texts), 'text')} written to {file.path}", markup=False)
+        stderr_console().print(f"{counted(len(chosen.texts), 'text')} written to {file.path}")
     reasons = Counter(text.reason for text in chosen.texts)
-    stderr_console().print(", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common()), markup=False)
+    stderr_console().print(", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common()))
     if Project.exists(run):
         from bertsmith.workflows.labelling_gain import estimate_project
 
-        stderr_console().print(estimate_project(Project(run), settings).sentence, markup=False)
+        stderr_console().print(estimate_project(Project(run), settings).sentence)
     note_few_random(chosen, round(random_share * number))
     if len(chosen.texts) < number:
         stderr_console().print(
-            f"[yellow]note:[/] {len(chosen.texts):,} of {number:,} texts chosen: all other texts of the pool are "
+            f"note: {len(chosen.texts):,} of {number:,} texts chosen: all other texts of the pool are "
             "labelled, queued, reserved for the random sample, or near-duplicates of such texts"
         )

@@ -18,7 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 from bertsmith.compute.machine import use_cores
 from bertsmith.config import BaseConfig, DataConfig, EvalConfig, Long, ModelConfig, TrainConfig
 from bertsmith.errors import ConfigError, to_path
-from bertsmith.load_config import parse_assignments, resolve
+from bertsmith.load_config import ENV_PREFIX, parse_assignments, resolve
 
 _PANELS: dict[type[BaseConfig], str] = {
     DataConfig: "Data",
@@ -54,8 +54,9 @@ RunOrExport = Annotated[
 LongTexts = Annotated[
     Long,
     typer.Option(
+        envvar=f"{ENV_PREFIX}LONG",
         help="How to read texts above the maximum length. truncate: the beginning; head-tail: beginning and end; "
-        "window: the whole text; auto: as the run does."
+        "window: the whole text; auto: as the run does.",
     ),
 ]
 DecisionRule = Annotated[bool, typer.Option(help="Use the decision rule tuned on validation, if the run has one.")]
@@ -116,6 +117,20 @@ class Command(_WithHelp, TyperCommand):
         return super().parse_args(ctx, args)
 
 
+def with_checked_paths(command: Callable[..., None]) -> Callable[..., None]:
+    """Make a command refuse paths that no file system accepts, and URLs."""
+
+    @functools.wraps(command)
+    def wrapper(**arguments: Any) -> None:
+        for name, value in arguments.items():
+            for path in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(path, Path):
+                    to_path(path, name)
+        command(**arguments)
+
+    return wrapper
+
+
 def with_settings(
     *configs: type[BaseConfig], only: Collection[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -144,9 +159,6 @@ def with_settings(
             flags = {name: arguments.pop(name) for name in fields}
             if flags.get("set") is not None:
                 flags["set"] = parse_assignments(flags["set"])
-            for name, value in arguments.items():
-                if isinstance(value, Path):
-                    to_path(value, name)
             file = arguments.pop("config")
             if takes_config:
                 arguments["config"] = file

@@ -37,9 +37,8 @@ def pack(
 
         n_files = pack_run(run, path, texts=texts, measurement=measurement)
     err = stderr_console()
-    err.print(f"{counted(n_files, 'file')} packed into {path}, {path.stat().st_size / 1e6:,.1f} MB", markup=False)
+    err.print(f"{counted(n_files, 'file')} packed into {path}, {path.stat().st_size / 1e6:,.1f} MB")
     if texts:
         err.print(
-            "[yellow]note:[/] the archive contains texts of your tables: check that you may publish them, or pass "
-            "--no-texts"
+            "note: the archive contains texts of your tables: check that you may publish them, or pass --no-texts"
         )

@@ -152,7 +152,7 @@ def predict(
             predictions = run_prediction_on_ray(
                 run, source, settings, options, output=output, resume=resume, overwrite=overwrite, address=ray
             )
-        stderr_console().print(f"{counted(predictions.rows, 'row')} written to {output}", markup=False)
+        stderr_console().print(f"{counted(predictions.rows, 'row')} written to {output}")
         return
     texts = partial(_stdin, settings) if source == "-" else source
     if output is None:
@@ -173,7 +173,7 @@ def predict(
                 inputs=(config,),
                 observe=progress,
             )
-        stderr_console().print(f"{counted(predictions.rows, 'row')} written to {output}", markup=False)
+        stderr_console().print(f"{counted(predictions.rows, 'row')} written to {output}")
     _print_summary(predictions, template_of(run))
 
 
@@ -198,44 +198,42 @@ def _print_summary(predictions: Predictions, template: Template) -> None:
     """Print the number of rows per label, and notes about the other rows."""
     total = predictions.rows - predictions.empty - predictions.abstained
     for text, n in list(predictions.label_counts.items())[:MAX_LABELS]:
-        stderr_console().print(f"  {n:>{len(f'{total:,}')},}  {n / total:6.1%}  {text}", markup=False)
+        stderr_console().print(f"  {n:>{len(f'{total:,}')},}  {n / total:6.1%}  {text}")
     if (more := len(predictions.label_counts) - MAX_LABELS) > 0:
-        stderr_console().print(f"  … and {counted(more, 'label')} with fewer rows", markup=False)
+        stderr_console().print(f"  … and {counted(more, 'label')} with fewer rows")
     if predictions.without_labels:
-        stderr_console().print(f"  {counted(predictions.without_labels, 'row')} with none of the labels", markup=False)
+        stderr_console().print(f"  {counted(predictions.without_labels, 'row')} with none of the labels")
     if predictions.threshold is not None:
         stderr_console().print(
             f"{predictions.abstained:,} of {counted(predictions.rows, 'row')} left unlabelled: "
-            f"confidence below {predictions.threshold:.3f}",
-            markup=False,
+            f"confidence below {predictions.threshold:.3f}"
         )
     if expected := predictions.expected_accuracy:
         from bertsmith.bootstrap import FEW_GROUPS
 
         stderr_console().print(
             f"expected accuracy {expected.value:.3f} (95 % interval {expected.low:.3f} to {expected.high:.3f}), from "
-            f"{expected.held_out:,} held-out texts; to check this estimate, label some of the new texts",
-            markup=False,
+            f"{expected.held_out:,} held-out texts; to check this estimate, label some of the new texts"
         )
         if expected.groups is not None and expected.groups < FEW_GROUPS:
             effect = "says nothing about other groups" if expected.groups == 1 else "has an unreliable interval"
             stderr_console().print(
-                f"[yellow]note:[/] the held-out texts form only {counted(expected.groups, 'group')}, so the expected "
+                f"note: the held-out texts form only {counted(expected.groups, 'group')}, so the expected "
                 f"accuracy {effect}"
             )
         if expected.unlike:
             stderr_console().print(
-                "[yellow]note:[/] these texts differ from the held-out texts, so the interval begins at 0; bertsmith "
+                "note: these texts differ from the held-out texts, so the interval begins at 0; bertsmith "
                 "drift shows the differences"
             )
     if predictions.cut:
         stderr_console().print(
-            f"[yellow]note:[/] {counted(predictions.cut, 'text')} truncated at the maximum length"
+            f"note: {counted(predictions.cut, 'text')} truncated at the maximum length"
             f"{'; --long window reads whole texts' if template.is_plain else ''}"
         )
     if predictions.empty:
         rows = counted(predictions.empty, "row")
-        stderr_console().print(f"[yellow]warning:[/] {rows} without a text, and therefore without a prediction")
+        stderr_console().print(f"warning: {rows} without a text, and therefore without a prediction")
 
 
 def _stdin(settings: Config) -> Stream:
@@ -246,10 +244,10 @@ def _stdin(settings: Config) -> Stream:
     from bertsmith.errors import DataError
 
     if sys.stdin.isatty():
-        stderr_console().print("[dim]reading texts, one per line, until the end of the input (Ctrl-D)[/]")
+        stderr_console().print("reading texts, one per line, until the end of the input (Ctrl-D)", style="dim")
 
     def show(note: Note) -> None:
-        stderr_console().print(f"{note.severity}: {note.message}", markup=False)
+        stderr_console().print(f"{note.severity}: {note.message}")
 
     def read_chunks() -> Iterator[Chunk]:
         blocks = iter(lambda: b"".join(itertools.islice(sys.stdin.buffer, STDIN)), b"")

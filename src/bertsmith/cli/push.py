@@ -50,12 +50,12 @@ def push(
 
     def confirm(push: Push) -> bool:
         new = f"a new {'private' if push.private else 'public'} repository" if not push.exists else "a new commit"
-        err.print(f"to {push.repository}, {new}:", markup=False)
+        err.print(f"to {push.repository}, {new}:")
         for name, size in push.sizes.items():
-            err.print(f"  {size / 1e6:>9,.2f} MB  {name}", markup=False)
+            err.print(f"  {size / 1e6:>9,.2f} MB  {name}")
         err.print("the model card contains label texts and metrics; no file contains a text of the table")
         if license is None:
-            err.print("[yellow]note:[/] without --license, others are not permitted to use the model")
+            err.print("note: without --license, others are not permitted to use the model")
         return yes or ask("Send it?")
 
     details = Details(repository, tuple(language or ()), license, tuple(dataset or ()))
@@ -66,4 +66,4 @@ def push(
     if json:
         print_json({"repository": repository, "address": address})
         return
-    stdout_console().print(address, markup=False)
+    stdout_console().print(address)

@@ -10,7 +10,7 @@ import typer
 
 from bertsmith.cli.options import DecisionRule, LongTexts, Runtime
 from bertsmith.errors import ConfigError, listing
-from bertsmith.load_config import HOST, RUN
+from bertsmith.load_config import ENV_PREFIX, HOST, RUN
 from bertsmith.serving.access import read_token
 from bertsmith.serving.signals import handle_signals
 
@@ -35,7 +35,10 @@ def serve(
         typer.Option(min=0, max=65535, metavar="N", envvar="AIP_HTTP_PORT", help="Port; 0 selects a free one."),
     ] = 8080,
     workers: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="Number of server processes.")] = 1,
-    device: Annotated[str, typer.Option(metavar="auto|cuda|xpu|mps|cpu", help="Device to compute on.")] = "auto",
+    device: Annotated[
+        str,
+        typer.Option(metavar="auto|cuda|xpu|mps|cpu", envvar=f"{ENV_PREFIX}DEVICE", help="Device to compute on."),
+    ] = "auto",
     runtime: Runtime = "auto",
     decision_rule: DecisionRule = True,
     long: LongTexts = "auto",

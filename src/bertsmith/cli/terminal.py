@@ -36,21 +36,27 @@ def use_utf8(stream: IO[str]) -> None:
 
 def stderr_console() -> Console:
     """Return the console for messages and progress."""
-    from rich.console import Console
+    from bertsmith.progress.display import PlainConsole
 
-    return Console(stderr=True, highlight=False, soft_wrap=True, width=_width(sys.stderr))
+    class Messages(PlainConsole):
+        def on_broken_pipe(self) -> None:
+            """Let the command continue without messages; rich would exit with 1."""
+            self.quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+    return Messages(stderr=True, soft_wrap=True, width=_width(sys.stderr))
 
 
 def stdout_console() -> Console:
     """Return the console for results."""
-    from rich.console import Console
+    from bertsmith.progress.display import PlainConsole
 
-    class Results(Console):
+    class Results(PlainConsole):
         def on_broken_pipe(self) -> None:
             """Let `bertsmith.cli.app.main` end the command; rich would exit with 1."""
             raise BrokenPipeError
 
-    return Results(file=sys.stdout, highlight=False, soft_wrap=True, width=_width(sys.stdout))
+    return Results(file=sys.stdout, soft_wrap=True, width=_width(sys.stdout))
 
 
 @contextmanager

@@ -112,8 +112,8 @@ def run_and_show(
         return bool(RemoteRun(output).info) if isinstance(output, str) else Run(output).layout.run.is_file()
 
     if resume and not exists():
-        stderr_console().print("[dim]bertsmith finds no run to resume, and begins a new one[/]")
-    stderr_console().print("[dim]reading the table, loading the model …[/]")
+        stderr_console().print("bertsmith finds no run to resume, and begins a new one", style="dim")
+    stderr_console().print("reading the table, loading the model …", style="dim")
     from bertsmith.errors import Interrupted
 
     with TrainingProgress(stderr_console()) as progress, stoppable() as stop:
@@ -133,8 +133,6 @@ def run_and_show(
             what = str(stopped) if isinstance(stopped, Interrupted) else "stopped immediately"
             flag = " with --resume" if exists() else ""
             raise Interrupted(f"{what}\n  to resume: run the same command{flag}") from None
-    from rich.markup import escape
-
     from bertsmith.tasks.registry import get_task
 
     metrics, task, noise = run.metrics, get_task(run.task), run.info.get("label_noise")
@@ -147,10 +145,11 @@ def run_and_show(
     out = stdout_console()
     source = "cross-validated" if "by" in test else "test"
     for name in task.headline:
-        entry = test["metrics"][name]
+        entry, naive = test["metrics"][name], decimals(baseline["test"][name])
         out.print(
             f"{source} {lower_first(task.metric_names[name][0])}  [bold]{decimals(entry['value'])}[/]  "
-            f"(95 % interval {show_interval(entry['interval'])}; {task.naive_name}: {decimals(baseline['test'][name])})"
+            f"(95 % interval {show_interval(entry['interval'])}; {task.naive_name}: {naive})",
+            markup=True,
         )
     few = "; with so few texts, the metrics are imprecise" if test["texts"] < FEW_TEST_TEXTS else ""
     how = "not used for training"
@@ -158,25 +157,23 @@ def run_and_show(
         how = f"each predicted by a model that was not trained on it ({test['folds']} folds)"
     out.print(f"on {counted(test['texts'], 'text')}, {how}{few}")
     if never := [e["label_text"] for e in test.get("per_class", ()) if e["texts"] and not e["predicted"]]:
-        out.print(f"[yellow]labels that the model never predicts:[/] {escape(listing(never))}")
+        out.print(f"labels that the model never predicts: {listing(never)}", style="yellow")
     for compared in metrics["baseline"].values():
         if "verdict" in compared:
-            out.print(f"the model is {compared['verdict']}", markup=False)
+            out.print(f"the model is {compared['verdict']}")
     if columns := metrics.get("columns"):
-        out.print(f"{columns['verdict']} (compared with {columns['alone']} alone)", markup=False)
+        out.print(f"{columns['verdict']} (compared with {columns['alone']} alone)")
     if noise and noise["used"]:
         out.print(
             f"training left out {counted(noise['suspects'], 'text')} with a label that is probably wrong; "
-            "bertsmith inspect TABLE --label-errors FILE.csv lists such labels",
-            markup=False,
+            "bertsmith inspect TABLE --label-errors FILE.csv lists such labels"
         )
     rule, name = metrics["decision_rule"], task.primary_name
     where = "in cross-validation" if "by" in metrics["splits"]["validation"] else "on the validation texts"
     if worth := metrics["long_texts"]["test"]:
         out.print(
             f"--long {metrics['long_texts']['long']}: compared with reading only the beginnings, {source} {name} "
-            f"changes by {worth['value']:+.3f} {signed_interval(worth['interval'])}, 95 % interval",
-            markup=False,
+            f"changes by {worth['value']:+.3f} {signed_interval(worth['interval'])}, 95 % interval"
         )
     if rule["used"]:
         out.print(
@@ -193,10 +190,10 @@ def run_and_show(
         )
     if isinstance(output, str):
         get = f"fs, path = fsspec.url_to_fs('{output}'); fs.get(path + '/', '{run.path.name}/', recursive=True)"
-        out.print(f"run     {output}\nto use it, copy it to a folder:", markup=False)
-        out.print(f'python -c "import fsspec; {get}"', markup=False, soft_wrap=True)
+        out.print(f"run     {output}\nto use it, copy it to a folder:")
+        out.print(f'python -c "import fsspec; {get}"', soft_wrap=True)
         return
-    out.print(f"report  {run.layout.report}\nmodel   {run.layout.model}", markup=False)
+    out.print(f"report  {run.layout.report}\nmodel   {run.layout.model}")
 
 
 @contextmanager

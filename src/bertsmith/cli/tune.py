@@ -14,15 +14,15 @@ from bertsmith.cli.train import Track, stoppable
 from bertsmith.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
 from bertsmith.data.texts import decimals, show_interval
 from bertsmith.errors import ConfigError, Interrupted, counted
-from bertsmith.load_config import resolve
 from bertsmith.tuning.config import StudyConfig
 
 _SETTINGS = tuple(
     name
     for step in (DataConfig, ModelConfig, TrainConfig, EvalConfig)
     for name in step.model_fields
-    if name not in ("effort", "seeds", "keep_checkpoints", "cv")  # tune has its own options for these
+    if name not in ("effort", "seeds", "keep_checkpoints", "cv")
 )
+"""Settings with an option. In the environment and a file, ``cv`` and ``keep_checkpoints`` apply to the final runs."""
 DEFAULT_TRIALS = 20
 """Trials if the user sets neither their number nor a time limit."""
 
@@ -86,17 +86,16 @@ def tune(
         names,
         space,
     )
-    stderr_console().print("[dim]reading the table, loading the model …[/]")
+    stderr_console().print("reading the table, loading the model …", style="dim")
     from bertsmith.progress.tuning import TuningProgress
     from bertsmith.tracking.listener import Tracking
     from bertsmith.workflows.tune import run_tuning
 
-    config = resolve({name: getattr(settings, name) for name in _SETTINGS if name in settings.model_fields_set})
     gc.freeze()  # as `train` does
     with TuningProgress(stderr_console()) as progress, stoppable() as stop:
         try:
-            with Tracking(track, output, config, progress) as observe:
-                study = run_tuning(table, config, output, plan, overwrite=overwrite, observe=observe, stop=stop)
+            with Tracking(track, output, settings, progress) as observe:
+                study = run_tuning(table, settings, output, plan, overwrite=overwrite, observe=observe, stop=stop)
         except (Interrupted, KeyboardInterrupt) as stopped:
             what = str(stopped) if isinstance(stopped, Interrupted) else "stopped immediately"
             raise Interrupted(f"{what}\n  to resume: run the same command; finished trials are kept") from None
@@ -128,7 +127,8 @@ def _show(folder: Path, outcome: dict[str, Any]) -> None:
     out.print(
         f"winner: trial {outcome['trial']}, {metric} {outcome['score']:.3f} {where}{latency}; "
         f"test {metric} [bold]{decimals(outcome['test']['value'])}[/]  "
-        f"(95 % interval {show_interval(outcome['test']['interval'])}) on {counted(outcome['texts'], 'text')}"
+        f"(95 % interval {show_interval(outcome['test']['interval'])}) on {counted(outcome['texts'], 'text')}",
+        markup=True,
     )
     if seeds := outcome.get("seeds"):
         best, defaults = (
@@ -147,10 +147,10 @@ def _show(folder: Path, outcome: dict[str, Any]) -> None:
             f"this study has shown {outcome['told']} test results: if the search continued after the first, the later "
             "ones are slightly optimistic"
         )
-    out.print(outcome["verdict"], markup=False)
+    out.print(outcome["verdict"])
     if not outcome["is_default"]:
         for name, value in outcome["settings"].items():
-            out.print(f"  {name} = {f'{value:.3g}' if isinstance(value, float) else value}", markup=False)
+            out.print(f"  {name} = {f'{value:.3g}' if isinstance(value, float) else value}")
     for sentence in outcome["advice"]:
-        out.print(f"next: {sentence}", markup=False)
-    out.print(f"report  {folder / 'report.html'}\nrun     {folder / 'best'}", markup=False)
+        out.print(f"next: {sentence}")
+    out.print(f"report  {folder / 'report.html'}\nrun     {folder / 'best'}")

@@ -38,7 +38,7 @@ def verify(
     open_run(run)
     from bertsmith.workflows.verify import verify_run
 
-    stderr_console().print("[dim]scoring the test texts again …[/]")
+    stderr_console().print("scoring the test texts again …", style="dim")
     checks = verify_run(run, table, retrain=retrain, device=settings.device)
     identical = all(check.identical is not False for check in checks)
     if json:
@@ -47,12 +47,12 @@ def verify(
         out = stdout_console()
         for check in checks:
             result = {True: "identical", False: "DIFFERS", None: "not checked"}[check.identical]
-            out.print(f"{result:<11} {check.name}: {check.detail}", markup=False)
+            out.print(f"{result:<11} {check.name}: {check.detail}")
         result = "identical"
         if not identical:
             result = "at least one check found a difference: see the lines with DIFFERS"
         elif any(check.identical is None for check in checks):
             result = "no differences; some checks were not possible: see the lines with “not checked”"
-        out.print(result, markup=False)
+        out.print(result)
     if not identical:
         raise typer.Exit(2)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from bertsmith.compute.machine import cores, cpu_capabilities
 from bertsmith.errors import DeviceError
@@ -48,6 +53,24 @@ def _limit_threads() -> None:
     _lowered = usual, min(usual, cores())
     if threads != _lowered[1]:
         torch.set_num_threads(_lowered[1])
+
+
+@contextmanager
+def kept_random_states() -> Iterator[None]:
+    """At the end of this context, restore the global random generators of Python, NumPy and torch.
+
+    Training seeds these generators. Without this context, a caller that resamples would draw the same sample again.
+    """
+    import torch
+
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices, device_type="cuda"):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def available_devices() -> dict[str, bool]:

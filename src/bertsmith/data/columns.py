@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from bertsmith.config import DataConfig
+from bertsmith.config import DataConfig, Source
 from bertsmith.data.template import Template
 from bertsmith.errors import DataError, did_you_mean, listing, quoted
 
@@ -199,6 +200,17 @@ def find_text_columns(
     if is_only and template.is_plain and settings.text_column is None:
         return (names[0],)
     return find_columns(names, source, settings, label_required=False, template=template).template.columns
+
+
+def check_one_source(source: Any, config: DataConfig) -> None:
+    """Refuse a query (``--sql``) together with a table.
+
+    Raises:
+        DataError: if both are given.
+    """
+    if source is not None and config.sql is not None:
+        where = str(source) if isinstance(source, str | Path) else repr(Source(source))
+        raise DataError("both a table and --sql are given", where=where, remedy="Pass only one of them.")
 
 
 def check_columns(names: list[str], n_rows: int, where: str, config: DataConfig) -> None:

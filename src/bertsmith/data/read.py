@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bertsmith.config import DataConfig, Source
+from bertsmith.config import DataConfig
 from bertsmith.data.coders import merge_coders
-from bertsmith.data.columns import Columns, canonical, find_columns
+from bertsmith.data.columns import Columns, canonical, check_one_source, find_columns
 from bertsmith.data.corrections import apply_corrections
 from bertsmith.data.read_labels import read_labels
 from bertsmith.data.sources import read_raw
@@ -52,8 +52,7 @@ def read_table(
     if template is not None:
         columns = template.settings(config)
         config = config.model_copy(update={name: getattr(columns, name) for name in SETTINGS})
-    if source is not None and config.sql is not None:
-        raise DataError("both a table and --sql are given", where=repr(Source(source)), remedy="Pass only one of them.")
+    check_one_source(source, config)
     sources = ((source, None), (config.validation, "validation"), (config.test, "test"))
     parts = [(read_raw(table, config, split), split) for table, split in sources if table is not None or split is None]
     table = _combine(parts, config, known, template)

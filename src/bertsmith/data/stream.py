@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bertsmith.config import DataConfig, is_arrow_table
-from bertsmith.data.columns import check_columns, find_text_columns
+from bertsmith.data.columns import check_columns, check_one_source, find_text_columns
 from bertsmith.data.formats.arrow import common_types, read_stream
 from bertsmith.data.formats.files import TableFile, open_binary
 from bertsmith.data.formats.registry import open_table
@@ -70,6 +70,7 @@ def open_stream(
         DataError: if the source cannot be read, or its text column is uncertain.
         RowError: if a row cannot be read, unless ``skip``.
     """
+    check_one_source(source, config)
     skipped: dict[Position, str] = {}
 
     def record(where: Position, reason: str) -> None:

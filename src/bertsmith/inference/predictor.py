@@ -128,7 +128,8 @@ class Predictor(ABC):
         Raises:
             DataError: if an item is not a text, a column is missing or ambiguous, or an output column exists already.
         """
-        texts = to_data_frame(texts)
+        if hasattr(texts, "columns") or hasattr(texts, "schema"):  # not an Arrow array, which has a stream too
+            texts = to_data_frame(texts)
         if hasattr(texts, "columns"):
             columns = {"text_column": text_column, "pair_column": pair_column, "with_columns": with_columns}
             config = resolve({name: value for name, value in columns.items() if value}, environ={}, api=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -12,14 +12,18 @@ import numpy as np
 from scipy import stats
 
 from bertsmith.bootstrap import LEVEL
+from bertsmith.config import DataConfig
+from bertsmith.data.columns import check_columns
+from bertsmith.data.formats.files import open_binary
 from bertsmith.data.formats.registry import to_data_frame
-from bertsmith.errors import ConfigError, DataError, counted, did_you_mean, listing, quoted
+from bertsmith.errors import ConfigError, DataError, counted, did_you_mean, listing, quoted, to_path
 from bertsmith.measuring.pseudo_outcomes import INCLUSION, LEVEL_NAME, NUMBER_NAME, OUTCOME
 
 if TYPE_CHECKING:
     import pandas as pd
 
 INTERCEPT = "(intercept)"
+_REMEDY = "Pass the file that bertsmith measure --for-regression wrote."
 MAX_STEPS = 100
 TOLERANCE = 1e-10
 FEWEST, FEW = 2, 5
@@ -82,22 +86,26 @@ def fit_regression(
         raise ConfigError(f"model={model!r} is not a valid value", remedy="Pass linear or logistic.")
     if model == "logistic" and label_text in (LEVEL_NAME, NUMBER_NAME):
         raise ConfigError("a logistic regression needs a class, not a mean", remedy="Use a linear regression.")
-    on = [on] if isinstance(on, str) else on
+    on = list(on) if isinstance(on, Iterable) and not isinstance(on, str) else [on]
+    if not on:
+        raise ConfigError("on names no column", remedy="Name a column of an explanatory variable.")
     table = to_data_frame(table)
-    frame = table if isinstance(table, pd.DataFrame) else _read(Path(table))
-    outcome, where = f"{OUTCOME}{label_text}", str(table) if isinstance(table, str | Path) else "the data frame"
-    for name in (outcome, *on, *([clusters] if clusters else [])):
-        if name not in frame.columns:
+    where = "the data frame" if isinstance(table, pd.DataFrame) else str(table)
+    frame = table if isinstance(table, pd.DataFrame) else _read(to_path(table, "table"))
+    check_columns(list(map(str, frame.columns)), len(frame), where, DataConfig())
+    outcome, known_names = f"{OUTCOME}{label_text}", list(frame.columns)
+    for name in (outcome, *on, *([] if clusters is None else [clusters])):
+        if name not in known_names:
             raise DataError(
-                f"the table has no column {name!r}.{did_you_mean(name, map(str, frame.columns))}",
+                f"the table has no column {quoted(name)}.{did_you_mean(str(name), map(str, known_names))}",
                 where=where,
-                remedy=f"Name one of {listing(frame.columns)}."
-                if any(str(known).startswith(OUTCOME) for known in frame.columns)
-                else "Pass the file that bertsmith measure --for-regression wrote.",
+                remedy=f"Name one of {listing(known_names)}."
+                if any(str(known).startswith(OUTCOME) for known in known_names)
+                else _REMEDY,
             )
-    if missing := [name for name in on if frame[name].isna().any()]:
+    if missing := [name for name in on if (frame[name].isna() | frame[name].isin([np.inf, -np.inf])).any()]:
         raise DataError(
-            f"columns with missing values: {listing(missing)}",
+            f"columns with missing or infinite values: {listing(missing)}",
             where=where,
             remedy="Remove the rows without a value, or fill in the values.",
         )
@@ -106,7 +114,8 @@ def fit_regression(
     groups[alone] = groups.max() + 1 + np.arange(alone.sum())
     weights, units = np.ones(len(frame)), "texts" if clusters is None else "clusters"
     if INCLUSION in frame.columns:
-        weights = 1 / frame[INCLUSION].fillna(np.inf).to_numpy(dtype=np.float64)  # 0 without a label
+        inclusion = _numbers(frame, INCLUSION, where)
+        weights = np.where(np.isnan(inclusion), 0.0, 1 / inclusion)  # 0 without a label
         units = "labelled texts" if clusters is None else "clusters with a labelled text"
     known = weights > 0
     notes = _few(frame[list(on)], np.where(known, groups, -1), units, where)
@@ -116,7 +125,9 @@ def fit_regression(
     center, spread = values.mean(axis=0), values.std(axis=0)
     spread[spread == 0] = 1
     x = np.column_stack([np.ones(len(frame)), (values - center) / spread])
-    y = frame[outcome].to_numpy(dtype=np.float64)
+    y = _numbers(frame, outcome, where)
+    if np.isnan(y).any():
+        raise DataError(f"column {quoted(outcome)} has missing values", where=where, remedy=_REMEDY)
     for rows, among in ((slice(None), ""), (known, "among the labelled texts, ")):
         if np.linalg.matrix_rank(x[rows]) < x.shape[1]:
             what = f"{among}the columns {listing(on)} are constant or linearly dependent"
@@ -174,14 +185,27 @@ def _few(columns: pd.DataFrame, known: np.ndarray, units: str, where: str) -> tu
     return tuple(notes)
 
 
+def _numbers(frame: pd.DataFrame, name: str, where: str) -> np.ndarray:
+    """Return a column as numbers, NaN if missing, shape (n,)."""
+    try:
+        return frame[name].to_numpy(dtype=np.float64, na_value=np.nan)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"column {quoted(name)} does not hold numbers", where=where, remedy=_REMEDY) from error
+
+
 def _read(path: Path) -> pd.DataFrame:
     """Read a CSV file. In columns of texts, only an empty cell is missing: ``NA`` or ``None`` can be a name."""
     import pandas as pd
 
-    frame = pd.read_csv(path, low_memory=False)
-    texts = [name for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name])]
-    if texts:
-        frame[texts] = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])[texts]
+    with open_binary(path, DataConfig().max_unpacked) as file:
+        try:
+            frame = pd.read_csv(file, low_memory=False)
+            texts = [name for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name])]
+            file.seek(0)
+            if texts:
+                frame[texts] = pd.read_csv(file, dtype=str, keep_default_na=False, na_values=[""])[texts]
+        except ValueError as error:
+            raise DataError(f"the file is not CSV: {str(error).strip()}", where=str(path), remedy=_REMEDY) from error
     return frame
 
 

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from rich.console import Console, RenderableType
+from rich.highlighter import RegexHighlighter
 from rich.live import Live
 
 SECONDS = 0.25
@@ -19,13 +20,24 @@ WIDTH = 120
 _CODE = '<pre style="white-space:pre;overflow-x:auto;line-height:1.3;font-family:monospace;margin:0">{code}</pre>'
 
 
-class NotebookConsole(Console):
+class _Prefixes(RegexHighlighter):
+    """Colours the beginning of a message."""
+
+    highlights = (r"^(?P<yellow>(note|warning|interrupted)(:|$))", r"^(?P<red>((internal )?error|problem):)")
+
+
+class PlainConsole(Console):
+    """Prints texts as they are. By default, rich takes ``[red]`` for a style and ``:cat:`` for an emoji."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlighter=_Prefixes(), **options)
+
+
+class NotebookConsole(PlainConsole):
     """Prints plain lines below the cell of a notebook."""
 
     def __init__(self) -> None:
-        super().__init__(
-            file=sys.stdout, force_terminal=False, force_jupyter=False, width=WIDTH, soft_wrap=True, highlight=False
-        )
+        super().__init__(file=sys.stdout, force_terminal=False, force_jupyter=False, width=WIDTH, soft_wrap=True)
 
 
 class NotebookDisplay:
@@ -89,7 +101,7 @@ def in_notebook() -> bool:
 
 def to_html(content: RenderableType) -> str:
     """Return a renderable of rich as HTML, with escaped texts."""
-    console = Console(record=True, width=WIDTH, file=io.StringIO(), force_jupyter=False, highlight=False)
+    console = PlainConsole(record=True, width=WIDTH, file=io.StringIO(), force_jupyter=False)
     console.print(content)
     return console.export_html(inline_styles=True, code_format=_CODE)
 
@@ -110,7 +122,7 @@ def shown(
     if not (in_notebook() if progress is None else progress):
         yield on_event or (lambda event: None)
         return
-    console = NotebookConsole() if in_notebook() else Console(stderr=True, highlight=False, soft_wrap=True)
+    console = NotebookConsole() if in_notebook() else PlainConsole(stderr=True, soft_wrap=True)
     with display(console) as show:
 
         def listener(event: Any) -> None:

@@ -48,7 +48,8 @@ class PredictionProgress(AbstractContextManager["PredictionProgress"]):
         elif isinstance(event, ModelOpened):
             if event.export:
                 self.console.print(
-                    f"[dim]using the {event.export} export of the run (--runtime torch uses the model itself)[/]"
+                    f"using the {event.export} export of the run (--runtime torch uses the model itself)",
+                    style="dim",
                 )
             self.started = self.printed = time.monotonic()
             self.bar.start()
@@ -56,7 +57,7 @@ class PredictionProgress(AbstractContextManager["PredictionProgress"]):
                 self.notebook.start()
         elif isinstance(event, RowsResumed):
             if not event.rows:
-                self.console.print("[dim]bertsmith finds no saved predictions, and begins with the first row[/]")
+                self.console.print("bertsmith finds no saved predictions, and begins with the first row", style="dim")
             self.done = self.resumed = event.rows
             self.bar.update(self.task, completed=event.rows)
         elif self.counts:
@@ -66,12 +67,12 @@ class PredictionProgress(AbstractContextManager["PredictionProgress"]):
         self.n_rows = event.n_rows
         self.bar.update(self.task, total=event.n_rows)
         for note in event.notes:
-            self.console.print(f"{note.severity}: {note.message}", markup=False)
+            self.console.print(f"{note.severity}: {note.message}")
         if n := len(event.skipped):
             some = "; ".join(f"{place}: {why}" for place, why in event.skipped[:SKIPPED_SHOWN])
             more = f"; and {n - SKIPPED_SHOWN:,} more" if n > SKIPPED_SHOWN else ""
-            self.console.print(f"[yellow]warning:[/] rows skipped because they cannot be read: {n:,}")
-            self.console.print(f"  {some}{more}", markup=False)
+            self.console.print(f"warning: rows skipped because they cannot be read: {n:,}")
+            self.console.print(f"  {some}{more}")
 
     def _advance(self, n: int) -> None:
         self.done += n
@@ -87,4 +88,4 @@ class PredictionProgress(AbstractContextManager["PredictionProgress"]):
         total, left = "", ""
         if self.n_rows is not None:
             total, left = f" of {self.n_rows:,}", f", {(self.n_rows - self.done) / max(rate, 1e-9) / 60:,.0f} min left"
-        self.console.print(f"{self.done:,}{total} rows, {rate:,.0f} rows/s{left}", markup=False)
+        self.console.print(f"{self.done:,}{total} rows, {rate:,.0f} rows/s{left}")

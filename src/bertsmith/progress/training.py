@@ -65,7 +65,7 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
     def __call__(self, event: RunEvent) -> None:
         """Show an event."""
         if isinstance(event, CheckpointChosen):
-            self.console.print(f"checkpoint {event.name}: {event.reason}", markup=False)
+            self.console.print(f"checkpoint {event.name}: {event.reason}")
         elif isinstance(event, Prepared):
             self._show_prepared(event)
         elif isinstance(event, TrainingEstimated):
@@ -87,23 +87,25 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
             self.evaluations.append(event)
             if self.live is None:
                 line = ", ".join(f"{c} {v}" for c, v in zip(_columns(event), self._row(event), strict=True))
-                self.console.print(line, markup=False)
+                self.console.print(line)
         elif isinstance(event, CheckpointsDamaged):
             steps = ", ".join(f"{step:,}" for step in event.damaged)
             named = number_form(len(event.damaged), "step")
             origin = f"the checkpoint of step {event.step:,}" if event.step else "the beginning"
             self.console.print(
-                f"[yellow]skipping damaged or incomplete checkpoints ({named} {steps}):[/] resuming from {origin}"
+                f"skipping damaged or incomplete checkpoints ({named} {steps}): resuming from {origin}", style="yellow"
             )
         elif isinstance(event, MemoryExceeded):
             self.console.print(
-                f"[yellow]out of memory at step {event.step:,}:[/] "
-                f"continuing with micro-batches of {event.token_budget:,} tokens; the result stays the same"
+                f"out of memory at step {event.step:,}: "
+                f"continuing with micro-batches of {event.token_budget:,} tokens; the result stays the same",
+                style="yellow",
             )
         elif isinstance(event, MemoryLimited):
             self.console.print(
-                f"[yellow]only {format_bytes(event.free)} of memory is free:[/] "
-                f"training with micro-batches of {event.token_budget:,} tokens; the result stays the same"
+                f"only {format_bytes(event.free)} of memory is free: "
+                f"training with micro-batches of {event.token_budget:,} tokens; the result stays the same",
+                style="yellow",
             )
         elif isinstance(event, Compiling):
             self.console.print(f"compiling the layers, because {format_duration(event.seconds)} of training remain")
@@ -111,16 +113,14 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
             self.evaluations = [e for e in self.evaluations if e.step <= event.to_step]
             origin = f"the checkpoint of step {event.to_step:,}" if event.to_step else "the beginning"
             self.console.print(
-                Text(f"{event.what}\nrepeating from {origin} with fp32 and learning rate {event.learning_rate:g}"),
+                f"{event.what}\nrepeating from {origin} with fp32 and learning rate {event.learning_rate:g}",
                 style="yellow",
             )
         elif isinstance(event, Collapsed):
             self.console.print(
-                Text(
-                    f"after epoch {event.epoch:g}, the model predicts the same label for every validation text: "
-                    f"{event.label_text!r}. This is common at the start. If it continues, try a smaller "
-                    "--learning-rate, or add texts with other labels"
-                ),
+                f"after epoch {event.epoch:g}, the model predicts the same label for every validation text: "
+                f"{event.label_text!r}. This is common at the start. If it continues, try a smaller "
+                "--learning-rate, or add texts with other labels",
                 style="yellow",
             )
         elif isinstance(event, Finished):
@@ -137,25 +137,23 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
             score = "" if event.best_score is None else f"; {selected}, validation {self.metric} {event.best_score:.3f}"
             self.console.print(f"{reason} after {format_duration(event.seconds)}{score}")
         elif isinstance(event, FoldStarted):
-            self.console.print(f"[bold]fold {event.number}[/] of {event.of}: training on the other folds")
+            self.console.print(f"fold {event.number} of {event.of}: training on the other folds", style="bold")
         elif isinstance(event, FoldDone):
             self.console.print(f"fold {event.number} of {event.of}: {self.metric} {event.score:.3f}")
             if event.number == event.of:
-                self.console.print("[bold]all folds are done:[/] training on the texts of all folds")
+                self.console.print("all folds are done: training on the texts of all folds", style="bold")
         elif isinstance(event, SeedStarted):
             self.evaluations = []
-            self.console.print(f"[bold]seed {event.seed}[/] ({event.number} of {event.of})")
+            self.console.print(f"seed {event.seed} ({event.number} of {event.of})", style="bold")
         elif isinstance(event, AblationStarted):
             added = ", ".join(event.added)
-            self.console.print(
-                Text(f"training on {event.alone} alone, to measure the effect of {added} …", style="dim")
-            )
+            self.console.print(f"training on {event.alone} alone, to measure the effect of {added} …", style="dim")
         elif isinstance(event, TrackingFailed):
             self.console.print(
-                Text(f"{event.tracker} failed, and training continues without it: {event.why}"), style="yellow"
+                f"{event.tracker} failed, and training continues without it: {event.why}", style="yellow"
             )
         elif isinstance(event, Scoring):
-            self.console.print(f"[dim]scoring {counted(event.texts, 'text')} …[/]")
+            self.console.print(f"scoring {counted(event.texts, 'text')} …", style="dim")
         if isinstance(self.live, NotebookDisplay):
             self.live.refresh()
 
@@ -174,8 +172,7 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
         show(f"split: {sizes['train']:,} train, {validation}, {sizes['test']:,} test")
         show(
             f"model: {prepared.model}, {prepared.parameters / 1e6:.0f} M parameters, on {prepared.device}; "
-            f"maximum length {prepared.max_length} tokens",
-            markup=False,
+            f"maximum length {prepared.max_length} tokens"
         )
         settings = (
             "epochs",
@@ -190,9 +187,9 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
             "contrastive",
         )
         for key in settings if recipe.epochs else settings[:1]:
-            reason = f"  [dim]{recipe.reasons[key]}[/]" if key in recipe.reasons else "  [dim]set by the user[/]"
             value = getattr(recipe, key)
-            show(f"{key.replace('_', ' ')}: {f'{value:g}' if isinstance(value, float) else value}{reason}")
+            line = Text(f"{key.replace('_', ' ')}: {f'{value:g}' if isinstance(value, float) else value}  ")
+            show(line.append(recipe.reasons.get(key, "set by the user"), "dim"))
 
     def _row(self, event: Evaluated) -> list[str]:
         *others, primary = event.metrics.values()

@@ -96,20 +96,20 @@ class TuningProgress(AbstractContextManager["TuningProgress"]):
         elif isinstance(event, TrialEnded):
             self.trials[event.number].ended = event
             if self.live is None:
-                self.console.print(self._line(event.number), markup=False)
+                self.console.print(self._line(event.number))
             elif event.why:
-                self.console.print(Text(f"trial {event.number} {event.state}: {event.why}"), style="yellow")
+                self.console.print(f"trial {event.number} {event.state}: {event.why}", style="yellow")
         elif isinstance(event, StorageUnavailable):
             if not was_unavailable:
                 self.console.print(
-                    Text(f"the storage is unavailable, retrying for ten minutes ({event.why})"), style="yellow"
+                    f"the storage is unavailable, retrying for ten minutes ({event.why})", style="yellow"
                 )
         elif isinstance(event, FinalStarted):
             self._stop()
-            self.console.print(f"[bold]final training with {event.name}[/]")
+            self.console.print(f"final training with {event.name}", style="bold")
             self.final = TrainingProgress(self.console)
         elif isinstance(event, CheckpointChosen):
-            self.console.print(f"checkpoint {event.name}: {event.reason}", markup=False)
+            self.console.print(f"checkpoint {event.name}: {event.reason}")
         elif isinstance(event, TrackingFailed):
             TrainingProgress(self.console)(event)
         elif self.final is not None and not isinstance(event, Prepared):
@@ -129,12 +129,12 @@ class TuningProgress(AbstractContextManager["TuningProgress"]):
         else:
             self._show_validation(event, dropped)
         for name, dimension in event.space.items():
-            self.console.print(f"  {name}: {dimension}", markup=False)
+            self.console.print(f"  {name}: {dimension}")
         if event.shared is not None:
             name, others = event.shared
             new = "" if event.done else ", without a finished trial"
             more = f"; other studies in the database: {others}" if others else ""
-            self.console.print(f"study {name} in the database{new}{more}", markup=False)
+            self.console.print(f"study {name} in the database{new}{more}")
         if event.trials is not None and event.done >= event.trials:
             self.console.print(f"the search is complete: {counted(event.done, 'trial is', 'trials are')} done")
         elif event.done:
@@ -154,15 +154,14 @@ class TuningProgress(AbstractContextManager["TuningProgress"]):
         )
         if validation < FEW_VALIDATION_TEXTS:
             self.console.print(
-                f"[yellow]with {counted(validation, 'validation text')}, the best trial depends on chance:[/] "
-                "pass --cv 5 to score trials by cross-validation"
+                f"with {counted(validation, 'validation text')}, the best trial depends on chance: "
+                "pass --cv 5 to score trials by cross-validation",
+                style="yellow",
             )
         if n := len(event.unseen):
             self.console.print(
-                Text(
-                    f"no validation text has {number_form(n, 'the label', 'any of the labels')} "
-                    f"{listing(event.unseen)}: trials gain nothing by predicting {number_form(n, 'it', 'them')}"
-                ),
+                f"no validation text has {number_form(n, 'the label', 'any of the labels')} "
+                f"{listing(event.unseen)}: trials gain nothing by predicting {number_form(n, 'it', 'them')}",
                 style="yellow",
             )
 

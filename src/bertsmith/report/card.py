@@ -43,11 +43,11 @@ class Details:
     datasets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if wrong := [code for code in self.language if not LANGUAGE.fullmatch(code)]:
+        if wrong := [code for code in map(str, self.language) if not LANGUAGE.fullmatch(code)]:
             what = number_form(len(wrong), "is not a language code", "are not language codes")
             raise ConfigError(f"language: {listing(wrong)} {what}", remedy="Use an ISO 639 code, such as en.")
         ids = [*self.datasets, *([] if self.repository is None else [self.repository])]
-        if wrong := [name for name in ids if not HUB_ID.fullmatch(name) or ".." in name or "--" in name]:
+        if wrong := [name for name in map(str, ids) if not HUB_ID.fullmatch(name) or ".." in name or "--" in name]:
             what = number_form(len(wrong), "is not the name of a hub repository", "are not names of hub repositories")
             raise ConfigError(f"{listing(wrong)} {what}", remedy="Write a name as owner/name.")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +112,10 @@ def choose_texts(
     Raises:
         UserError: also if number or share are out of range.
     """
-    if n < 1 or not 0 <= random_share <= 1:
+    if not all(map(isinstance, (n, random_share), (Integral, Real))) or n < 1 or not 0 <= random_share <= 1:
         raise ConfigError(
-            f"n must be at least 1, and random_share between 0 and 1; they are {n} and {random_share}",
+            "n must be an integer of at least 1, and random_share a number between 0 and 1; "
+            f"they are {n!r} and {random_share!r}",
             remedy="Pass other values.",
         )
     if Project.exists(path) or (path / TABLE).is_file():  # a table without its project is an error

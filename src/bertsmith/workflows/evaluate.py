@@ -15,7 +15,7 @@ import numpy as np
 from bertsmith.bootstrap import warn_of_few_groups
 from bertsmith.config import Config
 from bertsmith.data.clean import clean
-from bertsmith.data.columns import canonical
+from bertsmith.data.columns import canonical, check_one_source
 from bertsmith.data.label_checks import describe_far_numbers, far_numbers
 from bertsmith.data.read import read_table
 from bertsmith.data.sources import read_raw
@@ -48,6 +48,7 @@ def read_labelled(source: Any, config: Config, run: runs.Run) -> Table:
     Raises:
         DataError: if the table cannot be read, or its labels are not those of the run.
     """
+    check_one_source(source, config)
     raw, trained = read_raw(source, config), run.info["config"]
     names = {canonical(name) for name in raw.frame.columns}
     settings: dict[str, Any] = {"sql": None}  # it is read

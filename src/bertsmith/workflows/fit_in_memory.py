@@ -8,6 +8,7 @@ from tempfile import gettempdir
 
 import numpy as np
 
+from bertsmith.compute.device import kept_random_states
 from bertsmith.compute.memory import memory_errors
 from bertsmith.config import Config
 from bertsmith.data.clean import clean
@@ -31,6 +32,7 @@ from bertsmith.workflows.prepare import (
 )
 
 
+@kept_random_states()
 @memory_errors("out of memory", "Free memory, or use a smaller model.")
 def fit_in_memory(table: Table, config: Config) -> Classifier:
     """Fine-tune a classifier on a table. Nothing is written.

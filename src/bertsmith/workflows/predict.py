@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bertsmith import __version__
 from bertsmith.config import Config
+from bertsmith.data.columns import check_one_source
 from bertsmith.data.stream import Stream, check_lines, file_of, open_stream
 from bertsmith.data.table import Cells, Position, to_frame
 from bertsmith.data.template import SETTINGS, Template
@@ -285,6 +286,7 @@ def opened(
     skip, name = options.on_error == "skip", None
     if callable(source):
         check_lines(template, "stdin")
+        check_one_source("stdin", config)
     opened = nullcontext(source()) if callable(source) else open_stream(source, config, skip=skip, template=template)
     try:
         with opened as stream:

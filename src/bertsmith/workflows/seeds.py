@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bertsmith.compute.device import kept_random_states
 from bertsmith.compute.machine import versions
 from bertsmith.compute.processes import rank_and_world_size
 from bertsmith.config import Config
@@ -31,6 +32,7 @@ from bertsmith.workflows.run_record import record_failure
 from bertsmith.workflows.train import run_training, train_into
 
 
+@kept_random_states()
 def run_seeds(
     source: Any,
     config: Config,

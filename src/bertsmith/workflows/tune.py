@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from optuna.trial import TrialState
 
+from bertsmith.compute.device import kept_random_states
 from bertsmith.compute.machine import versions
 from bertsmith.config import Config
 from bertsmith.data.clean import clean
@@ -45,6 +46,7 @@ from bertsmith.workflows.trial_workers import (
 from bertsmith.workflows.trials import TrialData
 
 
+@kept_random_states()
 def run_tuning(
     source: Any,
     config: Config,
@@ -56,6 +58,8 @@ def run_tuning(
     stop: Callable[[], bool],
 ) -> Study:
     """Search, then train and test the winner; see `bertsmith.tune` for the arguments."""
+    if config.seeds > 1:
+        raise ConfigError("tune does not use the setting seeds", remedy="Leave it out, and pass --final-seeds instead.")
     if not config.test_size:
         raise ConfigError(
             "test_size must be greater than 0: a study needs test texts that no trial uses",
