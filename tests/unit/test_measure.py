@@ -888,6 +888,11 @@ def test_shares_are_for_the_texts_that_the_sample_represents(finished, corpus, t
     # The table says that they were not drawn, as that of a labelling project.
     listed = pd.concat([drawn[~seen].assign(random=True), known.assign(random=False)])
     assert measured(listed) == (len(table), (~seen).sum(), None)
+    # Copies of a text that the table lists as not drawn were drawn, and no other validation text.
+    copied = drawn["Text"][seen].iloc[0]
+    some = drawn[~seen | (drawn["Text"] == copied)]
+    listed = pd.concat([some.assign(random=True), known.assign(random=False)])
+    assert measured(listed) == (len(table) - (table["Text"] == copied).sum(), (~seen).sum(), None)
 
 
 def test_drawn_texts_without_a_label_are_named_or_refused(finished, corpus, tmp_path):

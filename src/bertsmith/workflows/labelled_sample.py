@@ -50,7 +50,7 @@ class LabelledSample:
         groups: group of each text if known, from the sample or from the corpus.
         left_out: number of rows left out by reason.
         notes: what to know about the rows that are left out.
-        trained: hashes of the training and validation texts, without those that the sample lists as not drawn.
+        trained: hashes of the training and validation texts, without those that the sample lists only as not drawn.
         drawn_from: number of texts that all drawn rows represent by their inclusion probabilities, also those without a
             label; ``None`` without probabilities.
         found: whether each text occurs in the corpus, shape (n,).
@@ -220,7 +220,8 @@ def read_sample(
         [group_name(cells[int(i)], unite_numbers=False) or NO_GROUP if known else None for i in usable],
         left_out,
         tuple(notes),
-        frozenset(trained.difference(hashes[~design.usable])),
+        # The sample has lost the drawn copies of trained texts, so it no longer represents the other copies either.
+        frozenset(trained.difference({*hashes[~design.usable]}.difference(hashes[design.usable]))),
         drawn_from,
     )
 
