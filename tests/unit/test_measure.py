@@ -948,6 +948,8 @@ def test_copies_of_labelled_texts_are_refused(label, finished, corpus, tmp_path)
         bs.measure(finished, corpus / "corpus.csv", labelled=tmp_path / "s.csv", random_sample=True)
     assert error.value.where == "s.csv"
     assert ("121, 122, 123" in error.value.what) == (label is None)
+    drawn = pd.concat([sample.assign(random=True), copies.assign(random=False)])
+    assert len(read_sample(open_run(finished), drawn, Config(), None).rows) == 120
 
 
 def test_a_sample_of_a_single_group_is_refused(finished, corpus, tmp_path):

@@ -160,7 +160,6 @@ def read_sample(
     table = cleaned.table
     rows, texts = table.frame["row"].tolist(), texts_of(table.frame)
     extra = {str(name): table.extra[name].tolist() for name in table.extra.columns}
-    _check_labels(texts, table.targets, rows, table.name)
     outcomes = get_task(run.task).indicators(table.targets, len(run.labels))
     # Rows without a label count too: they may belong to the random sample.
     blank = cleaned.dropped["row"][cleaned.dropped["reason"] == NO_LABEL]
@@ -177,6 +176,7 @@ def read_sample(
     hashes, trained = hash_texts(texts), run.training_hashes
     seen = hashes.isin(trained).to_numpy()
     usable = np.flatnonzero(design.usable & ~seen)
+    _check_labels(texts, table.targets, rows, usable, table.name)
     left_out = {
         **cleaned.counts,
         NO_LABEL: n_blank,
@@ -279,11 +279,11 @@ def _check_blanks(
     return notes
 
 
-def _check_labels(texts: Texts, targets: np.ndarray, rows: Sequence[int], where: str) -> None:
-    """Check that equal texts have the same labels."""
+def _check_labels(texts: Texts, targets: np.ndarray, rows: Sequence[int], usable: np.ndarray, where: str) -> None:
+    """Check that equal texts have the same labels, among the usable rows."""
     first: dict[str, int] = {}
-    for i, text in enumerate(texts):
-        other = first.setdefault(flat(text), i)
+    for i in usable.tolist():
+        other = first.setdefault(flat(texts[i]), i)
         if not np.array_equal(targets[other], targets[i]):
             raise DataError(
                 f"rows {rows[other]:,} and {rows[i]:,} of the sample have the same text and different labels",
