@@ -17,6 +17,7 @@ from bertsmith.data.language import guess_language
 from bertsmith.data.split import split_cleaned
 from bertsmith.data.table import REGRESSION
 from bertsmith.data.template import flat_texts
+from bertsmith.data.texts import to_truth
 from bertsmith.errors import DataError, counted, quoted
 
 MAX_UNKNOWN_TEXTS = 100
@@ -187,7 +188,7 @@ def check_design(inspected: Inspected) -> Iterator[Finding]:
     name = next((name for name in table.extra.columns if canonical(str(name)) == "random"), None)
     if name is None or (given == "validation").any():
         return
-    drawn = (table.extra[name].astype(str).str.casefold() == "true").to_numpy()
+    drawn = np.array([to_truth(cell) is True for cell in table.extra[name]], dtype=bool)
     if drawn[given == "test"].any() and not drawn[given == "train"].any():
         yield inspected.texts_where(
             "not-random",
