@@ -804,10 +804,12 @@ def test_without_labels_the_shares_are_counted_with_a_note(finished, corpus, mon
     with pytest.raises(DataError):  # one group of test texts
         bs.measure(finished, corpus / "corpus.csv")
     size = 1
+    frames = {split: pd.read_parquet(finished / "predictions" / f"{split}.parquet") for split in ("test", "validation")}
     tested = []
 
     def accept(targets, features, texts, n_classes):
-        tested.append((features.shape[1] == texts.shape[1], len(features) == len(targets), len(texts), n_classes))
+        same = features.shape[1] == texts.shape[1], len(features) == len(targets)
+        tested.append((*same, len(texts), n_classes, len(targets)))
         return 0.5
 
     monkeypatch.setattr("bertsmith.workflows.label_shift.label_shift_test", accept)
@@ -817,7 +819,10 @@ def test_without_labels_the_shares_are_counted_with_a_note(finished, corpus, mon
     assert all(share.interval[0] < share.interval[1] for share in found.shares)
     assert len(found.notes) == 3  # the assumption, groups of test texts, and months without a test of their own
     assert found.shares[0].labelled_share is None
-    assert tested == [(True, True, 500, 3)] * 2  # axes and clusters
+    assert tested == [(True, True, 500, 3, len(frames["test"]) + len(frames["validation"]))] * 2  # axes and clusters
+    monkeypatch.setattr("bertsmith.folders.run.Run.has_chosen_validation", True)
+    bs.measure(finished, corpus / "corpus.csv")
+    assert tested[-1] == (True, True, 500, 3, len(frames["test"]))
     size = 2
     assert len(bs.measure(finished, corpus / "corpus.csv", by="month").notes) == 4  # few groups of test texts
     monkeypatch.setattr("bertsmith.workflows.label_shift.label_shift_test", lambda *arguments: 0.01)
