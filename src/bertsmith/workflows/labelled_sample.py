@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from bisect import insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +12,10 @@ import numpy as np
 
 from bertsmith.config import Config
 from bertsmith.data.clean import NO_LABEL, UNITED, clean
-from bertsmith.data.columns import canonical
+from bertsmith.data.columns import TEXT, canonical
+from bertsmith.data.sources import read_raw
 from bertsmith.data.table import REGRESSION, Table
-from bertsmith.data.template import Texts, flat, texts_of
+from bertsmith.data.template import Template, Texts, flat, texts_of
 from bertsmith.data.texts import group_name
 from bertsmith.errors import DataError, counted, listing, number_form, quoted
 from bertsmith.folders.run import Run
@@ -155,7 +156,8 @@ def read_sample(
     """
     unused = dict.fromkeys(("sql", "db", "sheet", "encoding", "validation", "test"))
     config = config.model_copy(update={**unused, "task": run.task})
-    whole = read_labelled(source, config, run)
+    raw = read_raw(source, config)
+    whole = read_labelled(raw, _named_as_in_sample(config, run.template, raw.frame.columns), run)
     cleaned = clean(dataclasses.replace(whole, frame=whole.frame.assign(split="test")))
     table = cleaned.table
     rows, texts = table.frame["row"].tolist(), texts_of(table.frame)
@@ -223,6 +225,28 @@ def read_sample(
         # The sample has lost the drawn copies of trained texts, so it no longer represents the other copies either.
         frozenset(trained.difference({*hashes[~design.usable]}.difference(hashes[design.usable]))),
         drawn_from,
+    )
+
+
+def _named_as_in_sample(config: Config, template: Template, columns: Iterable[str]) -> Config:
+    """Return settings with the names that the columns of a corpus have in a sample.
+
+    The table of a labelling project names a column of the pool ``pool NAME`` if the project has a column NAME.
+    """
+    named = {canonical(name): name for name in columns}
+
+    def rename(name: str) -> str:
+        return name if canonical(name) in TEXT else named.get(canonical(f"pool {name}"), name)
+
+    given = template.settings(config)
+    texts = (given.text_column,) if isinstance(given.text_column, str) else given.text_column
+    renamed = tuple(map(rename, texts or template.text_column))
+    return config.model_copy(
+        update={
+            "text_column": renamed if texts or renamed != template.text_column else None,
+            "pair_column": given.pair_column and rename(given.pair_column),
+            "with_columns": tuple(map(rename, given.with_columns)),
+        }
     )
 
 
