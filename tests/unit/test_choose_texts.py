@@ -187,10 +187,17 @@ def test_each_text_is_embedded_once_also_after_an_interruption(tmp_path):
         return embed_lengths(some)
 
     again.update(texts, 0, embed, "pool")
-    assert seen == ["four", "fives"]
+    assert seen == ["three", "four", "fives"]  # the longest known text shows that the model has not changed
     assert PoolFile(tmp_path, "model", 2).read(np.arange(5)).tolist() == [[3, 1], [0, 0], [5, 1], [4, 1], [5, 1]]
     with pytest.raises(DataError, match="row 3"):
         again.update(["one", "", "changed"], 0, embed, "pool")
+    again.update([*texts, "six"], 0, embed, "pool")
+    for chunk in ([*texts, "six", "seven"], ["seven"]):  # also if the new rows begin a chunk
+        other = PoolFile(tmp_path, "model", 2)
+        other.update([*texts, "six"], 0, embed, "pool")
+        with pytest.raises(RunFolderError):
+            other.update(chunk, 7 - len(chunk), lambda some: embed_lengths(some)[:, ::-1], "pool")
+    assert other.done == 6
     with pytest.raises(RunFolderError):
         PoolFile(tmp_path, "other", 2)
     for damage in ("{", "[]", "{}"):
