@@ -498,6 +498,8 @@ def test_the_table_has_the_labels_that_count_and_how_they_were_decided(project):
     table = pd.read_csv(project.path / "labels.csv")
     assert table["Label Text"].fillna("").tolist() == ["good", "bad", "", "so so"]
     assert table["decided_by"].tolist() == ["agreed", "majority", "tie", "settled"]
+    assert Snapshot.of(project).unused_labels == []
+    assert Snapshot.of(project).random_part.unused_labels == ["so so"]
     assert table["share_of_coders"].tolist() == [1, 0.667, 0.5, 0]
     assert table["split"].tolist() == ["test", "test", "train", "train"]
     assert table["date"].tolist() == ["2024-01", "2024-02", "2024-03", "2024-04"]
