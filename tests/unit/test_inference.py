@@ -186,7 +186,7 @@ def test_chosen_validation_texts_give_no_expected_accuracy(own_run, classifier, 
     monkeypatch.setattr("bertsmith.workflows.predict.is_export", lambda folder: True)
     for facts, found in ({}, 150), ({"has_chosen_validation": True}, None):
         about = SimpleNamespace(run=facts)
-        monkeypatch.setattr("bertsmith.workflows.predict.ExportInfo", SimpleNamespace(read=lambda folder: about))
+        monkeypatch.setattr("bertsmith.workflows.predict.ExportInfo.read", lambda folder, about=about: about)
         assert getattr(expected(), "held_out", None) == found
 
 

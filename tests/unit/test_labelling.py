@@ -518,14 +518,14 @@ def test_columns_of_the_pool_keep_their_cells_under_another_name(project):
     assert record["random"] == "false"
     assert {name: record.get(f"pool {name}", record.get(name)) for name in columns} == columns
     assert with_own_names({"note": 1, "pool note": 2}, ["Note"], "pool") == {"pool pool note": 1, "pool note": 2}
-    for given, trained, read in (
+    for named, trained, read in (
         ("reason", "text", ("pool reason",)),
         (None, "reason", ("pool reason",)),
         ("date", "text", ("date",)),
         ("text", "text", ("text",)),  # the labelled texts, not those of "pool text"
         (None, "text", None),
     ):
-        assert _named_as_in_sample(Config(text_column=given), Template((trained,)), record).text_column == read
+        assert _named_as_in_sample(Config(text_column=named), Template((trained,)), record).text_column == read
     pair = _named_as_in_sample(Config(pair_column="row"), Template(pair_column="other"), record)
     assert pair.pair_column == "pool row"
     cells = ChosenTexts(project.texts[-1:], {}, 40).cells()

@@ -134,8 +134,7 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
     else:
         unseen = "We did not use the {} test texts for training or for any choice."
         if run.has_chosen_validation:  # a labelling project shows scores on its random texts while coders label
-            unseen = "We drew the {} test texts at random, unlike the texts for training and validation. We did not use "
-            unseen += "the test texts for training."
+            unseen = "We drew the {} test texts at random, unlike the training texts. We did not train on test texts."
         held_out = " and ".join(f"{n('run.json', f'data.splits.{s}')} {s}" for s in ("validation", "test") if splits[s])
         evaluated = f"held out {held_out} texts"
     study = Study(run.path.resolve().parent)
