@@ -322,13 +322,14 @@ def test_a_column_without_common_groups_is_reported(authors):
     assert (found.severity, found.count) == ("warning", 60)
 
 
+@pytest.mark.parametrize("truth", [(False, True), ("FALSCH", "WAHR"), (0.0, 1.0)])
 @pytest.mark.parametrize(
     ("drawn", "validation", "found"),
     [([40], False, True), ([40], True, False), ([0, 40], False, False), ([], False, False)],
 )
-def test_validation_texts_that_were_not_drawn_at_random_are_reported(drawn, validation, found):
+def test_validation_texts_that_were_not_drawn_at_random_are_reported(drawn, validation, found, truth):
     parts = ["train"] * 30 + ["validation" if validation else "train"] * 10 + ["test"] * 20
-    frame = tiny_table(60).assign(part=parts, random=[i in drawn for i in range(60)])
+    frame = tiny_table(60).assign(part=parts, random=[truth[i in drawn] for i in range(60)])
     findings = {f.kind: f for f in inspect(read_table(frame, DataConfig(split_column="part"))).findings}
     assert ("not-random" in findings) == found
     assert not found or findings["not-random"].count == 40

@@ -3,7 +3,10 @@ import io
 import json
 import pickle
 import shutil
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,15 +21,16 @@ from bertsmith.data.stream import open_stream
 from bertsmith.data.template import Template
 from bertsmith.errors import ConfigError, DataError, RunFolderError
 from bertsmith.folders.run import open_run
-from bertsmith.inference.abstain import held_out_predictions
+from bertsmith.inference.abstain import HeldOutPredictions, held_out_predictions
 from bertsmith.inference.chunks import write_stream
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.ensemble import Ensemble
-from bertsmith.inference.predict import predict_chunks, predict_rows
+from bertsmith.inference.predict import CONFIDENCE, LABELLED, LENGTH, predict_chunks, predict_rows
 from bertsmith.inference.table_writers import open_writer, output_format, to_arrow
 from bertsmith.testing import WORDS, tiny_table
 from bertsmith.workflows.evaluate import _design_notes
-from bertsmith.workflows.predict import Predictions
+from bertsmith.workflows.predict import Predictions, _expected_accuracy
+from bertsmith.workflows.predict_options import PredictOptions
 from tests.conftest import train
 
 
@@ -177,6 +181,25 @@ def test_held_out_predictions_come_from_the_run_of_a_model(finished, classifier)
         assert one.held_out().targets.tolist() == expected
     with pytest.raises(RunFolderError):
         Classifier.load(finished / "model", device="cpu").held_out()
+
+
+def test_chosen_validation_texts_give_no_expected_accuracy(own_run, classifier, monkeypatch):
+    targets = np.arange(150) % 3
+    monkeypatch.setattr(Classifier, "held_out", lambda self: HeldOutPredictions(targets, [np.eye(3)[targets]]))
+    counts = Counter({f"{CONFIDENCE}99": 200, f"{LENGTH}30": 200, f"{LABELLED}animals": 200})
+    run, expected = open_run(own_run), partial(_expected_accuracy, classifier, own_run, PredictOptions(), counts)
+    assert not run.has_chosen_validation
+    assert expected().held_out == 150
+    run.update(data={**run.info["data"], "findings": {"findings": [{"kind": "not-random"}]}})
+    assert run.has_chosen_validation
+    assert expected() is None
+    monkeypatch.setattr("bertsmith.measuring.expected_accuracy.FEWEST", 5)  # enough test texts
+    assert expected().held_out == len(run.predictions)
+    monkeypatch.setattr("bertsmith.workflows.predict.is_export", lambda folder: True)
+    for facts, found in ({}, 150), ({"has_chosen_validation": True}, None):
+        about = SimpleNamespace(run=facts)
+        monkeypatch.setattr("bertsmith.workflows.predict.ExportInfo.read", lambda folder, about=about: about)
+        assert getattr(expected(), "held_out", None) == found
 
 
 def test_an_ensemble_counts_truncated_texts_and_can_resume_predictions(classifier):

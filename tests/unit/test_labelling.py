@@ -26,6 +26,7 @@ from bertsmith.cli.label import _train_flags
 from bertsmith.config import Config, DataConfig
 from bertsmith.data.columns import with_own_names
 from bertsmith.data.read import read_table
+from bertsmith.data.template import Template
 from bertsmith.errors import ConfigError, DataError, RunFolderError, UserError
 from bertsmith.evaluation.agreement import alpha, kappa, measure_agreement
 from bertsmith.labelling.app import MAX_BODY, create_app
@@ -36,6 +37,7 @@ from bertsmith.load_config import resolve
 from bertsmith.measuring.design import read_design
 from bertsmith.workflows.background_work import BackgroundWork
 from bertsmith.workflows.choose_texts import ChosenTexts, choose_texts
+from bertsmith.workflows.labelled_sample import _named_as_in_sample
 
 LABELS = ["bad", "good", "so so"]
 
@@ -496,6 +498,8 @@ def test_the_table_has_the_labels_that_count_and_how_they_were_decided(project):
     table = pd.read_csv(project.path / "labels.csv")
     assert table["Label Text"].fillna("").tolist() == ["good", "bad", "", "so so"]
     assert table["decided_by"].tolist() == ["agreed", "majority", "tie", "settled"]
+    assert Snapshot.of(project).unused_labels == []
+    assert Snapshot.of(project).random_part.unused_labels == ["so so"]
     assert table["share_of_coders"].tolist() == [1, 0.667, 0.5, 0]
     assert table["split"].tolist() == ["test", "test", "train", "train"]
     assert table["date"].tolist() == ["2024-01", "2024-02", "2024-03", "2024-04"]
@@ -514,6 +518,16 @@ def test_columns_of_the_pool_keep_their_cells_under_another_name(project):
     assert record["random"] == "false"
     assert {name: record.get(f"pool {name}", record.get(name)) for name in columns} == columns
     assert with_own_names({"note": 1, "pool note": 2}, ["Note"], "pool") == {"pool pool note": 1, "pool note": 2}
+    for named, trained, read in (
+        ("reason", "text", ("pool reason",)),
+        (None, "reason", ("pool reason",)),
+        ("date", "text", ("date",)),
+        ("text", "text", ("text",)),  # the labelled texts, not those of "pool text"
+        (None, "text", None),
+    ):
+        assert _named_as_in_sample(Config(text_column=named), Template((trained,)), record).text_column == read
+    pair = _named_as_in_sample(Config(pair_column="row"), Template(pair_column="other"), record)
+    assert pair.pair_column == "pool row"
     cells = ChosenTexts(project.texts[-1:], {}, 40).cells()
     assert (cells["row"], cells["pool row"], cells["pool Random"]) == ([50], ["id 7"], ["never"])
 

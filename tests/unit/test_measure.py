@@ -838,10 +838,12 @@ def test_without_labels_the_shares_are_counted_with_a_note(finished, corpus, mon
     with pytest.raises(DataError):  # one group of test texts
         bs.measure(finished, corpus / "corpus.csv")
     size = 1
+    frames = {split: pd.read_parquet(finished / "predictions" / f"{split}.parquet") for split in ("test", "validation")}
     tested = []
 
     def accept(targets, features, texts, n_classes):
-        tested.append((features.shape[1] == texts.shape[1], len(features) == len(targets), len(texts), n_classes))
+        same = features.shape[1] == texts.shape[1], len(features) == len(targets)
+        tested.append((*same, len(texts), n_classes, len(targets)))
         return 0.5
 
     monkeypatch.setattr("bertsmith.workflows.label_shift.label_shift_test", accept)
@@ -851,7 +853,10 @@ def test_without_labels_the_shares_are_counted_with_a_note(finished, corpus, mon
     assert all(share.interval[0] < share.interval[1] for share in found.shares)
     assert len(found.notes) == 3  # the assumption, groups of test texts, and months without a test of their own
     assert found.shares[0].labelled_share is None
-    assert tested == [(True, True, 500, 3)] * 2  # axes and clusters
+    assert tested == [(True, True, 500, 3, len(frames["test"]) + len(frames["validation"]))] * 2  # axes and clusters
+    monkeypatch.setattr("bertsmith.folders.run.Run.has_chosen_validation", True)
+    bs.measure(finished, corpus / "corpus.csv")
+    assert tested[-1] == (True, True, 500, 3, len(frames["test"]))
     size = 2
     assert len(bs.measure(finished, corpus / "corpus.csv", by="month").notes) == 4  # few groups of test texts
     monkeypatch.setattr("bertsmith.workflows.label_shift.label_shift_test", lambda *arguments: 0.01)
@@ -922,6 +927,11 @@ def test_shares_are_for_the_texts_that_the_sample_represents(finished, corpus, t
     # The table says that they were not drawn, as that of a labelling project.
     listed = pd.concat([drawn[~seen].assign(random=True), known.assign(random=False)])
     assert measured(listed) == (len(table), (~seen).sum(), None)
+    # Copies of a text that the table lists as not drawn were drawn, and no other validation text.
+    copied = drawn["Text"][seen].iloc[0]
+    some = drawn[~seen | (drawn["Text"] == copied)]
+    listed = pd.concat([some.assign(random=True), known.assign(random=False)])
+    assert measured(listed) == (len(table) - (table["Text"] == copied).sum(), (~seen).sum(), None)
 
 
 def test_drawn_texts_without_a_label_are_named_or_refused(finished, corpus, tmp_path):
@@ -977,6 +987,8 @@ def test_copies_of_labelled_texts_are_refused(label, finished, corpus, tmp_path)
         bs.measure(finished, corpus / "corpus.csv", labelled=tmp_path / "s.csv", random_sample=True)
     assert error.value.where == "s.csv"
     assert ("121, 122, 123" in error.value.what) == (label is None)
+    drawn = pd.concat([sample.assign(random=True), copies.assign(random=False)])
+    assert len(read_sample(open_run(finished), drawn, Config(), None).rows) == 120
 
 
 def test_a_sample_of_a_single_group_is_refused(finished, corpus, tmp_path):

@@ -85,6 +85,13 @@ def test_the_methods_name_what_training_used(copy, recipe, key, citation):
     assert key is None or key in keys
 
 
+def test_the_methods_say_that_a_project_chose_the_training_texts(copy):
+    before = write_methods(Run(copy)).sentences[1]
+    _edit(copy / "run.json", lambda run: run["data"]["findings"].update(findings=[{"kind": "not-random"}]))
+    _check_numbers(copy)
+    assert write_methods(Run(copy)).sentences[1] != before
+
+
 def test_the_methods_name_the_search_for_label_errors(copy):
     _edit(copy / "run.json", lambda run: run.update(label_noise={"used": True, "suspects": 12}))
     keys, citations = _check_numbers(copy)

@@ -42,8 +42,8 @@ def next_texts(
     Returns:
         The chosen rows of the pool with their columns, and ``row`` (from 1), ``reason`` (``"uncertain"``,
         ``"diverse"``, ``"rare"`` or ``"random"``), ``random``, and ``inclusion_probability``. That is the probability
-        that a text of the pool is in the random sample. It is missing for texts that were not drawn at random. If too
-        few texts of the pool differ, there are fewer than ``n`` rows. Over all calls, the random sample contains at
+        that these rows contain a text of the pool at random. It is missing for texts that were not drawn at random. If
+        too few texts of the pool differ, there are fewer than ``n`` rows. Over all calls, the random sample contains at
         most a fifth of the pool, and at most 1,000 texts. If too few of these are left, more rows have another reason.
 
     Raises:

@@ -15,7 +15,7 @@ from bertsmith.cli.next import Number, PoolArgument, RandomShare, note_few_rando
 from bertsmith.cli.options import with_settings
 from bertsmith.cli.terminal import confirm, stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig, ModelConfig, TrainConfig
-from bertsmith.errors import ConfigError, UserError, counted, listing, quoted
+from bertsmith.errors import ConfigError, UserError, counted, listing, number_form, quoted
 from bertsmith.load_config import TOKEN
 from bertsmith.serving.access import read_token
 from bertsmith.serving.signals import handle_signals
@@ -158,7 +158,7 @@ def _serve(
 ) -> None:
     from bertsmith.labelling.app import create_app
     from bertsmith.labelling.project import TABLE
-    from bertsmith.labelling.table import export
+    from bertsmith.labelling.table import Snapshot, export
     from bertsmith.serving.server import address_of, listen, run_app
 
     err = stderr_console()
@@ -176,6 +176,9 @@ def _serve(
     n = export(project)
     table = project.path / TABLE
     err.print(f"{counted(n, 'labelled text')} written to {table}", markup=False)
+    if n and (unused := Snapshot.of(project).unused_labels):
+        labels = number_form(len(unused), "label", "labels")
+        err.print(f"note: a model cannot learn the {labels} {listing(unused)}, which no text has", markup=False)
     if resume:
         err.print(f"training stopped; to resume: {_as_typed(resume)}", markup=False)
     if n:

@@ -11,12 +11,13 @@ import numpy as np
 from bertsmith.bootstrap import warn_of_few_groups
 from bertsmith.data.clean import AVERAGED, CONFLICT, DUPLICATE, EMPTY, IN_TEST, IN_VALIDATION, NO_LABEL, UNITED
 from bertsmith.data.columns import canonical
-from bertsmith.data.findings import MAX_EXAMPLES, Finding, Inspected, join_names
+from bertsmith.data.findings import CHOSEN_VALIDATION, MAX_EXAMPLES, Finding, Inspected, join_names
 from bertsmith.data.label_checks import describe_far_numbers, differing_labels, far_numbers, label_findings
 from bertsmith.data.language import guess_language
 from bertsmith.data.split import split_cleaned
 from bertsmith.data.table import ORDINAL, REGRESSION
 from bertsmith.data.template import flat_texts
+from bertsmith.data.texts import to_truth
 from bertsmith.errors import DataError, counted, quoted
 
 MAX_UNKNOWN_TEXTS = 100
@@ -192,15 +193,15 @@ def check_design(inspected: Inspected) -> Iterator[Finding]:
     name = next((name for name in table.extra.columns if canonical(str(name)) == "random"), None)
     if name is None or (given == "validation").any():
         return
-    drawn = (table.extra[name].astype(str).str.casefold() == "true").to_numpy()
+    drawn = np.array([to_truth(cell) is True for cell in table.extra[name]], dtype=bool)
     if drawn[given == "test"].any() and not drawn[given == "train"].any():
         yield inspected.texts_where(
-            "not-random",
+            CHOSEN_VALIDATION,
             "warning",
             given == "train",
             "of the train split that were not drawn at random",
             "used, also for validation: thresholds, confidence and decision rule may not suit the other texts of the "
-            "pool",
+            "pool; predict shows an expected accuracy only if there are 100 test texts",
         )
 
 

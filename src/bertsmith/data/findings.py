@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from bertsmith.model.tokens import Tokens
 
 SEVERITIES = ("error", "warning", "info")
+CHOSEN_VALIDATION = "not-random"
+"""The kind of the finding that validation texts were chosen to be labelled, and test texts drawn at random."""
 MAX_EXAMPLES = 5
 """Maximum number of example rows of a finding."""
 

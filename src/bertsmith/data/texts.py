@@ -22,6 +22,9 @@ INTEGER = re.compile(r"[+-]?\d{1,18}")
 _WHOLE_FLOAT = re.compile(r"[+-]?\d+\.0+", re.ASCII)
 MISSING_WORDS = frozenset({"", "na", "n/a", "nan", "null", "none", "nat", "<na>"})
 """What stands for a missing number, in lower case."""
+_YES = ("true", "1", "1.0", "1,0", "yes", "wahr", "vrai", "verdadero", "verdadeiro", "vero", "waar")
+_NO = ("false", "0", "0.0", "0,0", "no", "falsch", "faux", "falso", "onwaar")
+"""Also as Excel writes them in German, French, Spanish, Portuguese, Italian and Dutch."""
 _FORMULA = re.compile(r"[=+\-@\t\r]")
 _NUMBER = re.compile(
     r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?"
@@ -135,6 +138,12 @@ def is_missing(cell: Any) -> bool:
     """Return whether a cell is ``None``, NaN, or a missing value of pandas."""
     is_pandas_missing = type(cell).__name__ in ("NAType", "NaTType")  # by name, so as not to import pandas
     return cell is None or is_pandas_missing or (isinstance(cell, Number) and cell != cell)
+
+
+def to_truth(cell: Any) -> bool | None:
+    """Return whether a cell says true; ``None`` if it says neither true nor false."""
+    text = str(cell).strip().casefold()
+    return True if text in _YES else False if text in _NO else None
 
 
 def json_ready(value: Any) -> Any:

@@ -168,6 +168,15 @@ class Run:
             return set(frame["hash"][frame["split"].isin(["train", "validation"])]) if "hash" in frame else set()
 
     @property
+    def has_chosen_validation(self) -> bool:
+        """Whether validation texts were chosen to be labelled, and test texts drawn; see `check_design`."""
+        from bertsmith.data.findings import CHOSEN_VALIDATION
+
+        with damage_errors(self.layout.run):
+            findings = self.info.get("data", {}).get("findings", {}).get("findings", ())
+            return any(finding["kind"] == CHOSEN_VALIDATION for finding in findings)
+
+    @property
     def members(self) -> list[Run]:
         """One run per seed in ascending order; empty for a run with a single seed."""
         folders = (path for path in self.layout.seeds.glob("*") if path.name.isdigit())  # not temporary folders

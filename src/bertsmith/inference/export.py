@@ -113,7 +113,9 @@ def export(
             original.rule,
             {},
             {},
-            run_facts(opened) | {"model_files": opened.info["model_files"], "versions": versions()},
+            run_facts(opened)
+            | {"model_files": opened.info["model_files"], "versions": versions()}
+            | {"has_chosen_validation": opened.has_chosen_validation},
             original.template,
             original.long,
             str(tokenizer.truncation_side),

@@ -20,6 +20,8 @@ from bertsmith.labelling.project import Project
 EMBEDDINGS, HASHES, ABOUT = "embeddings.f16", "embeddings.hashes", "embeddings.json"
 EMPTY = 0
 """The hash of a row without a text."""
+SAME = 0.99
+"""Smallest cosine similarity between an embedding in the file and a new one of the same text."""
 COLUMNS = ("text_column", "pair_column")
 """The settings that a project remembers from the first choice of its texts."""
 
@@ -106,6 +108,7 @@ class PoolFile:
         size = (folder / EMBEDDINGS).stat().st_size if (folder / EMBEDDINGS).is_file() else 0
         self.done = min(len(self.hashes), size // (2 * width))  # an interruption may have cut the last rows
         self.hashes = self.hashes[: self.done].astype(np.uint64)
+        self._longest: tuple[int, Text] | None = None  # the row and text of an embedding in the file
 
     def update(self, texts: Sequence[Text], first: int, embed: Callable[[list[Text]], np.ndarray], name: str) -> None:
         """Embed the texts of a chunk that are not embedded yet, and check those that are.
@@ -118,6 +121,7 @@ class PoolFile:
 
         Raises:
             DataError: if a text has changed since it was embedded.
+            RunFolderError: if there are new texts, and the embedding of a known text has changed.
         """
         hashes = np.array([hash_text(text) for text in texts], dtype=np.uint64)
         known = min(max(self.done - first, 0), len(texts))
@@ -128,12 +132,16 @@ class PoolFile:
                 where=name,
                 remedy="Pass the same pool and columns, with new rows only at its end, or create another project.",
             )
+        if known:
+            i = max(range(known), key=lambda i: len(flat(texts[i])))
+            self._longest = None if is_empty(texts[i]) else (first + i, texts[i])
         if known == len(texts):
             return
         new = list(texts[known:])
         values = np.zeros((len(new), self.width), dtype=np.float16)
         filled = [i for i, text in enumerate(new) if not is_empty(text)]
         if filled:
+            self._check_embeddings(embed)
             values[filled] = embed([new[i] for i in filled])
         for file, rows in ((EMBEDDINGS, values), (HASHES, hashes[known:])):
             path, row_bytes = self.folder / file, rows[:1].nbytes
@@ -143,6 +151,22 @@ class PoolFile:
                 stream.write(rows.tobytes())
         self.hashes = np.concatenate([self.hashes, hashes[known:]])
         self.done = len(self.hashes)
+
+    def _check_embeddings(self, embed: Callable[[list[Text]], np.ndarray]) -> None:
+        """Check that the model is the one that embedded the file: its folder or the maximum length can have changed."""
+        if self._longest is None:
+            return
+        row, text = self._longest
+        before, now = self.read(np.array([row]))[0], embed([text])[0]
+        if before @ now < SAME * np.linalg.norm(before) * np.linalg.norm(now):
+            raise RunFolderError(
+                f"the text of row {row + 1:,} has another embedding than before: the weights of the checkpoint or the "
+                "maximum length changed",
+                where=str(self.folder),
+                remedy="Pass the same checkpoint and --max-length, or remove the files embeddings.* to embed the pool "
+                "again.",
+            )
+        self._longest = None
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return embeddings of rows, float32, shape (rows, hidden size), without memory-mapping the file."""

@@ -123,6 +123,12 @@ class Snapshot:
         ]
 
     @property
+    def unused_labels(self) -> list[str]:
+        """The labels that no text has, so that they are not in the table."""
+        used = {label for each in self.labelled for label in each.labels or ()}
+        return [label for label in self.labels if label not in used]
+
+    @property
     def agreement(self) -> Agreement:
         """The agreement of the coders, without settled labels."""
         coded = {

@@ -10,15 +10,12 @@ from typing import Any
 import numpy as np
 
 from bertsmith.data.columns import canonical
-from bertsmith.data.texts import is_missing
+from bertsmith.data.texts import is_missing, to_truth
 from bertsmith.errors import DataError, quoted
 
 RANDOM, INCLUSION = "random", "inclusion_probability"
 """The columns that record how a text was chosen."""
 NOT_RANDOM = "not chosen at random, or without an inclusion probability"
-_YES = ("true", "1", "1.0", "1,0", "yes", "wahr", "vrai", "verdadero", "verdadeiro", "vero", "waar")
-_NO = ("false", "0", "0.0", "0,0", "no", "falsch", "faux", "falso", "onwaar")
-"""Also as Excel writes them in German, French, Spanish, Portuguese, Italian and Dutch."""
 
 
 @dataclass(frozen=True)
@@ -95,14 +92,14 @@ def _is_blank(cell: Any) -> bool:
 
 
 def _truth(cell: Any, row: int, where: str) -> bool:
-    text = "" if _is_blank(cell) else str(cell).strip().casefold()
-    if text not in (*_YES, *_NO):
+    found = to_truth(cell)
+    if found is None:
         raise DataError(
             f"row {row:,} has {quoted(cell)}, which is neither true nor false",
             where=where,
             remedy="Write true for texts that were drawn at random, and false for others.",
         )
-    return text in _YES
+    return found
 
 
 def _probability(cell: Any, row: int, where: str) -> float:

@@ -133,6 +133,8 @@ def write_methods(run: Run, measurement: Mapping[str, Any] | None = None) -> Met
         evaluated = f"evaluated the model by {n('metrics.json', 'splits.test.folds')}-fold cross-validation"
     else:
         unseen = "We did not use the {} test texts for training or for any choice."
+        if run.has_chosen_validation:  # a labelling project shows scores on its random texts while coders label
+            unseen = "We drew the {} test texts at random, unlike the training texts. We did not train on test texts."
         held_out = " and ".join(f"{n('run.json', f'data.splits.{s}')} {s}" for s in ("validation", "test") if splits[s])
         evaluated = f"held out {held_out} texts"
     study = Study(run.path.resolve().parent)

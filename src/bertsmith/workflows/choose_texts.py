@@ -60,7 +60,7 @@ class ChosenTexts:
 
     Attributes:
         texts: the chosen texts in a random order, so that the random ones are not together.
-        inclusion: inclusion probability of the random texts, by row.
+        inclusion: by row, the probability that a random text is among these texts, without those of other rounds.
         pool_rows: number of rows of the pool with a text.
     """
 
@@ -201,7 +201,7 @@ def choose_for_project(
         )
         project.set_settings({"pool_sizes": sizes})
         project.add_texts(chosen.texts)
-        return replace(chosen, inclusion=inclusion_probabilities([t.row for t in project.texts if t.random], sizes))
+        return replace(chosen, inclusion=inclusion_probabilities([t.row for t in chosen.texts if t.random], sizes))
 
 
 def choose_with_run(

@@ -120,7 +120,8 @@ class LabelShiftTest:
     """Tests whether texts of a corpus differ from held-out texts by more than the shares of the classes.
 
     Held-out texts are those of the test and validation split: twice the texts find smaller changes. Validation texts
-    select the best epoch, but this changes their features by less than a standard error.
+    select the best epoch, but this changes their features by less than a standard error. Chosen validation texts do not
+    count: they differ from the corpus.
 
     Args:
         held_out: the test texts.
@@ -130,10 +131,11 @@ class LabelShiftTest:
 
     def __init__(self, held_out: HeldOut, sample: CorpusSample, embedder: Embedder) -> None:
         test, validation = held_out.sample(), held_out.validation()
-        trained = "by" in held_out.run.metrics["splits"]["validation"]  # by cross-validation
-        known = [test] if trained else [test, validation]
+        by_cv = "by" in held_out.run.metrics["splits"]["validation"]
+        only_test = by_cv or held_out.run.has_chosen_validation
+        known = [test] if only_test else [test, validation]
         fitted, before, now = (embedder.embeddings(some.texts) for some in (validation, test, sample))
-        embeddings = [before] if trained else [before, fitted]
+        embeddings = [before] if only_test else [before, fitted]
         self.targets, self.n_classes = np.concatenate([some.targets for some in known]), test.scores.shape[1]
         self.groups = np.array(sample.groups, dtype=object)
         features = partial(features_of, get_task(held_out.run.task))

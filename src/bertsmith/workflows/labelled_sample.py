@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from bisect import insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +12,10 @@ import numpy as np
 
 from bertsmith.config import Config
 from bertsmith.data.clean import NO_LABEL, UNITED, clean
-from bertsmith.data.columns import canonical
+from bertsmith.data.columns import TEXT, canonical
+from bertsmith.data.sources import read_raw
 from bertsmith.data.table import REGRESSION, Table
-from bertsmith.data.template import Texts, flat, texts_of
+from bertsmith.data.template import Template, Texts, flat, texts_of
 from bertsmith.data.texts import group_name
 from bertsmith.errors import DataError, counted, listing, number_form, quoted
 from bertsmith.folders.run import Run
@@ -50,7 +51,7 @@ class LabelledSample:
         groups: group of each text if known, from the sample or from the corpus.
         left_out: number of rows left out by reason.
         notes: what to know about the rows that are left out.
-        trained: hashes of the training and validation texts, without those that the sample lists as not drawn.
+        trained: hashes of the training and validation texts, without those that the sample lists only as not drawn.
         drawn_from: number of texts that all drawn rows represent by their inclusion probabilities, also those without a
             label; ``None`` without probabilities.
         found: whether each text occurs in the corpus, shape (n,).
@@ -155,12 +156,12 @@ def read_sample(
     """
     unused = dict.fromkeys(("sql", "db", "sheet", "encoding", "validation", "test"))
     config = config.model_copy(update={**unused, "task": run.task})
-    whole = read_labelled(source, config, run)
+    raw = read_raw(source, config)
+    whole = read_labelled(raw, _named_as_in_sample(config, run.template, raw.frame.columns), run)
     cleaned = clean(dataclasses.replace(whole, frame=whole.frame.assign(split="test")))
     table = cleaned.table
     rows, texts = table.frame["row"].tolist(), texts_of(table.frame)
     extra = {str(name): table.extra[name].tolist() for name in table.extra.columns}
-    _check_labels(texts, table.targets, rows, table.name)
     outcomes = get_task(run.task).indicators(table.targets, len(run.labels))
     # Rows without a label count too: they may belong to the random sample.
     blank = cleaned.dropped["row"][cleaned.dropped["reason"] == NO_LABEL]
@@ -177,6 +178,7 @@ def read_sample(
     hashes, trained = hash_texts(texts), run.training_hashes
     seen = hashes.isin(trained).to_numpy()
     usable = np.flatnonzero(design.usable & ~seen)
+    _check_labels(texts, table.targets, rows, usable, table.name)
     left_out = {
         **cleaned.counts,
         NO_LABEL: n_blank,
@@ -220,8 +222,31 @@ def read_sample(
         [group_name(cells[int(i)], unite_numbers=False) or NO_GROUP if known else None for i in usable],
         left_out,
         tuple(notes),
-        frozenset(trained.difference(hashes[~design.usable])),
+        # The sample has lost the drawn copies of trained texts, so it no longer represents the other copies either.
+        frozenset(trained.difference({*hashes[~design.usable]}.difference(hashes[design.usable]))),
         drawn_from,
+    )
+
+
+def _named_as_in_sample(config: Config, template: Template, columns: Iterable[str]) -> Config:
+    """Return settings with the names that the columns of a corpus have in a sample.
+
+    The table of a labelling project names a column of the pool ``pool NAME`` if the project has a column NAME.
+    """
+    named = {canonical(name): name for name in columns}
+
+    def rename(name: str) -> str:
+        return name if canonical(name) in TEXT else named.get(canonical(f"pool {name}"), name)
+
+    given = template.settings(config)
+    texts = (given.text_column,) if isinstance(given.text_column, str) else given.text_column
+    renamed = tuple(map(rename, texts or template.text_column))
+    return config.model_copy(
+        update={
+            "text_column": renamed if texts or renamed != template.text_column else None,
+            "pair_column": given.pair_column and rename(given.pair_column),
+            "with_columns": tuple(map(rename, given.with_columns)),
+        }
     )
 
 
@@ -278,11 +303,11 @@ def _check_blanks(
     return notes
 
 
-def _check_labels(texts: Texts, targets: np.ndarray, rows: Sequence[int], where: str) -> None:
-    """Check that equal texts have the same labels."""
+def _check_labels(texts: Texts, targets: np.ndarray, rows: Sequence[int], usable: np.ndarray, where: str) -> None:
+    """Check that equal texts have the same labels, among the usable rows."""
     first: dict[str, int] = {}
-    for i, text in enumerate(texts):
-        other = first.setdefault(flat(text), i)
+    for i in usable.tolist():
+        other = first.setdefault(flat(texts[i]), i)
         if not np.array_equal(targets[other], targets[i]):
             raise DataError(
                 f"rows {rows[other]:,} and {rows[i]:,} of the sample have the same text and different labels",

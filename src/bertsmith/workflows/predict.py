@@ -21,8 +21,9 @@ from bertsmith.events import InputOpened, ModelOpened, PredictionListener, RowsP
 from bertsmith.folders.atomic import checksum
 from bertsmith.folders.claim import claim
 from bertsmith.folders.files import OutputFolder
+from bertsmith.folders.run import open_run
 from bertsmith.inference.chunks import PredictionFile, nothing_written, write_stream
-from bertsmith.inference.exported import is_export
+from bertsmith.inference.exported import Exported, ExportInfo, is_export
 from bertsmith.inference.table_writers import output_format
 from bertsmith.workflows.predict_options import PredictOptions
 
@@ -144,7 +145,7 @@ def run_prediction(
     labels = Counter({key.removeprefix(LABELLED): n for key, n in counts.items() if key.startswith(LABELLED)})
     expected = None
     if options.decide and abstain.confidence is None:
-        expected = _expected_accuracy(classifier, counts)
+        expected = _expected_accuracy(classifier, run, counts)
     return Predictions(
         output,
         None,
@@ -160,28 +161,35 @@ def run_prediction(
     )
 
 
-def _unseen(classifier: Predictor) -> HeldOutPredictions:
-    """Return the predictions for the test texts of a run. An export, or a run with few of them, gives held-out ones."""
+def _unseen(classifier: Predictor, run: Path) -> HeldOutPredictions | None:
+    """Return the predictions for the test texts of a run. An export, or a run with few of them, gives held-out ones.
+
+    Return ``None`` if these were chosen to be labelled: uncertain texts are more difficult than others.
+    """
     from bertsmith.measuring.expected_accuracy import FEWEST
 
     with suppress(UserError):  # an export, or a run without a test split
         found = classifier.held_out(test=True)
         if len(found.targets) >= FEWEST:
             return found
-    return classifier.held_out()
+    if is_export(run):
+        are_chosen = ExportInfo.read(run).run.get("has_chosen_validation", False)  # absent from older versions
+    else:
+        are_chosen = open_run(run).has_chosen_validation
+    return None if are_chosen else classifier.held_out()
 
 
-def _expected_accuracy(classifier: Predictor, counts: Counter[str]) -> ExpectedAccuracy | None:
-    """Return the accuracy to expect; ``None`` if texts do not have one class each, or are too few."""
+def _expected_accuracy(classifier: Predictor, run: Path, counts: Counter[str]) -> ExpectedAccuracy | None:
+    """Return the accuracy to expect; ``None`` if texts have several labels, or suitable held-out texts are missing."""
     from bertsmith.inference.predict import CONFIDENCE, LABELLED, LENGTH
     from bertsmith.measuring.expected_accuracy import FEWEST, GRID, LENGTHS, expect_accuracy, length_bin
 
-    task = classifier.task
+    task, known = classifier.task, None
     if not task.one_class or counts["rows"] - counts["empty"] < FEWEST:
         return None
-    try:
-        known = _unseen(classifier)
-    except UserError:  # a model folder, or a run of an older version
+    with suppress(UserError):  # a model folder, or a run of an older version
+        known = _unseen(classifier, run)
+    if known is None:
         return None
     import numpy as np
 
@@ -305,7 +313,6 @@ def open_model(
 ) -> tuple[Predictor, Abstention]:
     """Load the classifier and its thresholds."""
     from bertsmith.inference.abstain import fit_abstention
-    from bertsmith.inference.exported import Exported
     from bertsmith.inference.load import open_classifier
 
     classifier = open_classifier(
