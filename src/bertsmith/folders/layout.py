@@ -13,9 +13,9 @@ class Layout:
         labels: number and text of each class, and its count in each split.
         splits: the split of each source row, or the reason why bertsmith dropped the row.
         model: the fine-tuned Hugging Face checkpoint.
-        history: one line per evaluation.
+        history: one line per evaluation; empty with cross-validation or `--effort quick`.
         metrics: metrics by split.
-        predictions: predictions for the validation and test splits; with cross-validation, for the training texts too.
+        predictions: predictions for the validation and test splits; cross-validated texts replace a missing split.
         explanations: word attributions of the most confident mistakes.
         report: the report page.
         tensorboard: event files of `train --track tensorboard`.
