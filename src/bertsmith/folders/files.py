@@ -73,7 +73,7 @@ class OutputFolder(Output):
         inputs = [self.source.absolute(), *self.source.absolute().parents]
         if path.absolute() in inputs or path.resolve() in [folder.resolve() for folder in inputs]:
             raise ConfigError("the input is in this folder", where=str(path), remedy=remedy)
-        files = sorted(path.iterdir())
+        files = [path / name for name in foreign_names(path, ())]
         if foreign := [file.name for file in files if file.suffix != self.suffix or not file.is_file()]:
             raise ConfigError(f"this folder contains other files: {listing(foreign)}", where=str(path), remedy=remedy)
         if files and not overwrite:
@@ -99,7 +99,7 @@ class ExportFolder(Output):
         path = self.path
         if not path.exists():
             check_not_in_run(path, "Leave out -o, or choose a folder outside the run.", allowed="export")
-        elif path.is_dir() and not any(path.iterdir()):
+        elif path.is_dir() and not foreign_names(path, ()):
             return
         elif not (path / self.FILE).is_file():
             kind = "a folder with other files" if path.is_dir() else "a file"
