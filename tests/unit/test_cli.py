@@ -29,7 +29,7 @@ from bertsmith.cli.app import COMMANDS, app, main
 from bertsmith.cli.terminal import stdout_console
 from bertsmith.config import Config, DataConfig
 from bertsmith.data.stream import open_stream
-from bertsmith.data.texts import guarded_cell
+from bertsmith.data.texts import guarded_cell, unguarded_cell
 from bertsmith.errors import ConfigError, DataError
 from bertsmith.inference.chunks import Chunks
 from bertsmith.inference.spreadsheet import check_fits
@@ -347,6 +347,7 @@ def test_cells_that_would_be_formulas_are_guarded_in_csv_unless_told_otherwise(c
 )
 def test_numbers_with_decimal_commas_and_thousands_are_not_guarded(number):
     assert guarded_cell(number) == number
+    assert unguarded_cell(f"'{number}") == f"'{number}"
 
 
 @pytest.mark.parametrize(
@@ -369,6 +370,8 @@ def test_numbers_with_decimal_commas_and_thousands_are_not_guarded(number):
 )
 def test_everything_else_that_begins_like_a_formula_is_guarded(formula):
     assert guarded_cell(formula) == f"'{formula}"
+    assert unguarded_cell(f"'{formula}") == formula
+    assert unguarded_cell(formula) == formula
 
 
 AWKWARD = ["=1+1", "#N/A", " two  spaces ", "a\r\nb\x07", "_x0041_", "naïve; café, 😀", "007", "-3.5"]
