@@ -669,6 +669,16 @@ def test_two_coders_label_over_the_page_and_disagreements_are_settled(page, proj
     assert client.post("/undo", json={"coder": "ben"}).json()["text"]["id"] == 2
 
 
+def test_a_table_that_cannot_be_written_is_reported(page, project, cli):
+    (project.path / "labels.csv").mkdir()  # on Windows, a file that Excel has open cannot be replaced either
+    answer = page[0].get("/labels.csv")
+    assert answer.status_code == 422
+    assert str(project.path / "labels.csv") in answer.json()["detail"]
+    code, _, err = cli("label", "-o", project.path, "--rename-label", "good", "splendid")
+    assert (code, "splendid" in project.labels) == (2, True)
+    assert "splendid" in err
+
+
 def test_a_coder_has_one_name(page, project):
     for name, text in (("Anna ", 1), ("Anna", 2), ("ANNA", 3)):
         answer = page[0].post("/decide", json={"coder": name, "text": text, "status": "skipped"}).json()

@@ -149,8 +149,8 @@ def _rename(project: Project, old: str, new: str, *, yes: bool) -> None:
         stderr_console().print("bertsmith changed nothing")
         return
     project.rename_label(old, new)
-    export(project)
     stderr_console().print(f"{quoted(old)} is now {quoted(new)}, in {changed}", markup=False)
+    export(project)
 
 
 def _serve(
@@ -173,11 +173,11 @@ def _serve(
             run_app(create_app(project, background, coder=coder, token=token), listening, signals)
         finally:
             resume = background.close()
+    if resume:
+        err.print(f"training stopped; to resume: {_as_typed(resume)}", markup=False)
     n = export(project)
     table = project.path / TABLE
     err.print(f"{counted(n, 'labelled text')} written to {table}", markup=False)
-    if resume:
-        err.print(f"training stopped; to resume: {_as_typed(resume)}", markup=False)
     if n:
         stdout_console().print(_as_typed(background.train_command(table, background.next_run())), markup=False)
 
