@@ -9,6 +9,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -34,6 +35,8 @@ from bertsmith.labelling.project import FILE, SETTLER, Decision, Project, Queued
 from bertsmith.labelling.table import Snapshot, export
 from bertsmith.load_config import resolve
 from bertsmith.measuring.design import read_design
+from bertsmith.serving import signals
+from bertsmith.serving.server import listen, run_app
 from bertsmith.workflows.background_work import BackgroundWork
 from bertsmith.workflows.choose_texts import ChosenTexts, choose_texts
 
@@ -677,6 +680,17 @@ def test_a_table_that_cannot_be_written_is_reported(page, project, cli):
     code, _, err = cli("label", "-o", project.path, "--rename-label", "good", "splendid")
     assert (code, "splendid" in project.labels) == (2, True)
     assert "splendid" in err
+
+
+def test_a_closed_terminal_ends_the_page(page, monkeypatch):
+    monkeypatch.setattr(signals, "ACCEPT_SECONDS", 0)
+    received = signals.SignalFlags(reload=True)  # SIGHUP
+    with contextlib.closing(listen("127.0.0.1", 0)) as listening:
+        serving = threading.Thread(target=run_app, args=(page[0].app, listening, received), daemon=True)
+        serving.start()
+        serving.join(30)
+    assert not serving.is_alive()
+    assert received.end
 
 
 def test_a_coder_has_one_name(page, project):

@@ -173,9 +173,11 @@ def _serve(
             run_app(create_app(project, background, coder=coder, token=token), listening, signals)
         finally:
             resume = background.close()
-    if resume:
-        err.print(f"training stopped; to resume: {_as_typed(resume)}", markup=False)
-    n = export(project)
+    try:
+        n = export(project)
+    finally:
+        if resume:
+            err.print(f"training stopped; to resume: {_as_typed(resume)}", markup=False)
     table = project.path / TABLE
     err.print(f"{counted(n, 'labelled text')} written to {table}", markup=False)
     if n:
