@@ -25,11 +25,12 @@ from bertsmith.cli.app import main
 from bertsmith.compute import system
 from bertsmith.data.read import read_table
 from bertsmith.data.table import Labels
-from bertsmith.errors import Interrupted, OutputError, RunFolderError
+from bertsmith.errors import Interrupted, OutputError, RunFolderError, UserError
 from bertsmith.events import StepDone
 from bertsmith.folders import atomic, new_run
 from bertsmith.folders.atomic import disk_errors, replaced_file, replaced_folder
 from bertsmith.folders.claim import lock
+from bertsmith.folders.files import ExportFolder
 from bertsmith.folders.run import Run
 from bertsmith.inference.explain import explain
 from bertsmith.model import checkpoint, load
@@ -129,6 +130,30 @@ def test_output_is_utf_8_wherever_it_goes(kind, tmp_path, monkeypatch):
     else:
         assert "?ó?w" in output["stdout"].decode("cp1252")
         assert "?ó.csv" in output["stderr"].decode("cp1252")
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are Unicode")
+def test_a_table_may_have_a_name_that_is_not_utf_8_and_other_files_may_not(tmp_path, monkeypatch):
+    table = tmp_path / os.fsdecode(b"caf\xe9.csv")
+    tiny_table().to_csv(table, index=False)
+    read = read_table(table)
+    assert {name.encode().decode() for name in read.frame["source"]} == {read.name}
+    atomic.write_json(tmp_path / "paths.json", [str(table)])
+    assert json.loads((tmp_path / "paths.json").read_text(encoding="utf-8")) == [str(table)]
+    for output in (lambda: Run(table), lambda: ExportFolder(table)):
+        with pytest.raises(UserError) as refused:
+            output()
+        assert refused.value.where == str(table)
+    missing = tmp_path / os.fsdecode(b"caf\xe8.csv")
+    for path, code in ((table, 0), (missing, 2)):
+        streams = {name: io.TextIOWrapper(io.BytesIO(), **CP1252) for name in ("stdout", "stderr")}
+        for name, stream in streams.items():
+            monkeypatch.setattr(sys, name, stream)
+        with pytest.raises(SystemExit) as ended:
+            main(["inspect", str(path), "--json"])
+        assert ended.value.code == code
+    streams["stderr"].flush()
+    assert rb"caf\udce8.csv" in streams["stderr"].buffer.getvalue()
 
 
 class NoFloat64(TorchFunctionMode):

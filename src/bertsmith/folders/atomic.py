@@ -30,9 +30,9 @@ RENAME_SECONDS = 2.0 if LOCKS_OPEN_FILES else 0.0
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a text file atomically."""
-    with replaced_file(path) as temporary:
-        temporary.write_text(content, encoding="utf-8", newline="\n")  # Windows would change the line breaks of texts
+    """Write a text file atomically. Lone surrogates, as in file names that are not UTF-8, become escape sequences."""
+    with replaced_file(path) as temporary:  # Windows would change the line breaks of texts
+        temporary.write_text(content, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def to_json(content: Any, *, indent: int | None = 2) -> str:
