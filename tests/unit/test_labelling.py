@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
+from bertsmith.cli import label as command
 from bertsmith.cli.label import _train_flags
 from bertsmith.config import Config, DataConfig
 from bertsmith.data.columns import with_own_names
@@ -691,6 +693,15 @@ def test_a_closed_terminal_ends_the_page(page, monkeypatch):
         serving.join(30)
     assert not serving.is_alive()
     assert received.end
+
+
+def test_the_page_is_served_while_a_browser_runs_in_the_terminal(page, project, monkeypatch):
+    served, results = threading.Event(), SimpleQueue()
+    monkeypatch.setattr("webbrowser.open", lambda url: results.put(served.wait(5)))
+    monkeypatch.setattr("bertsmith.serving.server.run_app", lambda *_: served.set())
+    monkeypatch.setattr(command, "handle_signals", lambda: contextlib.nullcontext(signals.SignalFlags()))
+    command._serve(project, page[1], None, None, "127.0.0.1", 0, True)
+    assert results.get(timeout=5)
 
 
 def test_a_coder_has_one_name(page, project):

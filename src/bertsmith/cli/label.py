@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -167,8 +168,8 @@ def _serve(
         err.print(f"page: {page}  (Ctrl-C stops the server; every decision is saved)", markup=False)
         if not project.rows:
             background.choose()
-        if browser:
-            webbrowser.open(page)
+        if browser:  # one that runs in the terminal returns at its end
+            threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
         try:
             run_app(create_app(project, background, coder=coder, token=token), listening, signals)
         finally:
