@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -38,6 +39,7 @@ from bertsmith.serving.signals import SignalFlags
 from bertsmith.testing import tiny_table
 from bertsmith.training import checkpoints
 from bertsmith.workflows.trial_workers import has_ended
+from tests import malformed
 from tests.conftest import train
 
 CP1252 = {"encoding": "cp1252", "newline": "\r\n"}
@@ -230,9 +232,12 @@ def _missing(module):
     return frozenset(linux - (windows & mac))
 
 
-def _unportable(path):
+def _tree(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _unportable(tree):
     """Yield what a module uses that Windows or macOS lacks, and text files whose encoding depends on the system."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             yield from [ast.unparse(node)] if node.attr in _missing(node.value.id) else []
@@ -255,8 +260,21 @@ def test_only_one_module_calls_what_windows_or_macos_lacks():
     assert {"SIGHUP", "pthread_sigmask"} <= _missing("signal")
     assert "getrlimit" in _missing("resource")
     assert not {"open", "replace", "fsync", "umask", "kill"} & _missing("os")
-    found = {path.relative_to(SRC).as_posix(): sorted(_unportable(path)) for path in SRC.rglob("*.py")}
+    found = {path.relative_to(SRC).as_posix(): sorted(_unportable(_tree(path))) for path in SRC.rglob("*.py")}
     assert "os.sched_getaffinity" in found.pop("compute/system.py")
+    assert {name: calls for name, calls in found.items() if calls} == {}
+
+
+def test_windows_and_macos_can_import_the_tests(monkeypatch):
+    monkeypatch.delattr(os, "mkfifo", raising=False)
+    malformed._places(malformed._Corpus())
+    found = {}
+    for path in [*Path(__file__).parent.glob("*.py"), Path(malformed.__file__)]:
+        tree = _tree(path)
+        for node in [*tree.body, *(node for part in tree.body if isinstance(part, ast.ClassDef) for node in part.body)]:
+            if isinstance(node, ast.FunctionDef):
+                node.body = []  # which an import does not run
+        found[path.name] = [name for name in _unportable(tree) if re.fullmatch(r"\w+(\.\w+)?", name)]
     assert {name: calls for name, calls in found.items() if calls} == {}
 
 
