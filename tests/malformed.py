@@ -992,11 +992,12 @@ def _columns(c: _Corpus) -> None:
 
 def _places(c: _Corpus) -> None:
     c.refused("folder.csv", Path.mkdir, "folder")
-    c.refused("fifo.csv", os.mkfifo, "regular file")
-    c.refused("socket.csv", _socket, "regular file")
-    c.refused("device.csv", lambda path: path.symlink_to("/dev/zero"), "regular file")
-    c.refused("dangling.csv", lambda path: path.symlink_to("nowhere"), "does not exist")
-    c.refused("loop.csv", lambda path: path.symlink_to(path.name), "cannot be read|does not exist")
+    if hasattr(os, "mkfifo"):  # Windows has neither special files nor, for most users, links
+        c.refused("fifo.csv", os.mkfifo, "regular file")
+        c.refused("socket.csv", _socket, "regular file")
+        c.refused("device.csv", lambda path: path.symlink_to("/dev/zero"), "regular file")
+        c.refused("dangling.csv", lambda path: path.symlink_to("nowhere"), "does not exist")
+        c.refused("loop.csv", lambda path: path.symlink_to(path.name), "cannot be read|does not exist")
     c.refused("never-written.csv", lambda path: None, "does not exist")
     c.refused("n" * 300 + ".csv", lambda path: None, r"\d characters", where="the table")
     c.refused("no-folder/t.csv", lambda path: None, "does not exist")

@@ -75,12 +75,8 @@ class UserError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
-        lines = [self.what]
-        if self.where:
-            lines.append(f"  where: {self.where}")
-        if self.remedy:
-            lines.append(f"  what to do: {self.remedy}")
-        return "\n".join(lines)
+        lines = (self.what, self.where and f"  where: {self.where}", self.remedy and f"  what to do: {self.remedy}")
+        return "\n".join(filter(None, lines))
 
 
 class DataError(UserError):
@@ -271,11 +267,12 @@ def lower_first(title: str) -> str:
     return title[:1].lower() + title[1:] if title[1:2].islower() else title
 
 
-def to_path(value: Any, name: str, error_type: type[UserError] = ConfigError) -> Path:
+def to_path(value: Any, name: str, error_type: type[UserError] = ConfigError, *, any_encoding: bool = False) -> Path:
     """Convert an argument to a path.
 
     Raises:
-        UserError: of class ``error_type``, if the value is not a path or no file system accepts it.
+        UserError: of class ``error_type``, if the value is not a path or no file system accepts it; unless
+            ``any_encoding``, also if it is not UTF-8, as pyarrow and tokenizers require.
     """
     if not isinstance(value, str | os.PathLike):
         raise error_type(f"{name} should be a path, not {with_article(value)}", remedy="Pass a str or a pathlib.Path.")
@@ -285,6 +282,8 @@ def to_path(value: Any, name: str, error_type: type[UserError] = ConfigError) ->
             f"{name} is not a valid path: {quoted(value)} ({len(value):,} characters)",
             remedy="Pass the path of a file or folder, not its content.",
         )
+    if not any_encoding and re.search("[\ud800-\udfff]", str(value)):
+        raise error_type(f"{name} is not a path in UTF-8", where=str(value), remedy="Rename its files and folders.")
     if is_url(value):
         raise error_type(
             f"{name} is a URL, but bertsmith reads and writes only files and folders",

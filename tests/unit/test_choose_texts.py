@@ -61,6 +61,9 @@ def test_later_rounds_continue_the_random_sample(n_rows, n, seed):
     assert (reserved == again).all()
     assert reserved.sum() == min(RESERVED, n_rows // 5)
     assert reserved[whole].all()
+    rows, _ = random_rows(priority, np.ones(n_rows, dtype=bool), n_rows, only_random=True)
+    assert rows.tolist() == np.argsort(priority).tolist()
+    assert rows[: len(whole)].tolist() == whole.tolist()
 
 
 def test_rows_added_at_the_end_do_not_change_the_others():
@@ -334,6 +337,21 @@ def test_no_chosen_text_is_a_near_duplicate_of_a_random_one(tmp_path, tiny):
     assert random.sum() == 4
     groups = group_near_duplicates([*chosen["Text"][random], *chosen["Text"][~random]])
     assert (groups[4:] == np.arange(4, 20)).all()
+
+
+def test_random_texts_alone_may_be_the_whole_pool(pool, finished, tmp_path, tiny):
+    new, used = (Project(tmp_path / name, {"labels": ["animals", "colours"]}) for name in ("new", "used"))
+    table = pd.read_csv(pool).head(40)
+    chosen = [bs.next_texts(new.path, table, n=n, random_share=1, model=str(tiny)) for n in (20, 40)]
+    assert [len(rows) for rows in chosen] == [20, 19]  # one text is empty
+    assert all(rows["random"].all() for rows in chosen)
+    used.add_texts([Queued(1, "a", "diverse", False)])
+    assert 0 < bs.next_texts(used.path, table, n=30, random_share=1, model=str(tiny))["random"].sum() <= 8
+
+    table = pd.DataFrame({"Text": table["Text"].dropna() + " again"})
+    assert bs.next_texts(finished, table, n=30, random_share=1, device="cpu")["random"].sum() == 30
+    table.loc[0, "Text"] = tiny_table(150)["Text"][0]  # the run has seen it
+    assert bs.next_texts(finished, table, n=30, random_share=1, device="cpu")["random"].sum() <= 7
 
 
 def test_one_process_at_a_time_chooses_texts_for_a_project(pool, tmp_path, tiny):

@@ -29,7 +29,7 @@ from bertsmith.cli.app import COMMANDS, app, main
 from bertsmith.cli.terminal import stderr_console, stdout_console
 from bertsmith.config import Config, DataConfig
 from bertsmith.data.stream import open_stream
-from bertsmith.data.texts import guarded_cell
+from bertsmith.data.texts import guarded_cell, unguarded_cell
 from bertsmith.errors import ConfigError, DataError
 from bertsmith.inference.chunks import Chunks
 from bertsmith.inference.spreadsheet import check_fits
@@ -276,12 +276,16 @@ def test_train_evaluate_predict(cli, csv, tiny, tmp_path, monkeypatch):
         (("inspect", "T", "--html", "T/x.html"), "cannot be written"),
         (("inspect", "T", "--html", "T"), "never replaces"),
         (("inspect", "T", "--html", "T", "--overwrite"), "never replaces"),
-        (("inspect", "T", "--html", "/dev/full", "--overwrite"), "not a plain file"),
+        pytest.param(
+            ("inspect", "T", "--html", os.devnull, "--overwrite"),
+            "not a plain file",
+            marks=pytest.mark.skipif(sys.platform == "win32", reason="Windows has no device files"),
+        ),
         (("inspect", "T", "--html", ".", "--overwrite"), "the path is a folder"),
         (("inspect", "T", "--sheet", "x"), "Omit --sheet"),
         (("train", "T", "-o", "r", "--epochs", "0"), "--epochs:"),
         (("inspect", "T", "--label-column", "Text"), "no column name suggests texts"),
-        (("train", "T", "-o", "/proc/run"), "cannot be written"),
+        (("train", "T", "-o", "T/run"), "cannot be written"),
         (("train", "T", "-o", "r", "--test", "T", "--test-size", "0.2"), "--test and --test-size"),
         (("evaluate", "no-run", "T"), "where: no-run"),
         (("predict", "no-run", "T"), "where: no-run"),
@@ -373,6 +377,7 @@ def test_cells_that_would_be_formulas_are_guarded_in_csv_unless_told_otherwise(c
 )
 def test_numbers_with_decimal_commas_and_thousands_are_not_guarded(number):
     assert guarded_cell(number) == number
+    assert unguarded_cell(f"'{number}") == f"'{number}"
 
 
 @pytest.mark.parametrize(
@@ -395,6 +400,8 @@ def test_numbers_with_decimal_commas_and_thousands_are_not_guarded(number):
 )
 def test_everything_else_that_begins_like_a_formula_is_guarded(formula):
     assert guarded_cell(formula) == f"'{formula}"
+    assert unguarded_cell(f"'{formula}") == formula
+    assert unguarded_cell(formula) == formula
 
 
 AWKWARD = ["=1+1", "#N/A", " two  spaces ", "a\r\nb\x07", "_x0041_", "naïve; café, 😀", "007", "-3.5"]

@@ -9,10 +9,12 @@ import re
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import pandas as pd
@@ -22,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
+from bertsmith.cli import label as command
 from bertsmith.cli.label import _train_flags
 from bertsmith.config import Config, DataConfig
 from bertsmith.data.columns import with_own_names
@@ -35,6 +38,8 @@ from bertsmith.labelling.project import FILE, SETTLER, Decision, Project, Queued
 from bertsmith.labelling.table import Snapshot, export
 from bertsmith.load_config import resolve
 from bertsmith.measuring.design import read_design
+from bertsmith.serving import signals
+from bertsmith.serving.server import listen, run_app
 from bertsmith.workflows.background_work import BackgroundWork
 from bertsmith.workflows.choose_texts import ChosenTexts, choose_texts
 from bertsmith.workflows.labelled_sample import _named_as_in_sample
@@ -681,6 +686,36 @@ def test_two_coders_label_over_the_page_and_disagreements_are_settled(page, proj
     table = pd.read_csv(io.StringIO(client.get("/labels.csv").text))
     assert table["Label Text"].tolist() == ["good", "so so"]
     assert client.post("/undo", json={"coder": "ben"}).json()["text"]["id"] == 2
+
+
+def test_a_table_that_cannot_be_written_is_reported(page, project, cli):
+    (project.path / "labels.csv").mkdir()  # on Windows, a file that Excel has open cannot be replaced either
+    answer = page[0].get("/labels.csv")
+    assert answer.status_code == 422
+    assert str(project.path / "labels.csv") in answer.json()["detail"]
+    code, _, err = cli("label", "-o", project.path, "--rename-label", "good", "splendid")
+    assert (code, "splendid" in project.labels) == (2, True)
+    assert "splendid" in err
+
+
+def test_a_closed_terminal_ends_the_page(page, monkeypatch):
+    monkeypatch.setattr(signals, "ACCEPT_SECONDS", 0)
+    received = signals.SignalFlags(reload=True)  # SIGHUP
+    with contextlib.closing(listen("127.0.0.1", 0)) as listening:
+        serving = threading.Thread(target=run_app, args=(page[0].app, listening, received), daemon=True)
+        serving.start()
+        serving.join(30)
+    assert not serving.is_alive()
+    assert received.end
+
+
+def test_the_page_is_served_while_a_browser_runs_in_the_terminal(page, project, monkeypatch):
+    served, results = threading.Event(), SimpleQueue()
+    monkeypatch.setattr("webbrowser.open", lambda url: results.put(served.wait(5)))
+    monkeypatch.setattr("bertsmith.serving.server.run_app", lambda *_: served.set())
+    monkeypatch.setattr(command, "handle_signals", lambda: contextlib.nullcontext(signals.SignalFlags()))
+    command._serve(project, page[1], None, None, "127.0.0.1", 0, True)
+    assert results.get(timeout=5)
 
 
 def test_a_coder_has_one_name(page, project):

@@ -20,8 +20,9 @@ from bertsmith.cli.measure import MAX_SHOWN
 from bertsmith.cli.measure import _print as show_measurement
 from bertsmith.config import Config
 from bertsmith.data.table import Labels
+from bertsmith.data.template import Texts
 from bertsmith.errors import ConfigError, DataError, OutputError
-from bertsmith.folders.run import open_run
+from bertsmith.folders.run import Run, open_run
 from bertsmith.measuring.design import read_design
 from bertsmith.measuring.drift import compare_counts, compare_embeddings, compare_scalars
 from bertsmith.measuring.estimate import (
@@ -47,8 +48,9 @@ from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_table
 from bertsmith.workflows.corpus_sample import CorpusSample
 from bertsmith.workflows.label_shift import HeldOut, features_of
-from bertsmith.workflows.labelled_sample import LabelledSample, read_sample
+from bertsmith.workflows.labelled_sample import SEEN, LabelledSample, read_sample
 from bertsmith.workflows.measure import Tally
+from bertsmith.workflows.score import hash_texts
 from tests.conftest import ArrowTable
 
 
@@ -479,6 +481,23 @@ def test_equal_texts_without_a_group_are_matched_at_random():
     assert len(sample.match()) == 40
     assert sample.found.all()
     assert 10 < sample.groups.count("Feb") < 30
+
+
+def test_texts_with_the_guard_of_predict_are_those_of_the_corpus(finished, corpus, monkeypatch):
+    texts = Texts(["'@a", "'@b", "'=c", "'tis", "@d", "'-e", ("'@f", "g")])
+    sample = LabelledSample("s", [*range(7)], texts, np.eye(7), None, None, [None] * 7, {})
+    for row, text in enumerate(["@b", "'tis", "tis", "=c", "'=c", "@d", "'@d", "@f\ng", "'@b", "'@a", "@a"]):
+        sample.see(text, row, None)
+    assert sample.match() == {0: 1, 1: 3, 3: 2, 5: 4, 7: 6, 9: 0}
+    assert sample.texts == ["'@a", "@b", "=c", "'tis", "@d", "'-e", ("@f", "g")]
+
+    frame = pd.read_csv(corpus / "sample.csv")
+    trained = hash_texts([f"@{text}" for text in frame["Text"][:3]])
+    monkeypatch.setattr(Run, "training_hashes", {*trained})
+    frame["Text"] = "'@" + frame["Text"]
+    sample = read_sample(open_run(finished), frame, Config(), None, random_sample=True)
+    assert sample.left_out == {SEEN: 3}
+    assert sample.texts == frame["Text"][3:].tolist()
 
 
 def test_the_labelled_share_of_the_corpus_follows_from_its_size():

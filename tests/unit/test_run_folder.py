@@ -11,7 +11,7 @@ import pytest
 
 import bertsmith as bs
 from bertsmith.config import Config
-from bertsmith.errors import ConfigError, Interrupted, RunFolderError
+from bertsmith.errors import ConfigError, Interrupted, RunFolderError, UserError
 from bertsmith.folders import atomic
 from bertsmith.folders.atomic import replaced_file, replaced_folder, write_json
 from bertsmith.folders.files import ExportFolder, OutputFolder
@@ -19,7 +19,7 @@ from bertsmith.folders.layout import FINISHED, MEASURED
 from bertsmith.folders.new_run import RunFolder, check_same, check_same_settings
 from bertsmith.folders.run import Run, open_run
 from bertsmith.folders.study import Study
-from bertsmith.inference.chunks import _CHUNK_FILE
+from bertsmith.inference.chunks import _CHUNK_FILE, PredictionFile
 from bertsmith.inference.classifier import Classifier
 from bertsmith.model.load import LoadedModel
 from bertsmith.report.report import write_report
@@ -330,12 +330,48 @@ def test_a_seal_is_broken_by_any_change(tmp_path):
         "a file more": lambda f: (f / "inner" / "c.json").write_text(""),
         "no manifest": lambda f: (f / atomic.MANIFEST).unlink(),
         "half a manifest": lambda f: (f / atomic.MANIFEST).write_text((f / atomic.MANIFEST).read_text()[:50]),
+        "a list": lambda f: (f / atomic.MANIFEST).write_text('["a.bin"]'),
         "an empty manifest": lambda f: (f / atomic.MANIFEST).write_text("{}"),
     }
     for name, change in changes.items():
         folder = sealed(name)
         change(folder)
         assert not atomic.is_intact(folder), name
+
+
+def test_the_files_of_finder_neither_damage_nor_block_a_folder(tmp_path):
+    checkpoint, model, part, export, chunks = (
+        tmp_path / name for name in ("checkpoint", "model", "parts", "export", "out.csv.unfinished")
+    )
+    for folder in (checkpoint, model, part, export, chunks):
+        folder.mkdir()
+        (folder / ".DS_Store").write_text("1")
+    (checkpoint / "model.safetensors").touch()
+    atomic.seal(checkpoint)
+    (checkpoint / ".DS_Store").write_text("2")
+    assert atomic.is_intact(checkpoint)
+    manifest = json.loads((checkpoint / atomic.MANIFEST).read_text())
+    write_json(checkpoint / atomic.MANIFEST, manifest | {".DS_Store": "0"})  # as an older version would have written it
+    assert atomic.is_intact(checkpoint)
+
+    run = Run(tmp_path)
+    (model / "model.safetensors").touch()
+    run.update(status="running")
+    run.finish(keep_checkpoints=False)
+    files = run.info["model_files"]
+    assert [*files] == ["model.safetensors"]
+    run.update(model_files=files | {".DS_Store": "0"})
+    run.check_model()
+    (tmp_path / "run.json").unlink()
+
+    OutputFolder(part, tmp_path / "tables", ".parquet").check()
+    ExportFolder(export).check()
+    (chunks / "about.json").touch()
+    PredictionFile(tmp_path / "out.csv").check(overwrite=True)
+    for folder, output in ((part, OutputFolder(part, tmp_path / "tables", ".parquet")), (export, ExportFolder(export))):
+        (folder / ".git").mkdir()
+        with pytest.raises(UserError):
+            output.check(overwrite=True)
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", "null", '{"classes": 3}', "{", None])

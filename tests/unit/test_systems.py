@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -25,11 +26,12 @@ from bertsmith.cli.app import main
 from bertsmith.compute import system
 from bertsmith.data.read import read_table
 from bertsmith.data.table import Labels
-from bertsmith.errors import Interrupted, OutputError, RunFolderError, write_error
+from bertsmith.errors import Interrupted, OutputError, RunFolderError, UserError, write_error
 from bertsmith.events import StepDone
 from bertsmith.folders import atomic, new_run
 from bertsmith.folders.atomic import disk_errors, replaced_file, replaced_folder
 from bertsmith.folders.claim import claim, lock
+from bertsmith.folders.files import ExportFolder
 from bertsmith.folders.run import Run
 from bertsmith.inference.chunks import PredictionFile
 from bertsmith.inference.explain import explain
@@ -38,6 +40,7 @@ from bertsmith.serving.signals import SignalFlags
 from bertsmith.testing import tiny_table
 from bertsmith.training import checkpoints
 from bertsmith.workflows.trial_workers import has_ended
+from tests import malformed
 from tests.conftest import train
 
 CP1252 = {"encoding": "cp1252", "newline": "\r\n"}
@@ -132,6 +135,30 @@ def test_output_is_utf_8_wherever_it_goes(kind, tmp_path, monkeypatch):
         assert "?ó.csv" in output["stderr"].decode("cp1252")
 
 
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are Unicode")
+def test_a_table_may_have_a_name_that_is_not_utf_8_and_other_files_may_not(tmp_path, monkeypatch):
+    table = tmp_path / os.fsdecode(b"caf\xe9.csv")
+    tiny_table().to_csv(table, index=False)
+    read = read_table(table)
+    assert {name.encode().decode() for name in read.frame["source"]} == {read.name}
+    atomic.write_json(tmp_path / "paths.json", [str(table)])
+    assert json.loads((tmp_path / "paths.json").read_text(encoding="utf-8")) == [str(table)]
+    for output in (lambda: Run(table), lambda: ExportFolder(table)):
+        with pytest.raises(UserError) as refused:
+            output()
+        assert refused.value.where == str(table)
+    missing = tmp_path / os.fsdecode(b"caf\xe8.csv")
+    for path, code in ((table, 0), (missing, 2)):
+        streams = {name: io.TextIOWrapper(io.BytesIO(), **CP1252) for name in ("stdout", "stderr")}
+        for name, stream in streams.items():
+            monkeypatch.setattr(sys, name, stream)
+        with pytest.raises(SystemExit) as ended:
+            main(["inspect", str(path), "--json"])
+        assert ended.value.code == code
+    streams["stderr"].flush()
+    assert rb"caf\udce8.csv" in streams["stderr"].buffer.getvalue()
+
+
 class NoFloat64(TorchFunctionMode):
     """Refuses float64 in everything that was not moved by `Tensor.cpu`, as the backend of Apple's GPUs does."""
 
@@ -206,9 +233,8 @@ def _missing(module):
     return frozenset(linux - (windows & mac))
 
 
-def _unportable(path):
+def _unportable(tree):
     """Yield what a module uses that Windows or macOS lacks, and text files whose encoding depends on the system."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             yield from [ast.unparse(node)] if node.attr in _missing(node.value.id) else []
@@ -231,8 +257,25 @@ def test_only_one_module_calls_what_windows_or_macos_lacks():
     assert {"SIGHUP", "pthread_sigmask"} <= _missing("signal")
     assert "getrlimit" in _missing("resource")
     assert not {"open", "replace", "fsync", "umask", "kill"} & _missing("os")
-    found = {path.relative_to(SRC).as_posix(): sorted(_unportable(path)) for path in SRC.rglob("*.py")}
+    sources = {path.relative_to(SRC).as_posix(): path.read_text(encoding="utf-8") for path in SRC.rglob("*.py")}
+    found = {name: sorted(_unportable(ast.parse(source))) for name, source in sources.items()}
     assert "os.sched_getaffinity" in found.pop("compute/system.py")
+    assert {name: calls for name, calls in found.items() if calls} == {}
+
+
+def test_windows_and_macos_can_import_the_tests(monkeypatch):
+    monkeypatch.delattr(os, "mkfifo", raising=False)
+    malformed._places(malformed._Corpus())
+    found = {}
+    for path in [*Path(__file__).parent.glob("*.py"), Path(malformed.__file__)]:
+        source = path.read_text(encoding="utf-8")
+        if not re.search("^import (os|signal|socket|resource|fcntl|pwd|grp|termios)$", source, re.MULTILINE):
+            continue  # parsing takes time
+        tree = ast.parse(source)
+        for node in [*tree.body, *(node for part in tree.body if isinstance(part, ast.ClassDef) for node in part.body)]:
+            if isinstance(node, ast.FunctionDef):
+                node.body = []  # which an import does not run
+        found[path.name] = [name for name in _unportable(tree) if re.fullmatch(r"\w+(\.\w+)?", name)]
     assert {name: calls for name, calls in found.items() if calls} == {}
 
 

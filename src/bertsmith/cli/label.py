@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -118,7 +119,7 @@ def label(
     if pool is not None or settings.sql is not None:
         settings = with_known_columns(project, settings)
     if (added := project.add_labels(names)) and not is_new:
-        stderr_console().print(f"new labels in the project: {listing(added)}", markup=False)
+        stderr_console().print(f"new labels in the project: {listing(added)}")
 
     def choose(observe: PredictionListener) -> int:
         try:
@@ -149,8 +150,8 @@ def _rename(project: Project, old: str, new: str, *, yes: bool) -> None:
         stderr_console().print("bertsmith changed nothing")
         return
     project.rename_label(old, new)
+    stderr_console().print(f"{quoted(old)} is now {quoted(new)}, in {changed}")
     export(project)
-    stderr_console().print(f"{quoted(old)} is now {quoted(new)}, in {changed}", markup=False)
 
 
 def _serve(
@@ -164,25 +165,27 @@ def _serve(
     err = stderr_console()
     with handle_signals() as signals, contextlib.closing(listen(host, port)) as listening:
         page = f"{address_of(listening)}/"
-        err.print(f"page: {page}  (Ctrl-C stops the server; every decision is saved)", markup=False)
+        err.print(f"page: {page}  (Ctrl-C stops the server; every decision is saved)")
         if not project.rows:
             background.choose()
-        if browser:
-            webbrowser.open(page)
+        if browser:  # one that runs in the terminal returns at its end
+            threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
         try:
             run_app(create_app(project, background, coder=coder, token=token), listening, signals)
         finally:
             resume = background.close()
-    n = export(project)
+    try:
+        n = export(project)
+    finally:
+        if resume:
+            err.print(f"training stopped; to resume: {_as_typed(resume)}")
     table = project.path / TABLE
-    err.print(f"{counted(n, 'labelled text')} written to {table}", markup=False)
+    err.print(f"{counted(n, 'labelled text')} written to {table}")
     if n and (unused := Snapshot.of(project).unused_labels):
         labels = number_form(len(unused), "label", "labels")
-        err.print(f"note: a model cannot learn the {labels} {listing(unused)}, which no text has", markup=False)
-    if resume:
-        err.print(f"training stopped; to resume: {_as_typed(resume)}", markup=False)
+        err.print(f"note: a model cannot learn the {labels} {listing(unused)}, which no text has")
     if n:
-        stdout_console().print(_as_typed(background.train_command(table, background.next_run())), markup=False)
+        stdout_console().print(_as_typed(background.train_command(table, background.next_run())))
 
 
 def _as_typed(arguments: list[str]) -> str:

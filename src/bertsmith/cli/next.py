@@ -38,9 +38,9 @@ RandomShare = Annotated[
 
 
 def note_few_random(chosen: ChosenTexts, wanted: int) -> None:
-    """Print a note if the random sample has fewer texts left than wanted."""
+    """Print a note if the random sample has fewer texts left than wanted, so that others take their place."""
     drawn = sum(text.random for text in chosen.texts)
-    if drawn < wanted:
+    if drawn < min(wanted, len(chosen.texts)):
         stderr_console().print(
             f"note: {drawn:,} of {wanted:,} random texts chosen: over all calls, the random sample contains "
             "at most a fifth of the pool, and at most 1,000 texts"

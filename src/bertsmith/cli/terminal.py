@@ -31,7 +31,7 @@ def use_utf8(stream: IO[str]) -> None:
     if stream.isatty():
         stream.reconfigure(errors="replace")
     else:
-        stream.reconfigure(encoding="utf-8", newline="\n")
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def stderr_console() -> Console:

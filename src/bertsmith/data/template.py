@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from bertsmith.config import DataConfig
-from bertsmith.data.texts import normalise, to_texts
+from bertsmith.data.texts import normalise, to_texts, unguarded_cell
 from bertsmith.errors import ConfigError, DataError, listing, quoted
 
 if TYPE_CHECKING:
@@ -253,6 +253,12 @@ def segments(text: Text) -> tuple[str, ...]:
 def normalise_text(text: Text) -> Text:
     """Normalise each segment of a text."""
     return normalise(text) if isinstance(text, str) else (normalise(text[0]), normalise(text[1]))
+
+
+def unguarded(text: Text) -> Text:
+    """Return a text as it was before `guarded_cell` put apostrophes before its segments."""
+    cell = unguarded_cell
+    return normalise_text(cell(text) if isinstance(text, str) else (cell(text[0]), cell(text[1])))
 
 
 def is_empty(text: Text) -> bool:

@@ -200,6 +200,11 @@ def guarded_cell(cell: Any) -> Any:
     return cell
 
 
+def unguarded_cell(cell: str) -> str:
+    """Remove the apostrophe of `guarded_cell`."""
+    return cell[1:] if guarded_cell(cell[1:]) == cell else cell
+
+
 def show_interval(interval: Sequence[float] | None) -> str:
     """Return the interval of a metric as ``low to high``, or a dash."""
     return " to ".join(map(decimals, interval)) if interval else "–"

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from bertsmith.compute.system import LOCKS_OPEN_FILES
@@ -30,9 +30,9 @@ RENAME_SECONDS = 2.0 if LOCKS_OPEN_FILES else 0.0
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a text file atomically."""
-    with replaced_file(path) as temporary:
-        temporary.write_text(content, encoding="utf-8", newline="\n")  # Windows would change the line breaks of texts
+    """Write a text file atomically. Lone surrogates, as in file names that are not UTF-8, become escape sequences."""
+    with replaced_file(path) as temporary:  # Windows would change the line breaks of texts
+        temporary.write_text(content, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def to_json(content: Any, *, indent: int | None = 2) -> str:
@@ -109,9 +109,20 @@ def foreign_names(folder: Path, own: Collection[str]) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.name not in own and not _HIDDEN.fullmatch(p.name))
 
 
+def is_hidden(path: PurePath | str) -> bool:
+    """Return whether a part of a relative path begins with a dot, as in Finder's ``.DS_Store``."""
+    return any(part.startswith(".") for part in PurePath(path).parts)
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """Return the files of a folder and its subfolders in order, without hidden ones."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and not is_hidden(p.relative_to(folder)))
+
+
 def checksums(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file by its relative path, without the manifest of `seal`."""
-    return {p.relative_to(folder).as_posix(): checksum(p) for p in _files(folder)}
+    """Return the SHA-256 of each visible file by its relative path, without the manifest of `seal`."""
+    files = (p for p in visible_files(folder) if p != folder / MANIFEST)
+    return {p.relative_to(folder).as_posix(): checksum(p) for p in files}
 
 
 def seal(folder: Path) -> None:
@@ -125,11 +136,12 @@ def seal(folder: Path) -> None:
 
 
 def is_intact(folder: Path) -> bool:
-    """Return whether a folder was sealed and no file has changed since."""
+    """Return whether a folder was sealed and no visible file has changed since."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return bool(manifest) and manifest == checksums(folder)
-    except (OSError, ValueError):
+        files = {name: digest for name, digest in manifest.items() if not is_hidden(name)}  # older versions list all
+        return bool(files) and files == checksums(folder)
+    except (OSError, ValueError, AttributeError):
         return False
 
 
@@ -165,10 +177,6 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
-
-
 def checksum(path: Path) -> str:
     """Return the SHA-256 of a file."""
     with path.open("rb") as file:
@@ -179,7 +187,7 @@ def _reset_modes(folder: Path) -> None:
     """Give every file the default mode of the process; some libraries write files that only the owner can read."""
     mask = os.umask(0)
     os.umask(mask)
-    for path in _files(folder):
+    for path in visible_files(folder):
         path.chmod(0o666 & ~mask)
 
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from filelock import FileLock, Timeout
 
 from bertsmith.config import Config
-from bertsmith.errors import ConfigError, RunFolderError, listing, quoted, write_error
+from bertsmith.errors import ConfigError, RunFolderError, listing, quoted, to_path, write_error
 from bertsmith.folders.atomic import disk_errors
 
 
@@ -31,6 +31,9 @@ class Output(ABC):
     path: Path
     activity: ClassVar[str | None] = None
     disk_remedy: ClassVar[str | None] = None
+
+    def __post_init__(self) -> None:
+        to_path(self.path, "the output")
 
     @abstractmethod
     def check(self, *, resume: bool = False, overwrite: bool = False) -> None:

@@ -77,7 +77,7 @@ class OutputFolder(Output):
         source = self.source.absolute()
         if any(folder.exists() and path.samefile(folder) for folder in (source, *source.parents)):
             raise ConfigError("the input is in this folder", where=str(path), remedy=remedy)
-        files = sorted(path.iterdir())
+        files = [path / name for name in foreign_names(path, ())]
         if foreign := [file.name for file in files if file.suffix != self.suffix or not file.is_file()]:
             raise ConfigError(f"this folder contains other files: {listing(foreign)}", where=str(path), remedy=remedy)
         if files and not overwrite:
@@ -103,7 +103,7 @@ class ExportFolder(Output):
         path = self.path
         if not path.exists():
             check_not_in_run(path, "Leave out -o, or choose a folder outside the run.", allowed="export")
-        elif path.is_dir() and not any(path.iterdir()):
+        elif path.is_dir() and not foreign_names(path, ()):
             return
         elif not (path / self.FILE).is_file():
             kind = "a folder with other files" if path.is_dir() else "a file"

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from bertsmith.errors import ConfigError, MissingPackageError, OutputError, RunFolderError, UserError, is_url, to_path
-from bertsmith.folders.atomic import MANIFEST, write_json
+from bertsmith.folders.atomic import MANIFEST, is_hidden, visible_files, write_json
 from bertsmith.folders.layout import Layout
 from bertsmith.folders.new_run import RunFolder, unfinished_error
 from bertsmith.folders.run import read_json
@@ -199,7 +199,7 @@ class RemoteRun:
         names = (
             str(path).strip("/").removeprefix(f"{self._root.strip('/')}/") for path in self.storage.find(self._root)
         )
-        return sorted(name for name in names if not _is_hidden(name))
+        return sorted(name for name in names if not is_hidden(name))
 
     def _copy_names(self, copy: Path) -> None:
         """Create empty files and folders with the names at the top, and copy ``run.json``."""
@@ -261,19 +261,13 @@ _FOR_RESUMING = {path.name for path in (_LAYOUT.checkpoints, _LAYOUT.folds, _LAY
 
 def _files(folder: Path) -> dict[str, tuple[int, int]]:
     """Return size and modification time of each file by its relative name, without hidden ones."""
-    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    return {
-        name: (path.stat().st_size, path.stat().st_mtime_ns) for name, path in found.items() if not _is_hidden(name)
-    }
+    stats = {path.relative_to(folder).as_posix(): path.stat() for path in visible_files(folder)}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
 def _folders(names: Iterable[str]) -> set[str]:
     """Return the folders of files, without the one at the top."""
     return {parent.as_posix() for name in names for parent in PurePosixPath(name).parents} - {"."}
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
 
 
 def _order(name: str) -> tuple[int, str]:

@@ -18,6 +18,7 @@ from bertsmith.folders.atomic import (
     checksum,
     checksums,
     foreign_names,
+    is_hidden,
     is_intact,
     remove_temporary_folders,
     replaced_folder,
@@ -71,10 +72,12 @@ class Run:
 
     @property
     def info(self) -> dict[str, Any]:
-        """The content of ``run.json``, without the database URL of older versions, which can contain a password."""
+        """The content of ``run.json``, without the database URL and the hidden model files of older versions."""
         content = read_json(self.layout.run)
         if isinstance(config := content.get("config"), dict):
-            config.pop("db", None)
+            config.pop("db", None)  # it can contain a password
+        if isinstance(files := content.get("model_files"), dict):
+            content["model_files"] = {name: digest for name, digest in files.items() if not is_hidden(name)}
         return content
 
     @property

@@ -15,7 +15,15 @@ from bertsmith.data.stream import CHUNK_ROWS, Chunk, Stream
 from bertsmith.data.table import Cells
 from bertsmith.data.template import Text
 from bertsmith.errors import Interrupted, RunFolderError, counted, needing
-from bertsmith.folders.atomic import RESUME_REMEDY, checksum, disk_errors, replaced_file, to_json, write_json
+from bertsmith.folders.atomic import (
+    RESUME_REMEDY,
+    checksum,
+    disk_errors,
+    foreign_names,
+    replaced_file,
+    to_json,
+    write_json,
+)
 from bertsmith.folders.claim import differences, refuse_changes
 from bertsmith.folders.files import OutputFile
 from bertsmith.inference.spreadsheet import check_fits
@@ -38,7 +46,7 @@ class PredictionFile(OutputFile):
             raise RunFolderError("--resume and --overwrite contradict each other", remedy="Pass only one of them.")
         replaces = _read_about(self.path)["replaces"] if resume else overwrite
         if folder.exists() and not resume:
-            if not folder.is_dir() or any(not _CHUNK_FILE.fullmatch(file.name) for file in folder.iterdir()):
+            if not folder.is_dir() or any(not _CHUNK_FILE.fullmatch(name) for name in foreign_names(folder, ())):
                 raise RunFolderError(
                     "this folder is for unfinished predictions, but contains other files",
                     where=str(folder),

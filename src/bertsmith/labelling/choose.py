@@ -58,18 +58,21 @@ def priorities(n_rows: int, seed: int) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def random_rows(priority: np.ndarray, usable: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+def random_rows(
+    priority: np.ndarray, usable: np.ndarray, n: int, *, only_random: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Choose the random sample: the usable rows with the smallest priorities.
 
     Args:
         priority: of each row, from `priorities`.
         usable: whether a row may be chosen: it has a text, and is not chosen yet.
         n: number of rows.
+        only_random: no text of the pool has or gets another reason, so the random sample may take every row.
 
     Returns:
         The rows, and a mask of the rows that only the random sample may take, shape (rows,).
     """
-    size = min(RESERVED, len(priority) // 5)
+    size = len(priority) if only_random else min(RESERVED, len(priority) // 5)
     reserved = np.zeros(len(priority), dtype=bool)
     order = np.argpartition(priority, size)[: size + 1] if size < len(priority) else np.arange(len(priority))
     order = order[np.argsort(priority[order])][:size]

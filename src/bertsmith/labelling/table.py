@@ -21,7 +21,7 @@ from bertsmith.data.outcomes import SEPARATOR, majority
 from bertsmith.data.table import MULTI_LABEL, ORDINAL
 from bertsmith.data.texts import quoting
 from bertsmith.evaluation.agreement import Agreement, LabelSet, measure_agreement
-from bertsmith.folders.atomic import write_text
+from bertsmith.folders.atomic import disk_errors, write_text
 from bertsmith.labelling.choose import inclusion_probabilities
 from bertsmith.labelling.decision import LABELLED, SETTLER, SKIPPED, UNSURE, Decision
 from bertsmith.labelling.project import TABLE, Project, Queued
@@ -32,6 +32,10 @@ PAIR = "Pair"
 """The column with the second text of a pair."""
 _ROLES = {*LABEL, *LABEL_TEXT, *TEXT, "split"}
 """Columns that `train` would read; those of the pool get another name."""
+_REMEDY = (
+    "Every decision is saved. Close programs that have this file open, or check disk and permissions. Then run "
+    "bertsmith label again, which writes the file when it ends."
+)
 
 
 @dataclass(frozen=True)
@@ -247,6 +251,9 @@ def export(project: Project, path: Path | None = None) -> int:
     Args:
         project: the project.
         path: the file; by default ``labels.csv`` in the folder of the project.
+
+    Raises:
+        OutputError: if the file cannot be written, as on Windows while another program has it open.
     """
     records = Snapshot.of(project).records()
     columns = list(dict.fromkeys(name for record in records for name in record))
@@ -255,7 +262,8 @@ def export(project: Project, path: Path | None = None) -> int:
     writer = csv.DictWriter(content, columns, lineterminator="\n", restval="", quoting=mode)
     writer.writeheader()
     writer.writerows(records)
-    write_text(path or project.path / TABLE, content.getvalue())
+    with disk_errors(path or project.path / TABLE, None if path else _REMEDY):
+        write_text(path or project.path / TABLE, content.getvalue())
     return sum(record["Label Text"] != "" for record in records)
 
 

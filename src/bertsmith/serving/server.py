@@ -232,14 +232,17 @@ def _terminate_with_parent() -> None:
 
 
 def run_app(app: Any, listening: socket.socket, signals: SignalFlags) -> None:
-    """Serve an application from this process until SIGTERM or SIGINT."""
+    """Serve an application from this process until SIGTERM, SIGINT or SIGHUP, which a closed terminal sends."""
     server = _Server(_uvicorn_config(app, listening.getsockname()[0], timeout_graceful_shutdown=HANDOVER_SECONDS))
 
     def shut_down() -> None:
         stop_accepting(listening)
         server.should_exit = True
 
-    watch(signals, on_end=shut_down)
+    def hang_up() -> None:
+        signals.end = True
+
+    watch(signals, on_end=shut_down, on_reload=hang_up)
     asyncio.run(server.serve(sockets=[listening]))
 
 

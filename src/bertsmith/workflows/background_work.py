@@ -92,7 +92,6 @@ class BackgroundWork:
             if self.child is not None and self.child.poll() is None:
                 return
             run = self.next_run()
-            run.parent.mkdir(exist_ok=True)
             table = run.with_suffix(".csv")  # with later labels, the training could not be resumed
             export(self.project, table)
             command = [sys.executable, "-m", "bertsmith", *self.train_command(table, run)]

@@ -196,6 +196,7 @@ def choose_for_project(
             embed=lambda rows, texts: pool.read(rows),
             known=pool.read(np.array(queued, dtype=np.int64) - 1),
             known_texts=[_flat(text) for text in project.texts],
+            only_random=random_share == 1 and all(text.random for text in project.texts),
             order_seed=seed + len(queued),
             suggestions=suggestions,
         )
@@ -235,7 +236,8 @@ def choose_with_run(
         for _, texts in stream.chunks():
             normal = [normalise_text(text) for text in texts]
             filled = np.array([not is_empty(text) for text in normal], dtype=bool)
-            parts.append(filled & ~hash_texts(normal).isin(known).to_numpy())
+            parts.append(np.stack([filled, ~hash_texts(normal).isin(known).to_numpy()]))
+        filled, new = np.concatenate(parts, axis=1)
         has_labels = get_task(run.task).has_labels
         counts = np.array([sum(c[split] for split in SPLITS) for c in run.class_counts]) if has_labels else None
 
@@ -251,13 +253,14 @@ def choose_with_run(
 
         return _choose(
             stream,
-            np.concatenate(parts),
+            filled & new,
             n,
             random_share,
             candidates=Candidates(0, run.task, counts, config.seed),
             scored=scored,
             embed=lambda rows, texts: embed_texts(classifier.loaded, texts),
             known=np.empty((0, classifier.loaded.model.config.hidden_size), dtype=np.float32),
+            only_random=random_share == 1 and bool(new.all()),
             order_seed=config.seed,
         )
 
@@ -273,28 +276,27 @@ def _choose(
     embed: Callable[[np.ndarray, Sequence[Text]], np.ndarray],
     known: np.ndarray,
     known_texts: Sequence[str] = (),
+    only_random: bool,
     order_seed: int,
     suggestions: str | None = None,
 ) -> ChosenTexts:
     """Choose the random sample, then the other texts, and read all of them from the pool."""
-    n_usable = int(usable.sum())
-    if not n_usable:
+    if not (n_usable := int(usable.sum())):
         raise EmptyPoolError(
             "every text of the pool is labelled, queued or empty", where=stream.name, remedy="Add texts to the pool."
         )
     priority = priorities(len(usable), candidates.seed)
-    chance, reserved = random_rows(priority, usable, round(random_share * n))
+    chance, reserved = random_rows(priority, usable, round(random_share * n), only_random=only_random)
     candidates.n = n - len(chance)
     for rows, scores in scored(np.flatnonzero(usable & ~reserved)):
         candidates.add(rows, priority[rows], scores)
     texts = read_rows(stream, np.concatenate([candidates.rows, chance]))
-    embeddings = embed(candidates.rows, [texts[row][1] for row in candidates.rows.tolist()])
-    ranked = candidates.choose(embeddings, known)
+    free = candidates.rows.tolist()
+    ranked = candidates.choose(embed(candidates.rows, [texts[row][1] for row in free]), known) if free else []
     drawn = [ChosenText(row, CHANCE) for row in chance.tolist()]
     drawn_texts, ranked_texts = ([flat(texts[choice.row][1]) for choice in some] for some in (drawn, ranked))
     # The random texts are test texts: a near-duplicate among the training texts would leak.
-    others = without_near_duplicates(ranked, ranked_texts, [*known_texts, *drawn_texts], candidates.n)
-    found = [*drawn, *others]
+    found = [*drawn, *without_near_duplicates(ranked, ranked_texts, [*known_texts, *drawn_texts], candidates.n)]
     shuffled = np.random.default_rng(order_seed).permutation(len(found))
     queue = [_queued(found[i], *texts[found[i].row], suggestions, stream.name) for i in shuffled]
     return ChosenTexts(queue, dict.fromkeys((chance + 1).tolist(), len(chance) / n_usable), n_usable)

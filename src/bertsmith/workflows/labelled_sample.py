@@ -15,7 +15,7 @@ from bertsmith.data.clean import NO_LABEL, UNITED, clean
 from bertsmith.data.columns import TEXT, canonical
 from bertsmith.data.sources import read_raw
 from bertsmith.data.table import REGRESSION, Table
-from bertsmith.data.template import Template, Texts, flat, texts_of
+from bertsmith.data.template import Template, Texts, flat, texts_of, unguarded
 from bertsmith.data.texts import group_name
 from bertsmith.errors import DataError, counted, listing, number_form, quoted
 from bertsmith.folders.run import Run
@@ -44,7 +44,7 @@ class LabelledSample:
     Attributes:
         name: of the sample.
         rows: row numbers of the n texts, for messages.
-        texts: normalised texts, or pairs.
+        texts: normalised texts, or pairs. Texts of the corpus lose the apostrophe of `guarded_cell`.
         outcomes: 0 or 1 for each label of each text, shape (n, labels), or its number, shape (n, 1).
         inclusion: inclusion probability of each text, shape (n,); ``None`` if all have the same.
         clusters: cluster of each text, shape (n,); ``None`` if texts were drawn one by one.
@@ -70,6 +70,7 @@ class LabelledSample:
     drawn_from: float | None = None
     found: np.ndarray = field(init=False)
     _positions: dict[str, list[int]] = field(init=False, default_factory=dict)
+    _guarded: dict[str, str] = field(init=False)
     _copies: dict[str, dict[str | None, list[tuple[float, int]]]] = field(init=False, default_factory=dict)
     _rng: np.random.Generator = field(init=False, default_factory=lambda: np.random.default_rng(0))
 
@@ -77,12 +78,20 @@ class LabelledSample:
         self.found = np.zeros(len(self.texts), dtype=bool)
         for i, text in enumerate(self.texts):
             self._positions.setdefault(flat(text), []).append(i)
+        # `predict` guards texts in CSV. A sample from such a file has the texts of the corpus with an apostrophe.
+        plain = {flat(unguarded(text)): flat(text) for text in self.texts}
+        self._guarded = {text: guarded for text, guarded in plain.items() if text not in self._positions}
 
     def see(self, text: str, row: int, group: str | None) -> None:
         """Keep a row of the corpus for `match` if the sample has its text.
 
         Of the copies of a text in a group, a random choice is kept: as many as the sample has.
         """
+        guarded = self._guarded.pop(text, None)
+        if guarded is not None and guarded not in self._copies:
+            self._positions[text] = self._positions.pop(guarded)
+            for i in self._positions[text]:
+                self.texts[i] = unguarded(self.texts[i])
         if text in self._positions:
             copies = self._copies.setdefault(text, {}).setdefault(group, [])
             insort(copies, (float(self._rng.random()), row))
@@ -175,7 +184,10 @@ def read_sample(
     n_blank = int((design.usable & ~labelled).sum())
     drawn_from = None if design.inclusion is None else float((1 / design.inclusion[design.usable]).sum())
     design = Design(design.usable[labelled], None if design.inclusion is None else design.inclusion[labelled])
-    hashes, trained = hash_texts(texts), run.training_hashes
+    trained = run.training_hashes
+    plain = Texts(map(unguarded, texts))
+    texts = Texts(b if known else a for a, b, known in zip(texts, plain, hash_texts(plain).isin(trained), strict=True))
+    hashes = hash_texts(texts)
     seen = hashes.isin(trained).to_numpy()
     usable = np.flatnonzero(design.usable & ~seen)
     _check_labels(texts, table.targets, rows, usable, table.name)

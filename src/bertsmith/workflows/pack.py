@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from bertsmith.data.template import stored_groups, texts_of
-from bertsmith.folders.atomic import replaced_file, to_json
+from bertsmith.folders.atomic import replaced_file, to_json, visible_files
 from bertsmith.folders.run import Run, open_run
 from bertsmith.measuring.result import read_measurement
 from bertsmith.report.methods import write_methods
@@ -90,11 +90,10 @@ def _files(run: Run, *, texts: bool) -> Iterator[Path]:
     if texts:
         single.append(layout.report)
         folders.append(layout.evaluations)
-    for file in [*single, *(f for folder in folders for f in sorted(folder.rglob("*")))]:
-        hidden = any(part.startswith(".") for part in file.relative_to(run.path).parts)
+    for file in [*single, *(f for folder in folders for f in visible_files(folder))]:
         # Without texts: the CSV repeats the Parquet file, and explanations quote texts.
         quotes = not texts and file.parent == layout.predictions and file.suffix != ".parquet"
-        if file.is_file() and not hidden and not quotes:
+        if file.is_file() and not quotes:
             yield file
 
 

@@ -51,7 +51,7 @@ def open_binary(path: Path, max_gb: float) -> BinaryIO:
     Raises:
         DataError: if the file is missing, a folder, unreadable, a damaged gzip, or too large unpacked.
     """
-    where = str(to_path(path, "the table", DataError))
+    where = str(to_path(path, "the table", DataError, any_encoding=True))
     try:
         if path.is_dir():
             raise DataError("the path is a folder, not a table", where=where, remedy="Pass the path of a file.")

@@ -14,6 +14,7 @@ from bertsmith.data.columns import check_columns
 from bertsmith.data.formats import arrow, delimited, excel, json_records
 from bertsmith.data.formats.files import TableFile, open_binary
 from bertsmith.data.table import Cells, ChunkedTable, OnBadRow, RawTable, to_frame
+from bertsmith.data.texts import replace_surrogates
 from bertsmith.errors import DataError, quoted
 
 
@@ -80,7 +81,7 @@ def collect(table: ChunkedTable, config: DataConfig) -> RawTable:
         for name, values in cells.items():
             columns[name] += values
     frame = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
-    return RawTable(frame, table.name, table.notes)
+    return RawTable(frame, replace_surrogates(table.name), table.notes)  # a file name need not be UTF-8
 
 
 def to_data_frame(table: Any) -> Any:
