@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from pyarrow import feather
 from pydantic import ValidationError
 
@@ -430,13 +431,13 @@ def test_lines_from_stdin_go_to_every_format(suffix, cli, old_export, tmp_path, 
 @pytest.mark.parametrize("suffix", [".csv", ".xlsx"])
 def test_lists_arrays_and_objects_are_json_in_cells(suffix, classifier, tmp_path):
     many, file = np.arange(2000).reshape(2, 1000), tmp_path / f"out{suffix}"
-    values = [{"a": [1, None]}, many, (1, "\ud800"), {2}, np.array(["\ud800"]), b"a"]
+    values = [{"a": [1, None]}, many, (1, "\ud800"), {2}, np.array(["\ud800"]), torch.tensor([3]), b"a"]
     table = pd.DataFrame({"Text": ["cat"], **{f"n{i}": [value] for i, value in enumerate(values)}})
     with open_stream(table, DataConfig()) as stream:
         write_stream(lambda p: predict_chunks(classifier, p), stream, file, {})
     frame = pd.read_csv(file) if suffix == ".csv" else pd.read_excel(file, engine="calamine")
     *read, text = (frame[f"n{i}"][0] for i in range(len(values)))
-    assert list(map(json.loads, read)) == [{"a": [1, None]}, many.tolist(), [1, "\ufffd"], [2], ["\ufffd"]]
+    assert list(map(json.loads, read)) == [{"a": [1, None]}, many.tolist(), [1, "\ufffd"], [2], ["\ufffd"], [3]]
     assert text == "YQ=="
 
 

@@ -68,19 +68,19 @@ def folded(text: str) -> str:
 
 def replace_surrogates(value: Any) -> Any:
     """Replace lone surrogates, which no encoding can write, by U+FFFD, also within lists, arrays and objects."""
-    if getattr(value, "ndim", 0) and value.dtype.kind in "OU":
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in value)
+        return value
+    if getattr(getattr(value, "dtype", None), "kind", "") in ("O", "U"):  # not a tensor, which holds numbers
         value = value.tolist()
     if isinstance(value, list | tuple | set):
         kind = next(kind for kind in (list, tuple, set) if isinstance(value, kind))
         return kind(map(replace_surrogates, value))
     if isinstance(value, dict):
         return {replace_surrogates(key): replace_surrogates(entry) for key, entry in value.items()}
-    if not isinstance(value, str) or value.isascii():
-        return value
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in value)
     return value
 
 
