@@ -441,6 +441,13 @@ def test_lists_arrays_and_objects_are_json_in_cells(suffix, classifier, tmp_path
     assert text == "YQ=="
 
 
+def test_columns_of_only_texts_become_arrow_columns_as_they_are(monkeypatch):
+    """Converting each of their cells takes much longer than the rest of writing a Parquet file."""
+    monkeypatch.setattr("bertsmith.inference.table_writers._input_cell", None)
+    for as_read in (True, False):
+        assert to_arrow({"a": ["x", None]}, {"a": pa.string()}, as_read)["a"].to_pylist() == ["x", None]
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".feather"])
 def test_objects_without_fields_are_json_in_parquet(suffix, classifier, tmp_path):
     table = pa.table({"Text": ["cat", "dog"], "a": [{}, None], "b": [[{}], []]})

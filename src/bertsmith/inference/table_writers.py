@@ -273,7 +273,7 @@ def to_arrow(cells: Cells, types: Mapping[str, Any], as_read: bool) -> Any:
     columns, added = {}, _added(cells)
     for name, values in cells.items():
         kind = types.get(name) or _added_type(name, added)
-        if kind == pa.string():
+        if kind == pa.string() and not set(map(type, values)) <= {str, type(None)}:
             values = [None if is_missing(value) else str(_input_cell(value)) for value in values]
         columns[name] = pa.array(values, type=kind, from_pandas=not as_read)
     return pa.table(columns)
