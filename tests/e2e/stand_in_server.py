@@ -47,7 +47,7 @@ class StandIn(ModelPredictor):
     task, rule, decide, max_length, encoder = get_task(), Rule(), True, 1000, Characters()
     loaded = SimpleNamespace(tokenizer=SimpleNamespace(is_fast=False))  # explains nothing
 
-    def held_out(self):
+    def saved(self):
         raise RunFolderError("no held-out texts")
 
     def logits_of(self, tokens, progress=None):

@@ -23,6 +23,7 @@ from bertsmith.evaluation.abstention import (
 )
 from bertsmith.inference.abstain import fit_abstention
 from bertsmith.inference.ensemble import Ensemble
+from bertsmith.serving.drift import DriftWatch
 from bertsmith.tasks.registry import get_task
 
 SINGLE = get_task()
@@ -177,7 +178,7 @@ def test_the_suggested_coverage_works(cli, finished, tmp_path):
     assert cli("predict", finished, tmp_path / "new.txt", "--coverage", advised)[0] == 0
 
 
-def test_thresholds_come_from_held_out_texts_that_are_read_as_the_new_texts_are(own_run):
+def test_thresholds_come_from_held_out_texts_that_are_read_as_the_new_texts_are(own_run, monkeypatch):
     """A run has predictions for one way to read long texts only. The models of folds cannot read them again."""
     run, text = bs.Run(own_run), "cat dog " * 40 + "red blue " * 200
     for name in ("validation", "test"):
@@ -191,6 +192,12 @@ def test_thresholds_come_from_held_out_texts_that_are_read_as_the_new_texts_are(
         assert again[:1] == pytest.approx(whole.predict_proba([text]))
         assert again[0].tolist() != saved[0].tolist()
         assert Ensemble([plain, whole]).held_out(test=test).scores[1].tolist() == again.tolist()
+        with monkeypatch.context() as patch, pytest.raises(ConfigError):
+            patch.setattr(type(whole), "logits_of", None)  # estimates and servers predict no text again
+            patch.setattr("bertsmith.serving.drift.FEWEST", 1)
+            assert DriftWatch.of(whole) is not None
+            assert Ensemble([plain]).held_out(test=test, again=False).scores[0].tolist() == saved.tolist()
+            Ensemble([whole]).held_out(test=test, again=False)
     run.layout.metrics.write_text(run.layout.metrics.read_text().replace('"texts"', '"by": "folds", "texts"'))
     with pytest.raises(ConfigError) as error:
         fit_abstention(whole, coverage=0.8)

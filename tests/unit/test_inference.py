@@ -30,7 +30,6 @@ from bertsmith.inference.table_writers import open_writer, output_format, to_arr
 from bertsmith.testing import WORDS, tiny_table
 from bertsmith.workflows.evaluate import _design_notes
 from bertsmith.workflows.predict import Predictions, _expected_accuracy
-from bertsmith.workflows.predict_options import PredictOptions
 from tests.conftest import train
 
 
@@ -185,21 +184,27 @@ def test_held_out_predictions_come_from_the_run_of_a_model(finished, classifier)
 
 def test_chosen_validation_texts_give_no_expected_accuracy(own_run, classifier, monkeypatch):
     targets = np.arange(150) % 3
-    monkeypatch.setattr(Classifier, "held_out", lambda self: HeldOutPredictions(targets, [np.eye(3)[targets]]))
-    counts = Counter({f"{CONFIDENCE}99": 200, f"{LENGTH}30": 200, f"{LABELLED}animals": 200})
-    run, expected = open_run(own_run), partial(_expected_accuracy, classifier, own_run, PredictOptions(), counts)
+    counts = Counter({"rows": 200, f"{CONFIDENCE}99": 200, f"{LENGTH}30": 200, f"{LABELLED}animals": 200})
+    run, expected = open_run(own_run), partial(_expected_accuracy, classifier, own_run, counts)
+
+    def held_out(self, *, test=False, again=True):
+        assert not again  # an estimate is not worth predicting all held-out texts
+        return held_out_predictions(run, test=True) if test else HeldOutPredictions(targets, [np.eye(3)[targets]])
+
+    monkeypatch.setattr(Classifier, "held_out", held_out)
     assert not run.has_chosen_validation
     assert expected().held_out == 150
     run.update(data={**run.info["data"], "findings": {"findings": [{"kind": "not-random"}]}})
     assert run.has_chosen_validation
     assert expected() is None
+    with monkeypatch.context() as patch:
+        patch.setattr("bertsmith.workflows.predict.is_export", lambda folder: True)
+        for facts, found in ({}, 150), ({"has_chosen_validation": True}, None):
+            about = SimpleNamespace(run=facts)
+            patch.setattr("bertsmith.workflows.predict.ExportInfo.read", lambda folder, about=about: about)
+            assert getattr(expected(), "held_out", None) == found
     monkeypatch.setattr("bertsmith.measuring.expected_accuracy.FEWEST", 5)  # enough test texts
     assert expected().held_out == len(run.predictions)
-    monkeypatch.setattr("bertsmith.workflows.predict.is_export", lambda folder: True)
-    for facts, found in ({}, 150), ({"has_chosen_validation": True}, None):
-        about = SimpleNamespace(run=facts)
-        monkeypatch.setattr("bertsmith.workflows.predict.ExportInfo.read", lambda folder, about=about: about)
-        assert getattr(expected(), "held_out", None) == found
 
 
 def test_an_ensemble_counts_truncated_texts_and_can_resume_predictions(classifier):

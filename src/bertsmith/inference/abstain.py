@@ -41,12 +41,14 @@ class HeldOutPredictions:
         scores: of each model, each of shape (n, outputs).
         lengths: characters of the texts, shape (n,); ``None`` in exports of older versions.
         groups: group of each text, such as its author, shape (n,); ``None`` for independent texts.
+        long: how the models read texts above the maximum length; see `Predictor.long`.
     """
 
     targets: np.ndarray
     scores: list[np.ndarray]
     lengths: np.ndarray | None = None
     groups: np.ndarray | None = None
+    long: str = "truncate"
 
 
 def held_out_predictions(run: Run | Path | str, *, test: bool = False) -> HeldOutPredictions:
@@ -66,6 +68,7 @@ def held_out_predictions(run: Run | Path | str, *, test: bool = False) -> HeldOu
         [task.stored_scores(frame)],
         np.array([len(text) for text in flat_texts(frame)]),
         stored_groups(frame),
+        run.info.get("long", "truncate"),
     )
 
 

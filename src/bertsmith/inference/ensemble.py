@@ -58,9 +58,9 @@ class Ensemble(Predictor):
         """The rules of the members."""
         return [member.rule for member in self.members]
 
-    def held_out(self, *, test: bool = False) -> HeldOutPredictions:
+    def held_out(self, *, test: bool = False, again: bool = True) -> HeldOutPredictions:
         """Return the predictions of all members; see `Predictor.held_out`."""
-        each = [member.held_out(test=test) for member in self.members]
+        each = [member.held_out(test=test, again=again) for member in self.members]
         return replace(each[0], scores=[scores for one in each for scores in one.scores])
 
     def prepare(self, texts: Items) -> tuple[PredictProba, int]:

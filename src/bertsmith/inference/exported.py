@@ -203,17 +203,22 @@ class Exported(ModelPredictor):
     def __repr__(self) -> str:
         return f"Exported({counted(len(self.labels), 'class', 'classes')}, {self.about.format} {self.about.precision})"
 
-    def held_out(self, *, test: bool = False) -> HeldOutPredictions:
+    def held_out(self, *, test: bool = False, again: bool = True) -> HeldOutPredictions:
+        """Return the predictions for held-out texts, which a separate export cannot predict again."""
+        if self.run is None and self.long != (found := self.saved(test=test)).long:
+            raise other_long_error(self.long, found.long, "the export lacks these texts", self.folder)
+        return super().held_out(test=test, again=again)
+
+    def saved(self, *, test: bool = False) -> HeldOutPredictions:
         """Return the held-out predictions of the run, or else those in the export, which has none for test texts."""
         if self.run is not None or test:
-            return super().held_out(test=test)
-        if self.long != self.about.long:
-            raise other_long_error(self.long, self.about.long, "the export lacks these texts", self.folder)
+            return super().saved(test=test)
         try:
             with np.load(self.folder / HELD_OUT, allow_pickle=False) as arrays:
                 scores = arrays["probabilities"].astype(np.float64)
                 others = {name: arrays[name] for name in ("lengths", "groups") if len(arrays.get(name, ()))}
-                return HeldOutPredictions(arrays["targets"], [scores], **others)
+                long = str(arrays.get("long", self.about.long))  # absent from older exports
+                return HeldOutPredictions(arrays["targets"], [scores], **others, long=long)
         except (OSError, ValueError, KeyError, BadZipFile) as error:
             raise _damaged(self.folder / HELD_OUT, str(error)) from error
 

@@ -56,15 +56,16 @@ class Predictor(ABC):
     run: Path | None = None
 
     @abstractmethod
-    def held_out(self, *, test: bool = False) -> HeldOutPredictions:
+    def held_out(self, *, test: bool = False, again: bool = True) -> HeldOutPredictions:
         """Return the predictions, with the decision rule, for the validation texts of the run, which set thresholds.
 
         Args:
             test: return those for the test texts.
+            again: predict texts again if the saved predictions read them in another way than `long`.
 
         Raises:
             RunFolderError: if the model has no run, or the run is damaged.
-            ConfigError: if the run read long texts in another way, and the predictions cannot be computed again.
+            ConfigError: if the saved predictions read texts in another way, and nothing predicts them again.
         """
 
     @property
@@ -196,25 +197,32 @@ class ModelPredictor(Predictor):
         """The rule of the model."""
         return [self.rule]
 
-    def held_out(self, *, test: bool = False) -> HeldOutPredictions:
-        """Return the saved predictions; if `long` is not that of the run, predict the long texts again."""
+    def saved(self, *, test: bool = False) -> HeldOutPredictions:
+        """Return the saved predictions for held-out texts, however the model read them; see `Predictor.held_out`."""
         if self.run is None:
             raise RunFolderError(
                 "the model has no run, so it has no predictions for validation texts",
                 remedy="Pass the folder of a run or of an export.",
             )
-        run = open_run(self.run)
-        found, saved_long = held_out_predictions(run, test=test), run.info.get("long", "truncate")
-        if self.long == saved_long:
+        return held_out_predictions(self.run, test=test)
+
+    def held_out(self, *, test: bool = False, again: bool = True) -> HeldOutPredictions:
+        """Return the saved predictions; if `long` is not theirs, predict the long texts again."""
+        found = self.saved(test=test)
+        if self.long == found.long:
             return found
+        assert self.run is not None
+        run = open_run(self.run)
         texts = texts_of(run.predictions if test else run.validation_predictions)
         longer = np.flatnonzero(self.count_tokens(texts) > self.max_length)
-        if len(longer) and "by" in run.metrics["splits"]["test" if test else "validation"]:
-            raise other_long_error(self.long, saved_long, "the run lacks the models of the folds", self.run)
+        by_folds = "by" in run.metrics["splits"]["test" if test else "validation"]
+        if len(longer) and (by_folds or not again):
+            why = "the run lacks the models of the folds" if by_folds else "again is false"
+            raise other_long_error(self.long, found.long, why, self.run)
         with_rule, scores = copy.copy(self), found.scores[0].copy()
         with_rule.decide = True
         scores[longer] = with_rule.predict_proba(Texts(texts[i] for i in longer))
-        return replace(found, scores=[scores])
+        return replace(found, scores=[scores], long=self.long)
 
     def encode(self, texts: Items, *, truncate: bool = True) -> Tokens:
         """Tokenize texts; by default keep only what the model reads of them, see `read`.
@@ -292,7 +300,7 @@ def other_long_error(long: str, saved: str, why: str, path: Path) -> ConfigError
     return ConfigError(
         f"--long {long}: the saved predictions for held-out texts use --long {saved}, and {why}",
         where=str(path),
-        remedy=f"Leave out --long, or train with --long {long}.",
+        remedy=f"Pass --long {saved}, or train with --long {long}.",
     )
 
 

@@ -43,9 +43,12 @@ class DriftWatch:
 
     @classmethod
     def of(cls, classifier: ModelPredictor) -> DriftWatch | None:
-        """Return a watch; ``None`` with fewer than `FEWEST` held-out texts."""
+        """Return a watch; ``None`` with fewer than `FEWEST` held-out texts.
+
+        To start fast, it takes the saved predictions, however they read long texts.
+        """
         try:
-            (scores,) = classifier.held_out().scores
+            (scores,) = classifier.saved().scores
         except UserError:  # a model folder, or a run of an older version
             return None
         if len(scores) < FEWEST:

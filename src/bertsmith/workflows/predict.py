@@ -168,15 +168,15 @@ def _unseen(classifier: Predictor, run: Path) -> HeldOutPredictions | None:
     """
     from bertsmith.measuring.expected_accuracy import FEWEST
 
-    with suppress(UserError):  # an export, or a run without a test split
-        found = classifier.held_out(test=True)
+    with suppress(UserError):  # an export, a run without a test split, or predictions that read long texts otherwise
+        found = classifier.held_out(test=True, again=False)
         if len(found.targets) >= FEWEST:
             return found
     if is_export(run):
         are_chosen = ExportInfo.read(run).run.get("has_chosen_validation", False)  # absent from older versions
     else:
         are_chosen = open_run(run).has_chosen_validation
-    return None if are_chosen else classifier.held_out()
+    return None if are_chosen else classifier.held_out(again=False)
 
 
 def _expected_accuracy(classifier: Predictor, run: Path, counts: Counter[str]) -> ExpectedAccuracy | None:
