@@ -562,6 +562,22 @@ def test_the_held_out_predictions_of_an_export_read_texts_as_the_export_does(own
     assert error.value.where == str(folder)
 
 
+def test_an_export_keeps_the_way_in_which_the_held_out_predictions_read_texts(own_run, written, tmp_path):
+    """The models of folds cannot read their texts in another way."""
+    run, long = bs.Run(own_run), "cat dog " * 40 + "red blue " * 200
+    for name in ("validation", "test"):
+        file = run.layout.predictions / f"{name}.parquet"
+        pd.read_parquet(file).assign(text=lambda f: [long, *f["text"][1:]]).to_parquet(file)
+    run.layout.metrics.write_text(run.layout.metrics.read_text().replace('"texts"', '"by": "folds", "texts"'))
+    folder = bs.export(own_run, output=tmp_path / "whole", long="window").path
+    assert bs.load(folder).long == "window"
+    with pytest.raises(ConfigError) as error:
+        bs.load(folder).held_out()
+    assert error.value.where == str(folder)
+    (saved,), (expected,) = bs.load(folder, long="truncate").held_out().scores, held_out_predictions(run).scores
+    assert saved.tolist() == expected.tolist()
+
+
 @pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json", "validation.npz"])
 def test_changed_and_missing_files_of_an_export_are_reported(name, copy):
     file = copy / name

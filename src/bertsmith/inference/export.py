@@ -93,7 +93,10 @@ def export(
     texts = Texts([text for frame in others for text in texts_of(frame)][:MAX_PARITY_TEXTS])
     with claim(ExportFolder(target), overwrite=overwrite), atomic.replaced_folder(target) as folder:
         tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
-        held_out = original.held_out()
+        try:
+            held_out = original.held_out()
+        except ConfigError:  # the models of folds cannot read their texts again
+            held_out = original.saved()
         lengths, groups = (np.array([]) if v is None else v for v in (held_out.lengths, held_out.groups))
         np.savez(
             folder / HELD_OUT,
@@ -101,6 +104,7 @@ def export(
             probabilities=held_out.scores[0],  # fp32 would round a confidence close to 1 up to 1
             lengths=lengths,
             groups=groups,
+            long=held_out.long,
         )
         about = ExportInfo(
             format,
