@@ -250,7 +250,7 @@ these names, it becomes `pool NAME`. With `--text-column NAME`, `bertsmith measu
 | `export.json` | labels, columns, inputs, maximum length, temperature, decision rule, result of the check, checksums |
 | `model.onnx` and `model.onnx.data`, or `model.xml` and `model.bin` | the model |
 | `tokenizer.json` | the tokenizer |
-| `validation.npz` | labels, probabilities, lengths, groups of validation texts, for thresholds and expected accuracy |
+| `validation.npz` | for thresholds and estimates: validation labels, probabilities, lengths, groups, and `long` |
 | `README.md` | the commands that install and run the export |
 
 In `export.json`, `parity` is the result of the check, and `parity.held` is whether the export passed it.
