@@ -88,7 +88,7 @@ def _close(a, b):
     return float((a - b).norm() / b.norm()) < 1e-5
 
 
-@pytest.mark.parametrize("architecture", forward.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", bert.MODULE_NAMES)
 @settings(max_examples=12, deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.booleans(), st.integers(0, 10**6))
 def test_logits_and_gradients_match_hugging_face(architecture, models, lengths, types, seed):
@@ -122,7 +122,7 @@ def test_embeddings_are_the_mean_of_the_last_hidden_states(architecture, budget,
     assert compute_embeddings(loaded, batch) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("architecture", forward.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", bert.MODULE_NAMES)
 def test_logits_match_stored_values(architecture, models):
     """Detects a changed step even if transformers changes alike. Weights and texts come from fixed seeds."""
     model = models[architecture].model
@@ -131,7 +131,7 @@ def test_logits_match_stored_values(architecture, models):
     assert found.numpy() == pytest.approx(np.array(FROZEN[architecture]), rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("architecture", forward.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", bert.MODULE_NAMES)
 @pytest.mark.parametrize("scores", [1, 400, 1100])
 @pytest.mark.parametrize("lengths", [[5, 5, 5, 9, 9, 12, 30, 30], [3, 30, 1, 12, 7, 7, 2]])
 def test_attention_groups_do_not_change_the_result(architecture, models, lengths, scores, monkeypatch):
@@ -165,7 +165,7 @@ def _by_text(inputs, p, around):
     return torch.cat(found)
 
 
-@pytest.mark.parametrize("architecture", [a for a in forward.ARCHITECTURES if a != "mpnet"])  # which needs a bias
+@pytest.mark.parametrize("architecture", [a for a in bert.MODULE_NAMES if a != "mpnet"])  # which needs a bias
 def test_the_gpu_path_matches_a_reference_kernel(architecture, models, monkeypatch):
     model = models[architecture].model
     batch = _texts(model, [5, 30, 1, 12, 7])
@@ -275,7 +275,7 @@ def test_threads_that_compute_at_once_keep_their_number_of_cores(monkeypatch):
 
 
 def test_unknown_architectures_use_the_hugging_face_forward_pass(models):
-    assert {name for name, loaded in models.items() if forward.supports(loaded.model)} == set(forward.ARCHITECTURES)
+    assert {name for name, loaded in models.items() if forward.supports(loaded.model)} == set(bert.MODULE_NAMES)
     loaded = models["deberta-v2"]
     batch = _texts(loaded.model, [3, 9, 5])
     with torch.no_grad():
@@ -295,7 +295,7 @@ def test_the_forward_pass_does_not_modify_the_model(models):
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-@pytest.mark.parametrize("architecture", forward.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", bert.MODULE_NAMES)
 def test_dropout_depends_only_on_its_seed_and_is_unbiased(architecture, models):
     loaded = models[architecture]
     model, batch = loaded.model, forward.pack_for(loaded.model, _texts(loaded.model, [6, 6]))
@@ -303,7 +303,7 @@ def test_dropout_depends_only_on_its_seed_and_is_unbiased(architecture, models):
     def logits(seed, other=0):
         torch.manual_seed(other)
         with torch.no_grad():
-            return forward.logits(model, batch, dropout=None if seed is None else Dropout(seed))
+            return forward.logits(model, batch, dropout=Dropout() if seed is None else Dropout(seed))
 
     rates = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
     assert torch.equal(logits(1, 1), logits(1, 2))
@@ -325,7 +325,7 @@ def test_bf16_logits_and_training_are_close_to_fp32(models):
     assert float((gradient - expected_gradient).norm() / expected_gradient.norm()) < 0.1
 
 
-@pytest.mark.parametrize("architecture", forward.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", bert.MODULE_NAMES)
 def test_layers_in_bf16_predict_nearly_the_same_and_share_the_rest(architecture, models):
     loaded = models[architecture]
     batch = _texts(loaded.model, [5, 30, 1, 12, 7])

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, TrainingArguments
 
 from bertsmith.compute.device import can_compile
 from bertsmith.data.table import Labels
-from bertsmith.model import attention, checkpoint, forward
+from bertsmith.model import attention, bert, checkpoint, forward
 from bertsmith.model.dropout import Dropout
 from bertsmith.model.load import LoadedModel, load_model
 from bertsmith.model.tokens import Tokens
@@ -35,7 +35,7 @@ def _batch(n=5, seed=0):
     return Tokens.from_lists({"input_ids": ids}), rng.integers(0, 3, n)
 
 
-@pytest.mark.parametrize("architecture", forward.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", bert.MODULE_NAMES)
 def test_packed_texts_in_bf16_give_the_padded_batch_in_fp32(architecture, tmp_path):
     folder = tiny_model(tmp_path / "model", architecture)
     model = load_model(checkpoint.resolve(str(folder)), LABELS).eval().cuda()
@@ -77,7 +77,7 @@ def test_flash_attention_dropout_is_correct(size):
     assert torch.allclose(value.grad.float(), expected, atol=0.05, rtol=0.05)
 
 
-@pytest.mark.parametrize("architecture", [a for a in forward.ARCHITECTURES if a != "modernbert"])  # which drops nothing
+@pytest.mark.parametrize("architecture", [a for a in bert.MODULE_NAMES if a != "modernbert"])  # which drops nothing
 def test_dropout_on_a_gpu_follows_its_generator(architecture, tmp_path):
     folder = tiny_model(tmp_path / "model", architecture)
     model = load_model(checkpoint.resolve(str(folder)), LABELS).cuda()

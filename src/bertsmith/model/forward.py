@@ -27,16 +27,13 @@ if TYPE_CHECKING:
 
     from bertsmith.model.load import LoadedModel
 
-ARCHITECTURES = tuple(MODULE_NAMES)
-"""Model types that `logits` computes."""
-
 
 def supports(model: PreTrainedModel) -> bool:
     """Return whether `logits` computes this model."""
     config, rotary = model.config, getattr(model.base_model, "rotary_emb", None)
     return (
         model.device.type in ("cpu", "cuda")
-        and config.model_type in ARCHITECTURES
+        and config.model_type in MODULE_NAMES
         and type(model).__name__.endswith("ForSequenceClassification")
         and getattr(config, "position_embedding_type", None) in (None, "absolute")
         and not getattr(config, "is_decoder", False)
@@ -58,7 +55,7 @@ def logits(
     model: PreTrainedModel,
     batch: Batch,
     *,
-    dropout: Dropout | None = None,
+    dropout: Dropout = NO_DROPOUT,
     compiled: bool = False,
     only_features: bool = False,
 ) -> torch.Tensor:
@@ -67,11 +64,10 @@ def logits(
     Args:
         model: a model that `supports` accepts, in training or evaluation mode.
         batch: the texts, on the device of the model.
-        dropout: applied at the rates of the model; ``None`` for no dropout.
+        dropout: applied at the rates of the model.
         compiled: run layers through `torch.compile`.
         only_features: return the input of the last layer of the head instead, shape (texts, hidden size).
     """
-    dropout = dropout or NO_DROPOUT
     model_type = model.config.model_type
     pools = model_type == "modernbert" and model.config.classifier_pooling == "mean"
     x = bert.hidden_states(model, batch, dropout, compiled=compiled, cls_only=not pools)
@@ -88,12 +84,12 @@ def outputs(
 
     Args:
         loaded: any sequence-classification model. For padded texts, its mode decides about dropout in the encoder.
-        texts: packed texts on the device of the model, or texts on the host, which are padded.
+        texts: packed texts, on any device, or texts to pad.
         only_features: see `logits`; for padded texts, the head must be in `MODULE_NAMES` and read the first token.
         options: of `logits` for packed texts.
     """
     if isinstance(texts, PackedBatch):
-        return logits(loaded.model, texts, only_features=only_features, **options)
+        return logits(loaded.model, texts.to(loaded.device), only_features=only_features, **options)
     inputs = _padded_inputs(loaded, texts)
     if only_features:
         return _head(loaded.model, loaded.model.base_model(**inputs).last_hidden_state, NO_DROPOUT)
@@ -102,7 +98,7 @@ def outputs(
 
 def inference_outputs(loaded: LoadedModel, texts: Tokens, *, only_features: bool = False) -> torch.Tensor:
     """Compute `outputs` of texts, packed if `supports` accepts the model."""
-    inputs = pack_for(loaded.model, texts).to(loaded.device) if supports(loaded.model) else texts
+    inputs = pack_for(loaded.model, texts) if supports(loaded.model) else texts
     return outputs(loaded, inputs, only_features=only_features)
 
 

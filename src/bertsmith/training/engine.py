@@ -66,7 +66,7 @@ class Engine(ResumableTrainer):
         self.loss_sum: torch.Tensor | float = 0.0
         self.evaluated_at, self.compiled = 0, False
         self.replicas: list[Any] = []
-        self._max_seqlen, self._steps_seen = int(train.lengths.max()), 0
+        self._max_seqlen, self._steps_seen = train.tokens.longest, 0
         self._position = (-1, 0)  # step, and batch of the step
         self.dtype = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
         super().__init__(
@@ -252,15 +252,10 @@ class Engine(ResumableTrainer):
 
     def _outputs(self, model: Any, batch: PackedBatch | Tokens, dropout: Dropout) -> torch.Tensor:
         """Return the logits of a micro-batch; in contrastive training, the input of the last layer of the head."""
+        loaded, features = replace(self.loaded, model=model), self.recipe.contrastive == "only"
         # The Trainer casts only in calls of the model itself, which packed texts do not need.
         with torch.autocast(self.args.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return forward.outputs(
-                replace(self.loaded, model=model),
-                batch.to(self.args.device) if isinstance(batch, PackedBatch) else batch,
-                only_features=self.recipe.contrastive == "only",
-                dropout=dropout,
-                compiled=self.compiled,
-            )
+            return forward.outputs(loaded, batch, only_features=features, dropout=dropout, compiled=self.compiled)
 
     def _compile_if_worthwhile(self) -> None:
         """Compile the layers on a GPU if the estimated remaining time is long enough."""
