@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 from bertsmith.model.tokens import Tokens
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class TokenDataset(Dataset[Any]):  # type: ignore[misc]  # torch is untyped here
     """Tokenized texts with labels: a split, a batch or a micro-batch.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -249,7 +248,7 @@ def score_folds(
             TokenDataset.reading(tokens.take(rows), table.targets[rows], loaded.max_length, config.long)
             for rows in (inside, nothing)
         )
-        train = replace(train, soft_labels=None if soft_labels is None else soft_labels[inside])
+        train.soft_labels = None if soft_labels is None else soft_labels[inside]
         arguments = training_arguments(recipe, config, Path(gettempdir()), loaded.device, saves=False, validates=False)
         try:
             fine_tune(Training(loaded, train, validation, arguments, recipe, task, emit=emit, stop=stop), config)

@@ -117,7 +117,8 @@ class TrainingInputs:
             kept: mask of the texts to train on, shape (training texts,); ``None`` for all.
         """
         train = self.train if kept is None else self.train.take(np.flatnonzero(kept))
-        return replace(self, train=replace(train, soft_labels=soft_labels))
+        train.soft_labels = soft_labels
+        return replace(self, train=train)
 
 
 def check_effort(config: Config) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from tempfile import gettempdir
@@ -108,8 +108,9 @@ class TrialData:
                 tokens.take(np.flatnonzero(mask)), targets[mask], loaded.max_length, config.long
             )
 
-        soft_labels = None if self.soft_labels is None else self.soft_labels[train[: len(self.train)]]
-        return loaded, replace(subset(train), soft_labels=soft_labels), subset(~train)
+        inside = subset(train)
+        inside.soft_labels = None if self.soft_labels is None else self.soft_labels[train[: len(self.train)]]
+        return loaded, inside, subset(~train)
 
 
 @dataclass(frozen=True)
