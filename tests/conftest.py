@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from bertsmith.folders.run import Run
     from bertsmith.inference.predictor import Predictor
-    from bertsmith.model.batch import TokenBatch
     from bertsmith.model.tokens import Tokens
+    from bertsmith.training.data import TokenDataset
 
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -149,11 +149,16 @@ def weights_of(run: Run) -> dict[str, torch.Tensor]:
     return load_file(run.layout.model / "model.safetensors")
 
 
-def split_batch(batch: TokenBatch, budget: int, **settings: Any) -> list[TokenBatch]:
-    """Return the micro-batches of a `TokenBatch`, in the order in which the engine computes them."""
+def split_batch(batch: TokenDataset, budget: int, **settings: Any) -> list[TokenDataset]:
+    """Return the micro-batches of a batch, in the order in which the engine computes them."""
+    return [batch.take(rows) for rows in batch.tokens.micro_batches(budget, **settings)]
+
+
+def padded(tokens: Tokens, values: dict[str, int]) -> dict[str, torch.Tensor]:
+    """Return the inputs of a Hugging Face model, padded to the longest text."""
     import torch
 
-    return [batch.take(torch.from_numpy(rows)) for rows in batch.micro_batches(budget, **settings)]
+    return {name: torch.from_numpy(column) for name, column in tokens.pad(values, width=tokens.longest).items()}
 
 
 def same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

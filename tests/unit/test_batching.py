@@ -1,7 +1,5 @@
 """How a batch is cut changes nothing but memory and speed."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -11,12 +9,12 @@ from hypothesis import strategies as st
 from bertsmith.compute.batching import micro_batches
 from bertsmith.data.table import Labels
 from bertsmith.model import checkpoint, forward
-from bertsmith.model.batch import TokenBatch
 from bertsmith.model.load import LoadedModel, load_model, load_tokenizer
 from bertsmith.model.tokens import Tokens
 from bertsmith.testing import tiny_model
+from bertsmith.training.data import TokenDataset
 from bertsmith.training.losses import CrossEntropy
-from tests.conftest import split_batch
+from tests.conftest import rows_of, split_batch
 
 
 @given(st.lists(st.integers(0, 600), max_size=60), st.integers(1, 4096))
@@ -47,22 +45,17 @@ def test_micro_batches_are_split_only_to_limit_padding(lengths, budget, padding)
     st.integers(1, 400),
     st.booleans(),
     st.booleans(),
-    st.booleans(),
 )
-def test_splitting_keeps_every_token(lengths, budget, packed, typed, labelled):
+def test_splitting_keeps_every_token(lengths, budget, packed, typed):
     rng = np.random.default_rng(0)
     columns = {"input_ids": [rng.integers(1, 50, n).tolist() for n in lengths]}
     if typed:
         columns["token_type_ids"] = [rng.integers(0, 2, n).tolist() for n in lengths]
-    batch = TokenBatch.from_tokens(Tokens.from_lists(columns))
-    if labelled:
-        batch = replace(batch, labels=torch.from_numpy(rng.integers(0, 3, len(lengths))))
+    batch = TokenDataset(Tokens.from_lists(columns), rng.integers(0, 3, len(lengths)))
 
     def texts(batch):
-        types = batch.input_ids if batch.token_type_ids is None else batch.token_type_ids
-        labels = batch.lengths if batch.labels is None else batch.labels
-        split = (values.split(batch.lengths.tolist()) for values in (batch.input_ids, types))
-        return sorted((i.tolist(), t.tolist(), int(n)) for i, t, n in zip(*split, labels, strict=True))
+        split = [rows_of(batch.tokens, name) for name in columns]
+        return sorted(zip(*split, batch.targets.tolist(), strict=True))
 
     assert sorted(text for part in split_batch(batch, budget, packed=packed) for text in texts(part)) == texts(batch)
 
@@ -80,13 +73,13 @@ def loaded(tmp_path_factory):
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(1, 600), st.sampled_from([0.0, 0.1]))
 def test_gradients_of_padded_texts_equal_those_of_the_batch(loaded, lengths, budget, smoothing):
     model, rng = loaded.model, np.random.default_rng(0)
-    batch = TokenBatch.from_tokens(Tokens.from_lists({"input_ids": [rng.integers(5, 40, n).tolist() for n in lengths]}))
-    batch = replace(batch, labels=torch.from_numpy(rng.integers(0, 3, len(lengths))))
+    tokens = Tokens.from_lists({"input_ids": [rng.integers(5, 40, n).tolist() for n in lengths]})
+    batch = TokenDataset(tokens, rng.integers(0, 3, len(lengths)))
 
     def gradient(parts, loss):
         model.zero_grad()
         for part in parts:
-            loss(forward.outputs(loaded, part), part.labels).backward()
+            loss(forward.outputs(loaded, part.tokens), part.targets).backward()
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
     expected = gradient([batch], torch.nn.CrossEntropyLoss(label_smoothing=smoothing))

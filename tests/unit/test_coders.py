@@ -193,7 +193,7 @@ def test_a_run_records_which_labels_it_is_trained_on(used, tmp_path, tiny, monke
 
     def noted(self, positions):
         batch = batch_of(self, positions)
-        seen.append(batch["labels"])
+        seen.append(batch["texts"].targets)
         return batch
 
     compare = training_labels.compare_labels

@@ -152,8 +152,7 @@ def test_only_contrastive_training_reads_beginnings(stage, monkeypatch):
     recipe = choose_hyperparameters(config, counts=np.array([2, 1]), parameters=2 * 10**7, device=torch.device("cpu"))
     recipe = replace(recipe, contrastive=stage, consistency=0.0)
     rows = [[5] * 200, [5] * 128, [5] * 12]
-    texts = TokenDataset(Tokens.from_lists({"input_ids": rows}), np.array([0, 0, 1]))
-    texts.soft_labels = np.eye(2)[[0, 0, 1]]
+    texts = TokenDataset(Tokens.from_lists({"input_ids": rows}), np.array([0, 0, 1]), np.eye(2)[[0, 0, 1]])
     loaded = SimpleNamespace(device=torch.device("cpu"))
     fine_tune.fine_tune(Training(loaded, texts, texts, None, recipe, None), config)
     short, full = [128, 128, 12], [200, 128, 12]

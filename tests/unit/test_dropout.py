@@ -7,8 +7,9 @@ import torch.nn.functional as F  # noqa: N812
 from scipy import stats
 
 from bertsmith.model.attention import attend
-from bertsmith.model.batch import TokenBatch, pack
+from bertsmith.model.batch import pack
 from bertsmith.model.dropout import Dropout
+from bertsmith.model.tokens import Tokens
 
 
 def _masks(p, *seed, n=40, shape=(50, 100)):
@@ -71,7 +72,7 @@ def test_extreme_dropout_rates_match_torch():
 
 
 def _texts(lengths, dtype=torch.float64, cls_only=False, heads=3, n=8):
-    batch = pack(TokenBatch(torch.zeros(sum(lengths), dtype=torch.long), torch.tensor(lengths)))
+    batch = pack(Tokens.from_lists({"input_ids": [[0] * n for n in lengths]}))
     generator = torch.Generator().manual_seed(0)
     query, key, value = torch.randn(3, len(batch.input_ids), heads, n, dtype=dtype, generator=generator)
     return batch, batch.first_tokens(query) if cls_only else query, key, value

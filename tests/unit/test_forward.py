@@ -18,15 +18,16 @@ from bertsmith.compute.batching import PACKED_PADDING_FACTOR, TOKEN_BUDGETS, mic
 from bertsmith.data.table import Labels
 from bertsmith.model import attention, bert, checkpoint, forward
 from bertsmith.model import batch as batches
-from bertsmith.model.batch import PaddedBatch, TokenBatch
+from bertsmith.model.batch import PaddedBatch
 from bertsmith.model.dropout import Dropout
 from bertsmith.model.gradients import collect_gradients, replicate
 from bertsmith.model.load import LoadedModel, load_model, load_tokenizer
 from bertsmith.model.outputs import compute_embeddings, compute_logits, with_layer_dtype
 from bertsmith.model.tokens import Tokens
 from bertsmith.testing import ARCHITECTURES, tiny_model
+from bertsmith.training.data import TokenDataset
 from bertsmith.training.losses import CrossEntropy
-from tests.conftest import split_batch
+from tests.conftest import padded, split_batch
 
 LABELS = Labels((0, 1, 2), ("a", "b", "c"))
 CPU = torch.device("cpu")
@@ -64,12 +65,12 @@ def _texts(model, lengths, seed=0, types=True):
     columns = {"input_ids": [rng.integers(5, 40, n).tolist() for n in lengths]}
     if types and "token_type_ids" in inspect.signature(model.forward).parameters and model.config.type_vocab_size > 1:
         columns["token_type_ids"] = [[0] * (n // 2) + [1] * (n - n // 2) for n in lengths]
-    return TokenBatch.from_tokens(Tokens.from_lists(columns))
+    return Tokens.from_lists(columns)
 
 
 def _padded(model, batch):
     pad = forward.position_padding_idx(model)
-    return batch.pad({"input_ids": (model.config.pad_token_id or 0) if pad is None else pad}, pad_to_multiple_of=1)
+    return padded(batch, {"input_ids": (model.config.pad_token_id or 0) if pad is None else pad})
 
 
 def _gradient(model):
@@ -87,7 +88,7 @@ def _close(a, b):
     return float((a - b).norm() / b.norm()) < 1e-5
 
 
-@pytest.mark.parametrize("architecture", forward.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", bert.MODULE_NAMES)
 @settings(max_examples=12, deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.booleans(), st.integers(0, 10**6))
 def test_logits_and_gradients_match_hugging_face(architecture, models, lengths, types, seed):
@@ -102,8 +103,8 @@ def test_logits_and_gradients_match_hugging_face(architecture, models, lengths, 
     with torch.no_grad():
         assert _close(forward.logits(model, forward.pack_for(model, batch)), expected)
         inputs = _padded(model, batch)
-        padded = PaddedBatch.from_inputs(**inputs, padding_idx=forward.position_padding_idx(model))
-        assert _close(forward.logits(model, padded), expected)
+        given = PaddedBatch.from_inputs(**inputs, padding_idx=forward.position_padding_idx(model))
+        assert _close(forward.logits(model, given), expected)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -112,7 +113,7 @@ def test_embeddings_are_the_mean_of_the_last_hidden_states(architecture, budget,
     monkeypatch.setitem(TOKEN_BUDGETS, "cpu", budget)
     loaded = models[architecture]
     batch = _texts(loaded.model, [7, 3, 12, 7], types=False)
-    inputs = batch.pad(loaded.padding, pad_to_multiple_of=1)
+    inputs = padded(batch, loaded.padding)
     with torch.no_grad():
         taken = {name: values for name, values in inputs.items() if name in loaded.input_names}
         states = loaded.model.base_model(**taken).last_hidden_state
@@ -121,7 +122,7 @@ def test_embeddings_are_the_mean_of_the_last_hidden_states(architecture, budget,
     assert compute_embeddings(loaded, batch) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("architecture", forward.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", bert.MODULE_NAMES)
 def test_logits_match_stored_values(architecture, models):
     """Detects a changed step even if transformers changes alike. Weights and texts come from fixed seeds."""
     model = models[architecture].model
@@ -130,7 +131,7 @@ def test_logits_match_stored_values(architecture, models):
     assert found.numpy() == pytest.approx(np.array(FROZEN[architecture]), rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("architecture", forward.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", bert.MODULE_NAMES)
 @pytest.mark.parametrize("scores", [1, 400, 1100])
 @pytest.mark.parametrize("lengths", [[5, 5, 5, 9, 9, 12, 30, 30], [3, 30, 1, 12, 7, 7, 2]])
 def test_attention_groups_do_not_change_the_result(architecture, models, lengths, scores, monkeypatch):
@@ -164,7 +165,7 @@ def _by_text(inputs, p, around):
     return torch.cat(found)
 
 
-@pytest.mark.parametrize("architecture", [a for a in forward.ARCHITECTURES if a != "mpnet"])  # which needs a bias
+@pytest.mark.parametrize("architecture", [a for a in bert.MODULE_NAMES if a != "mpnet"])  # which needs a bias
 def test_the_gpu_path_matches_a_reference_kernel(architecture, models, monkeypatch):
     model = models[architecture].model
     batch = _texts(model, [5, 30, 1, 12, 7])
@@ -200,18 +201,17 @@ def test_kernels_are_tested_before_use(monkeypatch):
 def test_gradients_do_not_depend_on_micro_batches(models, lengths, budget, workers, smoothing):
     model, rng = models["bert"].model, np.random.default_rng(0)
     batch = _texts(model, lengths)
-    labels = torch.from_numpy(rng.integers(0, 3, len(lengths)))
-    batch = TokenBatch(batch.input_ids, batch.lengths, batch.token_type_ids, labels)
+    texts = TokenDataset(batch, rng.integers(0, 3, len(lengths)))
     loss = CrossEntropy(smoothing)
     model.zero_grad()
     whole = torch.nn.CrossEntropyLoss(label_smoothing=smoothing)
-    whole(model(**_padded(model, batch)).logits, labels).backward()
+    whole(model(**_padded(model, batch)).logits, texts.targets).backward()
     expected = _gradient(model)
     model.zero_grad()
     copies = [model, *(replicate(model) for _ in range(workers - 1))]
-    for i, part in enumerate(split_batch(batch, budget, packed=True, workers=workers)):
+    for i, part in enumerate(split_batch(texts, budget, packed=True, workers=workers)):
         copy = copies[i % workers]
-        loss.of_step(forward.logits(copy, forward.pack_for(copy, part)), part.labels, len(lengths)).backward()
+        loss.of_step(forward.logits(copy, forward.pack_for(copy, part.tokens)), part.targets, len(lengths)).backward()
     for copy in copies[1:]:
         collect_gradients(model, copy)
         assert all(p.grad is None for p in copy.parameters())
@@ -246,7 +246,7 @@ def test_threads_that_share_a_model_get_the_same_logits(architecture, workers, t
     expected, _ = compute_logits(loaded, batch, 100)
 
     def some(i):
-        return compute_logits(loaded, batch.take(torch.arange(i, 64, threads)), 100)[0]
+        return compute_logits(loaded, batch.take(np.arange(i, 64, threads)), 100)[0]
 
     with ThreadPoolExecutor(threads) as pool:
         for i, found in enumerate(pool.map(some, range(threads))):
@@ -275,7 +275,7 @@ def test_threads_that_compute_at_once_keep_their_number_of_cores(monkeypatch):
 
 
 def test_unknown_architectures_use_the_hugging_face_forward_pass(models):
-    assert {name for name, loaded in models.items() if forward.supports(loaded.model)} == set(forward.ARCHITECTURES)
+    assert {name for name, loaded in models.items() if forward.supports(loaded.model)} == set(bert.MODULE_NAMES)
     loaded = models["deberta-v2"]
     batch = _texts(loaded.model, [3, 9, 5])
     with torch.no_grad():
@@ -295,7 +295,7 @@ def test_the_forward_pass_does_not_modify_the_model(models):
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-@pytest.mark.parametrize("architecture", forward.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", bert.MODULE_NAMES)
 def test_dropout_depends_only_on_its_seed_and_is_unbiased(architecture, models):
     loaded = models[architecture]
     model, batch = loaded.model, forward.pack_for(loaded.model, _texts(loaded.model, [6, 6]))
@@ -303,7 +303,7 @@ def test_dropout_depends_only_on_its_seed_and_is_unbiased(architecture, models):
     def logits(seed, other=0):
         torch.manual_seed(other)
         with torch.no_grad():
-            return forward.logits(model, batch, dropout=None if seed is None else Dropout(seed))
+            return forward.logits(model, batch, dropout=Dropout() if seed is None else Dropout(seed))
 
     rates = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
     assert torch.equal(logits(1, 1), logits(1, 2))
@@ -325,7 +325,7 @@ def test_bf16_logits_and_training_are_close_to_fp32(models):
     assert float((gradient - expected_gradient).norm() / expected_gradient.norm()) < 0.1
 
 
-@pytest.mark.parametrize("architecture", forward.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", bert.MODULE_NAMES)
 def test_layers_in_bf16_predict_nearly_the_same_and_share_the_rest(architecture, models):
     loaded = models[architecture]
     batch = _texts(loaded.model, [5, 30, 1, 12, 7])

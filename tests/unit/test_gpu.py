@@ -9,8 +9,7 @@ from transformers import AutoTokenizer, TrainingArguments
 
 from bertsmith.compute.device import can_compile
 from bertsmith.data.table import Labels
-from bertsmith.model import attention, checkpoint, forward
-from bertsmith.model.batch import TokenBatch
+from bertsmith.model import attention, bert, checkpoint, forward
 from bertsmith.model.dropout import Dropout
 from bertsmith.model.load import LoadedModel, load_model
 from bertsmith.model.tokens import Tokens
@@ -24,6 +23,7 @@ from bertsmith.training.losses import CrossEntropy
 from bertsmith.training.nan_guard import NotFiniteError
 from bertsmith.training.recipe import Recipe
 from bertsmith.training.trainer import Training
+from tests.conftest import padded
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 LABELS = Labels((0, 1, 2), ("a", "b", "c"))
@@ -31,11 +31,11 @@ LABELS = Labels((0, 1, 2), ("a", "b", "c"))
 
 def _batch(n=5, seed=0):
     rng = np.random.default_rng(seed)
-    lengths = torch.from_numpy(rng.integers(1, 30, n))
-    return TokenBatch(torch.from_numpy(rng.integers(5, 40, int(lengths.sum()))), lengths), rng.integers(0, 3, n)
+    ids = [rng.integers(5, 40, length).tolist() for length in rng.integers(1, 30, n)]
+    return Tokens.from_lists({"input_ids": ids}), rng.integers(0, 3, n)
 
 
-@pytest.mark.parametrize("architecture", forward.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", bert.MODULE_NAMES)
 def test_packed_texts_in_bf16_give_the_padded_batch_in_fp32(architecture, tmp_path):
     folder = tiny_model(tmp_path / "model", architecture)
     model = load_model(checkpoint.resolve(str(folder)), LABELS).eval().cuda()
@@ -47,7 +47,7 @@ def test_packed_texts_in_bf16_give_the_padded_batch_in_fp32(architecture, tmp_pa
         with torch.autocast("cuda", torch.bfloat16, enabled=dtype != torch.float32):
             if dtype == torch.float32:
                 padding = forward.position_padding_idx(model) or model.config.pad_token_id or 0
-                logits = model(**{k: v.cuda() for k, v in batch.pad({"input_ids": padding}).items()}).logits
+                logits = model(**{k: v.cuda() for k, v in padded(batch, {"input_ids": padding}).items()}).logits
             else:
                 logits = forward.logits(model, forward.pack_for(model, batch).to(model.device))
         CrossEntropy().of_step(logits, targets, len(labels)).backward()
@@ -77,7 +77,7 @@ def test_flash_attention_dropout_is_correct(size):
     assert torch.allclose(value.grad.float(), expected, atol=0.05, rtol=0.05)
 
 
-@pytest.mark.parametrize("architecture", [a for a in forward.ARCHITECTURES if a != "modernbert"])  # which drops nothing
+@pytest.mark.parametrize("architecture", [a for a in bert.MODULE_NAMES if a != "modernbert"])  # which drops nothing
 def test_dropout_on_a_gpu_follows_its_generator(architecture, tmp_path):
     folder = tiny_model(tmp_path / "model", architecture)
     model = load_model(checkpoint.resolve(str(folder)), LABELS).cuda()

@@ -20,7 +20,6 @@ from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.explain import explain
 from bertsmith.inference.export import MAX_DIFFERENCE
 from bertsmith.inference.exported import ExportInfo
-from bertsmith.model.batch import TokenBatch
 from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import WORDS, tiny_model, tiny_table
@@ -75,11 +74,11 @@ def test_training_reads_beginnings_unless_told_to_read_the_ends(long):
     tokens = Tokens.from_lists({"input_ids": ids})
     dataset = TokenDataset.reading(tokens, np.array([1, 0]), 32, long)
     assert dataset.lengths.tolist() == [32, 20]
-    batch = TokenBatch(**dataset.__getitems__([1, 0]))
+    batch = dataset.__getitems__([1, 0])["texts"]
     assert batch.labels.tolist() == [0, 1]
     assert batch.lengths.tolist() == [20, 32]
     read = tokens.head_tail(32) if long == "head-tail" else tokens.truncate(32)
-    assert batch.input_ids.tolist() == [*ids[1], *read.columns["input_ids"][:32]]
+    assert batch.tokens.columns["input_ids"].tolist() == [*ids[1], *read.columns["input_ids"][:32]]
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from safetensors.torch import load_model as load_safetensors
+from transformers import TrainerState
 
 import bertsmith as bs
 from bertsmith.compute import batching, memory, system
@@ -412,16 +413,13 @@ def test_an_interrupted_save_keeps_a_valid_checkpoint(again, stopped, tmp_path, 
     assert newest.name == "checkpoint-9"
     model = load_model(models.resolve(str(newest)))
     tokenizer = load_tokenizer(models.resolve(str(newest)))
-    state = checkpoints.load_state(newest)
+    state, progress = checkpoints.load_state(newest), TrainerState.load_from_json(newest / checkpoints.TRAINER_STATE)
 
     def save():
         path = newest.with_name("checkpoint-9" if again else "checkpoint-10")
-        checkpoints.save(
-            path, model, tokenizer, state, lambda f: shutil.copy(tmp_path / "kept.json", f / "trainer_state.json")
-        )
+        checkpoints.save(path, model, tokenizer, state, progress)
         checkpoints.rotate(path.parent, 2, 6)
 
-    shutil.copy(newest / "trainer_state.json", tmp_path / "kept.json")
     states = _states_during(save, tmp_path / "run", monkeypatch)
     assert len(states) > 15
     for copy, not_forced in states:

@@ -21,8 +21,7 @@ from bertsmith.errors import ConfigError, DataError, Interrupted, RunFolderError
 from bertsmith.folders.run import Run
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.explain import explain
-from bertsmith.model import checkpoint, forward
-from bertsmith.model.batch import TokenBatch
+from bertsmith.model import bert, checkpoint, forward
 from bertsmith.model.load import LoadedModel, load_model, load_tokenizer
 from bertsmith.model.tokenizer import encoder_for
 from bertsmith.model.tokens import Tokens
@@ -120,7 +119,7 @@ def test_of_several_columns_the_longest_is_cut_first(columns, max_length):
 # -- model ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", [*forward.ARCHITECTURES, "albert", "deberta-v2"])
+@pytest.mark.parametrize("architecture", [*bert.MODULE_NAMES, "albert", "deberta-v2"])
 def test_logits_of_pairs_are_those_of_hugging_face(architecture, tmp_path):
     """With the token types of BERT and the two separators of RoBERTa and MPNet."""
     folder = tiny_model(tmp_path / architecture, architecture, initializer_range=0.3)
@@ -141,7 +140,7 @@ def test_logits_of_pairs_are_those_of_hugging_face(architecture, tmp_path):
     )
     with torch.no_grad():
         expected = model(**inputs).logits.numpy()
-        packed = forward.inference_outputs(loaded, TokenBatch.from_tokens(tokens)).numpy()
+        packed = forward.inference_outputs(loaded, tokens).numpy()
     assert classifier.logits_of(tokens) == pytest.approx(expected, abs=2e-5)
     assert packed == pytest.approx(expected, abs=2e-5)
     swapped = classifier.logits_of(classifier.encode([(b, a) for a, b in pairs]))

@@ -10,11 +10,11 @@ from bertsmith.data.table import Labels
 from bertsmith.evaluation.baseline import REGRESSION_C, fit_regression
 from bertsmith.evaluation.calibration import softmax
 from bertsmith.model import checkpoint, forward, pooling
-from bertsmith.model.batch import TokenBatch
 from bertsmith.model.load import LoadedModel, load_model, load_tokenizer
 from bertsmith.model.outputs import compute_features, compute_logits
 from bertsmith.model.tokens import Tokens
 from bertsmith.testing import tiny_model
+from tests.conftest import padded
 
 LABELS = Labels((0, 1, 2), ("a", "b", "c"))
 
@@ -28,7 +28,7 @@ def loaded(request, tmp_path):
 def _texts(n=40):
     rng = np.random.default_rng(0)
     rows = [rng.integers(5, 40, rng.integers(3, 20)).tolist() for _ in range(n)]
-    return TokenBatch.from_tokens(Tokens.from_lists({"input_ids": rows}))
+    return Tokens.from_lists({"input_ids": rows})
 
 
 def _features(loaded):
@@ -39,7 +39,7 @@ def test_the_head_reads_the_mean_of_the_hidden_states(loaded):
     if loaded.model.config.model_type == "mpnet":  # whose attention depends on distance as well
         torch.nn.init.zeros_(loaded.model.mpnet.encoder.relative_attention_bias.weight)
     layers, batch = loaded.model.config.num_hidden_layers, _texts()
-    inputs = batch.pad(loaded.padding, pad_to_multiple_of=1)
+    inputs = padded(batch, loaded.padding)
     loaded.model.eval()
     with torch.no_grad():
         taken = {name: values for name, values in inputs.items() if name in loaded.input_names}
@@ -59,8 +59,8 @@ def test_transformers_loads_the_model_with_its_new_layer(loaded, tmp_path):
     loaded.model.save_pretrained(tmp_path / "saved")
     again = load_model(checkpoint_at(loaded, tmp_path / "saved")).eval()
     with torch.no_grad():
-        padded = texts.pad(loaded.padding, pad_to_multiple_of=1)
-        taken = {name: values for name, values in padded.items() if name in loaded.input_names}
+        inputs = padded(texts, loaded.padding)
+        taken = {name: values for name, values in inputs.items() if name in loaded.input_names}
         assert again(**taken).logits.numpy() == pytest.approx(logits, rel=1e-4, abs=1e-5)
 
 
@@ -75,8 +75,8 @@ def test_features_are_the_same_without_packing(loaded, monkeypatch):
     with torch.inference_mode():
         packed = forward.inference_outputs(loaded, batch, only_features=True)
         monkeypatch.setattr(forward, "supports", lambda model: False)
-        padded = forward.inference_outputs(loaded, batch, only_features=True)
-    assert packed.numpy() == pytest.approx(padded.numpy(), rel=1e-4, abs=1e-5)
+        unpacked = forward.inference_outputs(loaded, batch, only_features=True)
+    assert packed.numpy() == pytest.approx(unpacked.numpy(), rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("classes", [[0, 1, 2], [0, 2]])

@@ -14,7 +14,7 @@ from bertsmith.compute import machine, threads
 from bertsmith.data.table import Labels
 from bertsmith.events import Compiling
 from bertsmith.model import checkpoint, forward
-from bertsmith.model.batch import TokenBatch, pack
+from bertsmith.model.batch import pack
 from bertsmith.model.load import load_model
 from bertsmith.model.tokens import Tokens
 from bertsmith.testing import tiny_model
@@ -49,23 +49,23 @@ def test_a_batch_is_padded_as_the_tokenizer_pads_it(tokenizer, lengths, left, se
     order = rng.permutation(len(ids))
     texts = TokenDataset(Tokens.from_lists({"input_ids": ids}).take(order), labels[order])
     rows = rng.choice(len(ids), max(len(ids) // 2, 1), replace=False).tolist()
-    found = TokenBatch(**texts.__getitems__(rows))
+    found = texts.__getitems__(rows)["texts"]
     tokenizer.padding_side = "left" if left else "right"
     picked = {"input_ids": [ids[order[i]] for i in rows]}
     expected = tokenizer.pad(picked, return_tensors="pt", pad_to_multiple_of=8)
-    padded = found.pad({"input_ids": tokenizer.pad_token_id}, padding_side=tokenizer.padding_side)
+    padded = found.tokens.pad({"input_ids": tokenizer.pad_token_id}, tokenizer.padding_side)
     assert len(texts) == len(ids)
     for name in ("input_ids", "attention_mask"):
-        assert torch.equal(padded[name], expected[name])
-    assert found.labels.tolist() == labels[order[rows]].tolist()
-    assert texts.as_batch().lengths.tolist() == [lengths[i] for i in order]
+        assert torch.equal(torch.from_numpy(padded[name]), expected[name])
+    assert found.targets.tolist() == labels[order[rows]].tolist()
+    assert texts.lengths.tolist() == [lengths[i] for i in order]
 
 
 def test_token_types_reach_the_batch():
     columns = {"input_ids": [[5, 6, 7], [8, 9]], "token_type_ids": [[0, 1, 1], [0, 0]]}
-    batch = TokenBatch(**TokenDataset(Tokens.from_lists(columns), np.array([1, 0])).__getitems__([1, 0]))
-    assert batch.token_type_ids.tolist() == [0, 0, 0, 1, 1]
-    assert batch.take(torch.tensor([1])).token_type_ids.tolist() == [0, 1, 1]
+    batch = TokenDataset(Tokens.from_lists(columns), np.array([1, 0])).__getitems__([1, 0])["texts"]
+    assert batch.tokens.columns["token_type_ids"].tolist() == [0, 0, 0, 1, 1]
+    assert batch.take(np.array([1])).tokens.columns["token_type_ids"].tolist() == [0, 1, 1]
 
 
 class _Recorder:
@@ -99,9 +99,9 @@ def _steps(folder, graphs_of, n=8, parts=1):
         model.zero_grad()
         for _ in range(parts):
             width = (12, 20)[step % 2]
-            lengths = torch.tensor([width, 5, width, width])  # the same in every step: without its kernel attention
-            ids = torch.from_numpy(rng.integers(5, 40, int(lengths.sum())))  # depends on them
-            packed = forward.pack_for(model, TokenBatch(ids, lengths))
+            lengths = (width, 5, width, width)  # the same in every step: without its kernel attention depends on them
+            tokens = Tokens.from_lists({"input_ids": [rng.integers(5, 40, n).tolist() for n in lengths]})
+            packed = forward.pack_for(model, tokens)
             labels = torch.from_numpy(rng.integers(0, 3, 4))
 
             def work(batch, labels):
@@ -132,7 +132,7 @@ def test_cuda_graphs_match_eager_losses_and_gradients(folder, parts, failures, m
 
 
 def test_a_cuda_graph_cannot_contain_groups_of_texts(monkeypatch):
-    packed = pack(TokenBatch(torch.ones(10, dtype=torch.long), torch.tensor([5, 5])))
+    packed = pack(Tokens.from_lists({"input_ids": [[1] * 5] * 2}))
     packed = replace(packed, cu_seqlens=SimpleNamespace(device=torch.device("cuda")))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError):  # they come from the lengths on the host, which another batch does not share
@@ -140,10 +140,8 @@ def test_a_cuda_graph_cannot_contain_groups_of_texts(monkeypatch):
 
 
 def _question(losses, norm):
-    parts = [
-        BatchLoss((3, i), TokenBatch(torch.zeros(0), torch.zeros(0)), torch.tensor(loss))
-        for i, loss in enumerate(losses)
-    ]
+    texts = Tokens.from_lists({"input_ids": []})
+    parts = [BatchLoss((3, i), texts, torch.tensor(loss)) for i, loss in enumerate(losses)]
     return FiniteCheck(parts, torch.tensor(norm))
 
 
@@ -207,7 +205,7 @@ def test_batches_are_made_without_worker_processes():
     )
     loader = engine.get_train_dataloader()
     assert loader.num_workers == 0
-    assert [len(batch["labels"]) for batch in loader] == [2, 1]
+    assert [len(batch["texts"]) for batch in loader] == [2, 1]
 
 
 @pytest.mark.parametrize("probabilities", [None, np.array([0.25, 0.25, 0.5])])

@@ -20,6 +20,7 @@ import psutil
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
+from transformers import TrainerState
 
 import bertsmith
 from bertsmith.cli.app import main
@@ -382,7 +383,7 @@ def test_loaded_models_and_checkpoints_keep_no_file_open_on_windows(tiny, tmp_pa
     for module in (load, checkpoints):
         monkeypatch.setattr(module, "LOCKS_OPEN_FILES", True)
     folder = tmp_path / "checkpoint"
-    checkpoints.save(folder, model, tokenizer, {"moments": torch.ones(5000)}, lambda path: None)
+    checkpoints.save(folder, model, tokenizer, {"moments": torch.ones(5000)}, TrainerState())
     del model
     model, state = load.load_model(checkpoint.resolve(str(folder)), None), checkpoints.load_state(folder)
     assert _mapped(tmp_path) == []

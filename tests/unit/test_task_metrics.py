@@ -613,7 +613,7 @@ def test_large_numbers_are_standardised_exactly():
     dates = 20240101.0 + np.arange(8)
     texts = TokenDataset(Tokens.from_lists({"input_ids": [[5]] * len(dates)}), dates)
     loss = RegressionTask(dates.mean(), dates.std()).loss("none", np.zeros(0), len(dates), 0.0)
-    standardised = loss.targets(texts.as_batch().labels)
+    standardised = loss.targets(texts.targets)
     assert standardised.dtype == torch.float32
     assert standardised.numpy() == pytest.approx((dates - dates.mean()) / dates.std(), abs=1e-6)
 

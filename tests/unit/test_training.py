@@ -32,7 +32,7 @@ from bertsmith.testing import ARCHITECTURES, tiny_model
 from bertsmith.training import checkpoints, trainer
 from bertsmith.training.arguments import argument_problems, training_arguments
 from bertsmith.training.callback import EventCallback
-from bertsmith.training.checkpoints import OVERRIDDEN, ResumableTrainer
+from bertsmith.training.checkpoints import ResumableTrainer
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.engine import Engine
 from bertsmith.training.nan_guard import NotFiniteError
@@ -484,6 +484,13 @@ def test_the_rate_of_the_head_reaches_training_and_its_schedule(tiny, tmp_path):
     moved = [{name: (_weights(run)[name] - first[name]).abs().mean() for name in (body, head)} for run in (slow, fast)]
     assert moved[1][head] > 10 * moved[0][head]
     assert moved[1][body] < 3 * moved[0][body]
+
+
+OVERRIDDEN = {
+    "_save_checkpoint": ("model", "trial"),
+    "_load_optimizer_and_scheduler": ("checkpoint",),
+    "_get_grad_norm": ("model", "grad_norm"),
+}
 
 
 @pytest.mark.parametrize("name", OVERRIDDEN)

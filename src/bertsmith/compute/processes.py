@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bertsmith.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE")
@@ -39,12 +40,12 @@ class ProcessGroup:
         """Whether this process writes files and computes the final scores."""
         return self.rank == 0
 
-    def share(self, lengths: torch.Tensor) -> torch.Tensor:
+    def share(self, lengths: np.ndarray) -> np.ndarray:
         """Return the positions of this process's texts, longest first, from their numbers of tokens, shape (texts,).
 
         The shares of the processes have similar numbers of tokens.
         """
-        return lengths.argsort(descending=True, stable=True)[self.rank :: self.size]
+        return (-lengths).argsort(kind="stable")[self.rank :: self.size]
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum a tensor over all processes, in place."""

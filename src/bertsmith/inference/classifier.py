@@ -21,7 +21,6 @@ from bertsmith.evaluation.rule import Rule
 from bertsmith.folders.run import Run, open_run
 from bertsmith.inference.predictor import ModelPredictor
 from bertsmith.model import checkpoint
-from bertsmith.model.batch import TokenBatch
 from bertsmith.model.forward import supports
 from bertsmith.model.load import TEMPLATE, LoadedModel, check_vocabulary, load_model, load_tokenizer, saved_settings
 from bertsmith.model.outputs import compute_logits, with_layer_dtype
@@ -165,16 +164,15 @@ class Classifier(ModelPredictor):
 
     def logits_of(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Return the model's logits for tokenized texts; see `ModelPredictor.logits_of`."""
-        batch = TokenBatch.from_tokens(tokens)
-        if not len(batch):
+        if not len(tokens):
             return np.empty((0, len(self.labels)))
-        budget = token_budget(self.loaded.model, batch.longest, self.token_budget)
-        message = f"memory is too small for a single text of {batch.longest:,} tokens"
+        budget = token_budget(self.loaded.model, tokens.longest, self.token_budget)
+        message = f"memory is too small for a single text of {tokens.longest:,} tokens"
         on_cpu = self.loaded.device.type == "cpu"
         remedy = "Free memory, or raise the memory limit." if on_cpu else "Free memory, or pass --device cpu."
         with memory_errors(message, remedy):
             logits, sufficed = compute_logits(
-                self._compute_model, batch, budget, dtype=self.dtype, progress=progress, on_retry=_warn_about_memory
+                self._compute_model, tokens, budget, dtype=self.dtype, progress=progress, on_retry=_warn_about_memory
             )
         if sufficed < budget:
             self.token_budget = sufficed

@@ -18,14 +18,13 @@ from bertsmith.data.table import REGRESSION
 from bertsmith.data.template import Texts, flat, is_empty, normalise_text, segments, texts_of
 from bertsmith.errors import ConfigError, DataError, MissingPackageError, ModelError, did_you_mean, listing
 from bertsmith.model import forward
-from bertsmith.model.batch import TokenBatch
 
 if TYPE_CHECKING:
     import pandas as pd
-    import torch
 
     from bertsmith.inference.classifier import Classifier
     from bertsmith.inference.predictor import Items
+    from bertsmith.model.tokens import Tokens
 
 STEPS = (32, 64, 128, 256, 512)
 """Numbers of integration points, tried in turn until the attributions sum to the change of the logit."""
@@ -141,8 +140,6 @@ def explain(
         DataError: if the text is empty.
         DeviceError: if memory is too small.
     """
-    import torch
-
     tokenizer = classifier.loaded.tokenizer
     if not tokenizer.is_fast:
         raise ModelError(
@@ -172,9 +169,8 @@ def explain(
     for i in range(n):
         window = windows.take(np.array([i]))
         position = window.columns.pop("position")
-        batch = TokenBatch.from_tokens(window)
-        baseline = batch.input_ids.masked_fill(torch.from_numpy(~special[position]), tokenizer.pad_token_id)
-        values, change_of_one, gap_of_one, steps_of_one = _attributions(classifier, batch, baseline, target, deadline)
+        baseline = np.where(special[position], window.columns["input_ids"], tokenizer.pad_token_id)
+        values, change_of_one, gap_of_one, steps_of_one = _attributions(classifier, window, baseline, target, deadline)
         attributions[position] += np.array(values) / n
         is_read[position] = True
         change, gap, steps = change + change_of_one / n, gap + gap_of_one / n, max(steps, steps_of_one)
@@ -244,13 +240,13 @@ def explain_mistakes(
 
 
 def _attributions(
-    classifier: Classifier, batch: TokenBatch, baseline: torch.Tensor, target: int, deadline: float
+    classifier: Classifier, text: Tokens, baseline: np.ndarray, target: int, deadline: float
 ) -> tuple[list[float], float, float, int]:
     """Return the attribution of every token, the change of the logit, the gap to it, and the integration points.
 
     Args:
         classifier: a fitted model.
-        batch: one text.
+        text: tokens of one text.
         baseline: token ids where the path starts, shape (tokens,).
         target: class index.
         deadline: as for `explain`.
@@ -265,11 +261,12 @@ def _attributions(
     embed = loaded.model.get_input_embeddings()
 
     def logit(embeddings: torch.Tensor) -> torch.Tensor:
-        return forward.logits_from_embeddings(loaded, batch, embeddings)[:, target]
+        return forward.logits_from_embeddings(loaded, text, embeddings)[:, target]
 
     began = time.perf_counter()
     with torch.no_grad():
-        start, end = (embed(ids.to(loaded.device))[None] for ids in (baseline, batch.input_ids))
+        ids = torch.from_numpy(np.stack([baseline, text.columns["input_ids"]]).astype(np.int64))
+        start, end = embed(ids.to(loaded.device)).split(1)
         change = float(logit(end) - logit(start))
     method = IntegratedGradients(logit)
 

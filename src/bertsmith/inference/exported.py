@@ -23,7 +23,7 @@ from bertsmith.inference.abstain import HeldOutPredictions
 from bertsmith.inference.predictor import ModelPredictor, other_long_error
 from bertsmith.inference.runtime import RUNTIMES, Session
 from bertsmith.model.tokenizer import COLUMNS, Encoder
-from bertsmith.model.tokens import Tokens, pad
+from bertsmith.model.tokens import Tokens
 from bertsmith.tasks.registry import get_task
 
 ABOUT = "export.json"
@@ -267,7 +267,7 @@ def model_inputs(
         width: number of tokens after padding.
         pad_token: id and side.
     """
-    inputs = pad(tokens.columns, tokens.truncated_lengths, {"input_ids": pad_token[0]}, width, pad_token[1])
+    inputs = tokens.pad({"input_ids": pad_token[0]}, pad_token[1], width)
     return {name: inputs[name] if name in inputs else np.zeros_like(inputs["input_ids"]) for name in names}
 
 

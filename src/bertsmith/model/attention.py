@@ -13,8 +13,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from bertsmith.model.batch import AttentionGroup, Batch, PackedBatch, PaddedBatch, TokenBatch, pack
+from bertsmith.model.batch import AttentionGroup, Batch, PackedBatch, PaddedBatch, pack
 from bertsmith.model.dropout import NO_DROPOUT, Dropout, apply_mask
+from bertsmith.model.tokens import Tokens
 
 QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -239,7 +240,7 @@ def _flash_attention(inputs: tuple[Any, ...], p: float, window_size: tuple[int, 
 @lru_cache
 def _kernel_matches(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
     """Compare the kernel with `_attend_in_groups`. Old GPUs, some head sizes and some torch versions fail."""
-    batch = pack(TokenBatch(torch.zeros(70, dtype=torch.long), torch.tensor([48, 5, 17]))).to(device)
+    batch = pack(Tokens.from_lists({"input_ids": [[0] * n for n in (48, 5, 17)]})).to(device)
     generator = torch.Generator().manual_seed(0)
     query, key, value = torch.randn(3, len(batch.input_ids), 2, head_size, generator=generator).to(device, dtype)
     tokens = sum(batch.lengths)

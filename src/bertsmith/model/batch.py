@@ -1,20 +1,17 @@
-"""Batches of token ids: ragged on the host, packed end to end or padded for a model."""
+"""Batches of texts as the forward pass reads them: packed end to end, or padded."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 
-from bertsmith.compute.batching import micro_batches
 from bertsmith.compute.device import refuse_capture, to_device
 from bertsmith.compute.machine import cpu_capabilities
-from bertsmith.model.tokens import Tokens, pad
+from bertsmith.model.tokens import Tokens
 
 SIZES_PER_DOUBLING = 16
 """Packed batches are rounded up to one of this many sizes between two consecutive powers of 2.
@@ -22,69 +19,11 @@ SIZES_PER_DOUBLING = 16
 This adds 3 % of the tokens on average. Later batches can then reuse freed memory: without it, training on a CPU takes
 about twice the memory (``benchmarks/memory.py``). On a GPU, few sizes mean few CUDA graphs.
 """
-PAD_TO_MULTIPLE_OF = 8
-"""The width of padded batches is a multiple of this, for matrix units."""
 MAX_CPU_SCORES = 2**17 if cpu_capabilities().get("amx_bf16") else 2**15
 """Maximum number of attention scores per head that a CPU computes at once, to stay in its caches.
 
 CPUs with matrix units (AMX) are faster with more.
 """
-
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """Token ids of texts, concatenated, on the host.
-
-    Attributes:
-        input_ids: int64, shape (tokens,).
-        lengths: number of tokens of each text, int64, shape (texts,).
-        token_type_ids: int64, shape (tokens,); ``None`` if the model does not take them.
-        labels: targets, shape (texts,) or (texts, outputs), or ``None``.
-    """
-
-    input_ids: torch.Tensor
-    lengths: torch.Tensor
-    token_type_ids: torch.Tensor | None = None
-    labels: torch.Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    @classmethod
-    def from_tokens(cls, tokens: Tokens) -> TokenBatch:
-        """Build a batch from tokenized texts."""
-        values = {name: torch.from_numpy(column.astype(np.int64)) for name, column in tokens.columns.items()}
-        return cls(lengths=torch.from_numpy(tokens.truncated_lengths.copy()), **values)
-
-    @property
-    def longest(self) -> int:
-        """Number of tokens of the longest text; 0 for an empty batch."""
-        return int(self.lengths.max()) if len(self) else 0
-
-    def take(self, texts: torch.Tensor) -> TokenBatch:
-        """Return the texts at the given positions, int64, shape (n,)."""
-        lengths = self.lengths[texts]
-        shifts = (self.lengths.cumsum(0) - self.lengths)[texts] - (lengths.cumsum(0) - lengths)
-        tokens = torch.arange(int(lengths.sum())) + shifts.repeat_interleave(lengths)
-        types = None if self.token_type_ids is None else self.token_type_ids[tokens]
-        return TokenBatch(self.input_ids[tokens], lengths, types, None if self.labels is None else self.labels[texts])
-
-    def micro_batches(self, budget: int, *, packed: bool, workers: int = 1) -> list[np.ndarray]:
-        """Return the positions of the texts of each micro-batch; see `bertsmith.compute.batching.micro_batches`."""
-        lengths = self.lengths.numpy()
-        counted = lengths if packed else -(-lengths // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF
-        return micro_batches(counted, budget, packed=packed, workers=workers)
-
-    def pad(
-        self, values: Mapping[str, int], *, padding_side: str = "right", pad_to_multiple_of: int = PAD_TO_MULTIPLE_OF
-    ) -> dict[str, torch.Tensor]:
-        """Return the inputs of a Hugging Face model, each of shape (texts, width); see `bertsmith.model.tokens.pad`."""
-        width = -(-self.longest // pad_to_multiple_of) * pad_to_multiple_of
-        columns = {"input_ids": self.input_ids.numpy()}
-        if self.token_type_ids is not None:
-            columns["token_type_ids"] = self.token_type_ids.numpy()
-        inputs = pad(columns, self.lengths.numpy(), values, width, padding_side)
-        return {name: torch.from_numpy(padded) for name, padded in inputs.items()}
 
 
 @dataclass(frozen=True)
@@ -235,29 +174,26 @@ Batch = PackedBatch | PaddedBatch
 """Input of the forward pass."""
 
 
-def pack(batch: TokenBatch, *, padding_idx: int | None = None) -> PackedBatch:
+def pack(texts: Tokens, *, padding_idx: int | None = None) -> PackedBatch:
     """Pack texts end to end, on the host.
 
     For models whose positions start at ``padding_idx + 1`` (RoBERTa, MPNet), ``padding_idx`` is the id of the padding
     token. It is ``None`` if positions start at 0.
     """
-    tokens = len(batch.input_ids)
-    step = max(2 ** max(tokens.bit_length() - 1, 0) // SIZES_PER_DOUBLING, 1)
-    size = tokens + (-tokens % step or step)  # at least one empty token
-    cu_seqlens = F.pad(batch.lengths.cumsum(0, dtype=torch.int32), (1, 1))
-    cu_seqlens[-1] = size
-    types = batch.token_type_ids
+    ids, types, lengths = texts.columns["input_ids"], texts.columns.get("token_type_ids"), texts.truncated_lengths
+    step = max(2 ** max(len(ids).bit_length() - 1, 0) // SIZES_PER_DOUBLING, 1)
+    empty = np.zeros(-len(ids) % step or step, dtype=np.int64)  # at least one empty token
     if padding_idx is None:
-        positions = torch.arange(tokens) - cu_seqlens[:-2].long().repeat_interleave(batch.lengths)
+        positions = np.arange(len(ids)) - np.repeat(texts.starts, lengths)
     else:  # as in transformers, a padding token inside of a text does not count
-        counted = (batch.input_ids != padding_idx).long()
-        before = F.pad(counted.cumsum(0), (1, 0))[cu_seqlens[:-2].long()].repeat_interleave(batch.lengths)
-        positions = (counted.cumsum(0) - before) * counted + padding_idx
+        counted = ids != padding_idx
+        sums = np.append(0, np.cumsum(counted))
+        positions = (sums[1:] - np.repeat(sums[texts.starts], lengths)) * counted + padding_idx
     return PackedBatch(
-        F.pad(batch.input_ids, (0, size - tokens)),
-        F.pad(positions, (0, size - tokens)),
-        None if types is None or not bool(types.any()) else F.pad(types, (0, size - tokens)),
-        cu_seqlens,
-        tuple(batch.lengths.tolist()),
-        max(int(batch.lengths.max()), size - tokens),
+        torch.from_numpy(np.append(ids, empty)),
+        torch.from_numpy(np.append(positions, empty)),
+        None if types is None or not types.any() else torch.from_numpy(np.append(types, empty)),
+        torch.from_numpy(np.append(texts.starts, [len(ids), len(ids) + len(empty)]).astype(np.int32)),
+        tuple(lengths.tolist()),
+        max(texts.longest, len(empty)),
     )

@@ -197,18 +197,13 @@ def _from_hub(name: str, allow_pickle: bool) -> Checkpoint:
             return Checkpoint(name, Path(path), revision=Path(path).name)
         except errors.HFValidationError as error:
             raise ModelError(f"{name!r} is neither a folder nor a hub id", remedy="Check --model.") from error
-        except errors.GatedRepoError as error:
-            raise ModelError(
-                f"the checkpoint {name!r} is gated: you must accept its terms first",
-                where=hub.endpoint(),
-                remedy="Accept the terms on the page of the checkpoint, then log in with: hf auth login",
-            ) from error
         except errors.RepositoryNotFoundError as error:
-            raise ModelError(
-                f"the hub has no checkpoint {name!r}, or it is private",
-                where=hub.endpoint(),
-                remedy="Check the name, log in (hf auth login), or pass a local folder or packaged:minilm.",
-            ) from error
+            what = f"the hub has no checkpoint {name!r}, or it is private"
+            remedy = "Check the name, log in (hf auth login), or pass a local folder or packaged:minilm."
+            if isinstance(error, errors.GatedRepoError):
+                what = f"the checkpoint {name!r} is gated: you must accept its terms first"
+                remedy = "Accept the terms on the page of the checkpoint, then log in with: hf auth login"
+            raise ModelError(what, where=hub.endpoint(), remedy=remedy) from error
         except Exception as error:
             # The HTTP library's errors have different types in different versions.
             library = type(error).__module__.split(".")[0]

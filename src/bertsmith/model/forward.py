@@ -12,21 +12,20 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from bertsmith.compute.device import to_device
 from bertsmith.model import bert
-from bertsmith.model.batch import Batch, PackedBatch, PaddedBatch, TokenBatch, pack
+from bertsmith.model.batch import Batch, PackedBatch, PaddedBatch, pack
 from bertsmith.model.bert import MODULE_NAMES
 from bertsmith.model.dropout import NO_DROPOUT, Dropout
+from bertsmith.model.tokens import Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from bertsmith.model.load import LoadedModel
-
-ARCHITECTURES = tuple(MODULE_NAMES)
-"""Model types that `logits` computes."""
 
 
 def supports(model: PreTrainedModel) -> bool:
@@ -34,7 +33,7 @@ def supports(model: PreTrainedModel) -> bool:
     config, rotary = model.config, getattr(model.base_model, "rotary_emb", None)
     return (
         model.device.type in ("cpu", "cuda")
-        and config.model_type in ARCHITECTURES
+        and config.model_type in MODULE_NAMES
         and type(model).__name__.endswith("ForSequenceClassification")
         and getattr(config, "position_embedding_type", None) in (None, "absolute")
         and not getattr(config, "is_decoder", False)
@@ -47,16 +46,16 @@ def position_padding_idx(model: PreTrainedModel) -> int | None:
     return getattr(model.base_model.embeddings, "padding_idx", None)
 
 
-def pack_for(model: PreTrainedModel, batch: TokenBatch) -> PackedBatch:
+def pack_for(model: PreTrainedModel, texts: Tokens) -> PackedBatch:
     """Pack texts for a model, on the host."""
-    return pack(batch, padding_idx=position_padding_idx(model))
+    return pack(texts, padding_idx=position_padding_idx(model))
 
 
 def logits(
     model: PreTrainedModel,
     batch: Batch,
     *,
-    dropout: Dropout | None = None,
+    dropout: Dropout = NO_DROPOUT,
     compiled: bool = False,
     only_features: bool = False,
 ) -> torch.Tensor:
@@ -65,11 +64,10 @@ def logits(
     Args:
         model: a model that `supports` accepts, in training or evaluation mode.
         batch: the texts, on the device of the model.
-        dropout: applied at the rates of the model; ``None`` for no dropout.
+        dropout: applied at the rates of the model.
         compiled: run layers through `torch.compile`.
         only_features: return the input of the last layer of the head instead, shape (texts, hidden size).
     """
-    dropout = dropout or NO_DROPOUT
     model_type = model.config.model_type
     pools = model_type == "modernbert" and model.config.classifier_pooling == "mean"
     x = bert.hidden_states(model, batch, dropout, compiled=compiled, cls_only=not pools)
@@ -80,54 +78,53 @@ def logits(
 
 
 def outputs(
-    loaded: LoadedModel, batch: PackedBatch | TokenBatch, *, only_features: bool = False, **options: Any
+    loaded: LoadedModel, texts: PackedBatch | Tokens, *, only_features: bool = False, **options: Any
 ) -> torch.Tensor:
     """Compute `logits` of packed texts; for padded texts, use Hugging Face's forward pass.
 
     Args:
         loaded: any sequence-classification model. For padded texts, its mode decides about dropout in the encoder.
-        batch: packed texts on the device of the model, or texts on the host, which are padded.
+        texts: packed texts, on any device, or texts to pad.
         only_features: see `logits`; for padded texts, the head must be in `MODULE_NAMES` and read the first token.
         options: of `logits` for packed texts.
     """
-    if isinstance(batch, PackedBatch):
-        return logits(loaded.model, batch, only_features=only_features, **options)
-    inputs = _padded_inputs(loaded, batch)
+    if isinstance(texts, PackedBatch):
+        return logits(loaded.model, texts.to(loaded.device), only_features=only_features, **options)
+    inputs = _padded_inputs(loaded, texts)
     if only_features:
         return _head(loaded.model, loaded.model.base_model(**inputs).last_hidden_state, NO_DROPOUT)
     return loaded.model(**inputs).logits
 
 
-def inference_outputs(loaded: LoadedModel, batch: TokenBatch, *, only_features: bool = False) -> torch.Tensor:
+def inference_outputs(loaded: LoadedModel, texts: Tokens, *, only_features: bool = False) -> torch.Tensor:
     """Compute `outputs` of texts, packed if `supports` accepts the model."""
-    packs = supports(loaded.model)
-    inputs = pack_for(loaded.model, batch).to(loaded.device) if packs else batch
+    inputs = pack_for(loaded.model, texts) if supports(loaded.model) else texts
     return outputs(loaded, inputs, only_features=only_features)
 
 
-def embeddings(loaded: LoadedModel, batch: TokenBatch) -> torch.Tensor:
+def embeddings(loaded: LoadedModel, texts: Tokens) -> torch.Tensor:
     """Compute the mean of the last hidden states of each text, shape (texts, hidden size)."""
     if supports(loaded.model):
-        packed = pack_for(loaded.model, batch).to(loaded.device)
+        packed = pack_for(loaded.model, texts).to(loaded.device)
         return packed.mean(bert.hidden_states(loaded.model, packed, NO_DROPOUT).float())
-    inputs = _padded_inputs(loaded, batch)
+    inputs = _padded_inputs(loaded, texts)
     return PaddedBatch.from_inputs(**inputs).mean(loaded.model.base_model(**inputs).last_hidden_state.float())
 
 
-def logits_from_embeddings(loaded: LoadedModel, batch: TokenBatch, embeddings: torch.Tensor) -> torch.Tensor:
+def logits_from_embeddings(loaded: LoadedModel, text: Tokens, embeddings: torch.Tensor) -> torch.Tensor:
     """Compute the logits of one text for n variants of its word embeddings, shape (n, classes).
 
     The model is in evaluation mode. The embeddings have the shape (n, tokens, embedding size).
     """
-    repeated = batch.take(torch.zeros(len(embeddings), dtype=torch.long))
-    inputs = _padded_inputs(loaded, repeated, pad_to_multiple_of=1)
+    inputs = _padded_inputs(loaded, text.take(np.zeros(len(embeddings), dtype=np.int64)), text.longest)
     del inputs["input_ids"]
     return loaded.model(inputs_embeds=embeddings, **inputs).logits
 
 
-def _padded_inputs(loaded: LoadedModel, batch: TokenBatch, **options: Any) -> dict[str, torch.Tensor]:
-    inputs = batch.pad(loaded.padding, padding_side=loaded.tokenizer.padding_side, **options)
-    return {name: to_device(values, loaded.device) for name, values in inputs.items() if name in loaded.input_names}
+def _padded_inputs(loaded: LoadedModel, texts: Tokens, width: int | None = None) -> dict[str, torch.Tensor]:
+    inputs = texts.pad(loaded.padding, loaded.tokenizer.padding_side, width)
+    tensors = {name: torch.from_numpy(values) for name, values in inputs.items() if name in loaded.input_names}
+    return {name: to_device(values, loaded.device) for name, values in tensors.items()}
 
 
 def _head(model: Any, x: torch.Tensor, dropout: Dropout) -> torch.Tensor:

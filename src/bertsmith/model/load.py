@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
 TEMPLATE = "bertsmith_template"
 """Key of the template in the configuration of a model, so that the folder is enough to use the model."""
 

@@ -32,7 +32,6 @@ class Encoder:
     """Turns texts into token ids with the tokenizers library, from the content of a ``tokenizer.json``. Thread-safe.
 
     Attributes:
-        key: identifies the tokenizer and its settings; ``None`` if unknown.
         unknown_id: id of the unknown token; ``None`` if the tokenizer has none.
         special_counts: number of special tokens before and after a text or a pair.
         truncates_left: whether truncation removes the beginning.
@@ -57,7 +56,7 @@ class Encoder:
 
     @cached_property
     def key(self) -> str | None:
-        """Identifies the tokenizer and its settings."""
+        """Identifies the tokenizer and its settings; ``None`` if unknown."""
         import tokenizers
 
         digest = xxhash.xxh3_128_hexdigest(self._tokenizer.to_str().encode())

@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bertsmith.compute.batching import micro_batches
+
 if TYPE_CHECKING:
     from bertsmith.model.tokenizer import Encoder
 
+PAD_TO_MULTIPLE_OF = 8
+"""The width of padded texts is a multiple of this, for matrix units."""
 HEAD_SHARE = 1 / 4
 """Share of the beginning in what `Tokens.head_tail` keeps."""
 
@@ -73,6 +77,11 @@ class Tokens:
         return len(self.truncated_lengths)
 
     @property
+    def longest(self) -> int:
+        """Number of tokens of the longest text; 0 without texts."""
+        return int(self.truncated_lengths.max(initial=0))
+
+    @property
     def special_counts(self) -> tuple[int, int]:
         """Number of special tokens before and after a text."""
         return self.encoder.special_counts if self.encoder else (0, 0)
@@ -96,7 +105,7 @@ class Tokens:
 
         Truncation removes the beginning if ``left``, else the end. ``None`` takes the setting of the tokenizer.
         """
-        if not len(self) or self.truncated_lengths.max() <= max_length:
+        if self.longest <= max_length:
             return self
         left = self.encoder.truncates_left if left is None and self.encoder else bool(left)
         if self.parts is not None:
@@ -109,7 +118,7 @@ class Tokens:
 
         At 512 tokens, that is the split that Sun et al. (2019, arXiv:1905.05583) found best: 128 and 382.
         """
-        if not len(self) or self.truncated_lengths.max() <= max_length:
+        if self.longest <= max_length:
             return self
         content = max(max_length - sum(self.special_counts), 0)
         shifts = np.maximum(self.truncated_lengths - max_length, 0)
@@ -133,6 +142,30 @@ class Tokens:
         counts = np.fromiter(map(len, shifts), np.int64)
         all_shifts = np.fromiter(chain.from_iterable(shifts), np.int64)
         return self._slices(np.repeat(np.arange(len(self)), counts), all_shifts, max_length), counts
+
+    def micro_batches(self, budget: int, *, packed: bool, workers: int = 1) -> list[np.ndarray]:
+        """Return the positions of the texts of each micro-batch; see `bertsmith.compute.batching.micro_batches`."""
+        lengths = self.truncated_lengths
+        counted = lengths if packed else -(-lengths // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF
+        return micro_batches(counted, budget, packed=packed, workers=workers)
+
+    def pad(self, values: Mapping[str, int], side: str = "right", width: int | None = None) -> dict[str, np.ndarray]:
+        """Return the columns and ``attention_mask``, each of shape (texts, width), int64.
+
+        Args:
+            values: padding value of each column; 0 by default.
+            side: of the padding, ``"right"`` or ``"left"``.
+            width: number of tokens of the longest text, or more; by default, a multiple of `PAD_TO_MULTIPLE_OF`.
+        """
+        width = -(-self.longest // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF if width is None else width
+        lengths = self.truncated_lengths[:, None]
+        position = np.arange(width) - (width - lengths if side == "left" else 0)
+        mask = (position >= 0) & (position < lengths)
+        inputs = {"attention_mask": mask.astype(np.int64)}
+        for name, ids in self.columns.items():
+            inputs[name] = np.full(mask.shape, values.get(name, 0), dtype=np.int64)
+            inputs[name][mask] = ids
+        return inputs
 
     def _truncate_parts(self, parts: np.ndarray, max_length: int, *, left: bool) -> Tokens:
         """Truncate the longest parts first, as the tokenizers library truncates the segments of a pair.
@@ -178,27 +211,6 @@ class Tokens:
         columns = {name: values[positions] for name, values in self.columns.items()}
         parts = None if self.parts is None else self.parts[texts]
         return Tokens(columns, lengths, self.full_lengths[texts], self.has_unknown[texts], self.encoder, parts)
-
-
-def pad(
-    columns: Mapping[str, np.ndarray], lengths: np.ndarray, values: Mapping[str, int], width: int, side: str
-) -> dict[str, np.ndarray]:
-    """Pad columns, each of shape (tokens,); return them and ``attention_mask``, each of shape (texts, width), int64.
-
-    Args:
-        columns: inputs of a model, by name.
-        lengths: number of tokens of each text, shape (texts,).
-        values: padding value of each column; 0 by default.
-        width: maximum number of tokens or more.
-        side: of the padding, ``"right"`` or ``"left"``.
-    """
-    position = np.arange(width) - ((width - lengths)[:, None] if side == "left" else 0)
-    mask = (position >= 0) & (position < lengths[:, None])
-    inputs = {"attention_mask": mask.astype(np.int64)}
-    for name, ids in columns.items():
-        inputs[name] = np.full(mask.shape, values.get(name, 0), dtype=np.int64)
-        inputs[name][mask] = ids
-    return inputs
 
 
 def _align_parts(parts: Sequence[Sequence[int]]) -> np.ndarray:

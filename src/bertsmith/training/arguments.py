@@ -114,13 +114,13 @@ def training_arguments(
         "logging_strategy": "epoch",
         "save_total_limit": 3,  # the best, the newest, and the one before, in case the newest is damaged
         "restore_callback_states_from_checkpoint": True,
-        "load_best_model_at_end": True,
         "greater_is_better": metric not in ("loss", "mae"),
         "report_to": "none",
         "disable_tqdm": True,
         "logging_nan_inf_filter": False,  # would synchronize with the GPU in each step; see `NanGuard`
     }
-    arguments |= {**config.set, "metric_for_best_model": metric}
+    selects = saves and validates  # the best epoch, by its checkpoint
+    arguments |= {**config.set, "metric_for_best_model": metric, "load_best_model_at_end": selects}
     # Each evaluated model is saved, so that the best one can be loaded.
     arguments.setdefault("save_strategy", arguments["eval_strategy"])
     if every := arguments.get("eval_steps") or arguments.get("logging_steps"):
@@ -129,8 +129,6 @@ def training_arguments(
         arguments |= {"eval_strategy": "no", "save_strategy": "steps", "save_steps": NEVER}
     if not saves:
         arguments["save_strategy"] = "no"
-    if not (validates and saves):
-        arguments["load_best_model_at_end"] = False
     try:
         result = TrainingArguments(**arguments)
     except (ValueError, TypeError, ImportError) as error:

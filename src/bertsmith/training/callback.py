@@ -103,14 +103,7 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
         control.should_save |= self.save_due
 
     def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        metrics: dict[str, float],
-        lr_scheduler: Any,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
     ) -> None:
         """Report the evaluation, and decide whether it is the best one."""
         engine = self.engine
@@ -130,7 +123,7 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
                 train_loss=float(engine.loss_sum) / steps,
                 validation_loss=values.pop("loss"),
                 metrics=values,
-                learning_rate=float(lr_scheduler.get_last_lr()[0]),
+                learning_rate=float(engine.lr_scheduler.get_last_lr()[0]),
                 texts_per_second=engine.meter.texts_per_second,
                 seconds=time.perf_counter() - self.start,
                 best=self.is_best,

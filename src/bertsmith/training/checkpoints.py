@@ -1,7 +1,6 @@
 """Training checkpoints: everything an exact resume needs, as plain data without pickle.
 
-Only this module overrides private methods of transformers. They are listed in `OVERRIDDEN`, and a test compares their
-signatures with the installed release.
+Only this module overrides private methods of transformers. A test compares their parameters with the installed release.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -30,12 +29,6 @@ from bertsmith.training.nan_guard import NanGuard
 WEIGHTS, TENSORS = "model.safetensors", "training.safetensors"
 STATE = "training.json"
 TRAINER_STATE = "trainer_state.json"
-OVERRIDDEN = {
-    "_save_checkpoint": ("model", "trial"),
-    "_load_optimizer_and_scheduler": ("checkpoint",),
-    "_get_grad_norm": ("model", "grad_norm"),
-}
-"""Parameters of the private methods. The last method is overridden to check the norm before the optimizer step."""
 SHARED_BYTES = 2**26
 """Maximum number of bytes of a file per message to the other processes."""
 
@@ -93,13 +86,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
             **self.checkpoint_state(),
         }
-        save(
-            self.checkpoint(step),
-            self.accelerator.unwrap_model(model),
-            self.processing_class,
-            state,
-            lambda folder: self.state.save_to_json(str(folder / TRAINER_STATE)),
-        )
+        model = self.accelerator.unwrap_model(model)
+        save(self.checkpoint(step), model, self.processing_class, state, self.state)
         rotate(Path(self.args.output_dir), self.args.save_total_limit, best)
         self.group.barrier()
 
@@ -114,7 +102,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]  # transformers is untype
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
-        self.guard.check_gradient(norm)
+        self.guard.check_gradient(norm)  # before the optimizer step
         return norm
 
 
@@ -145,12 +133,12 @@ def save(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     state: Mapping[str, Any],
-    write: Callable[[Path], None],
+    trainer_state: TrainerState,
 ) -> None:
     """Write a checkpoint atomically, and seal it with checksums. It replaces an existing folder.
 
     Model and tokenizer are a plain Hugging Face checkpoint. The training state consists of tensors, numbers and strings
-    in nested mappings, tuples and lists. ``write`` writes more files into the folder.
+    in nested mappings, tuples and lists.
 
     Raises:
         OutputError: if the disk is full or not writable. Earlier checkpoints are unchanged.
@@ -164,7 +152,7 @@ def save(
             tensors: dict[str, torch.Tensor] = {}
             (folder / STATE).write_text(json.dumps(_to_json(state, tensors)), encoding="utf-8")
             save_file(tensors, folder / TENSORS)
-            write(folder)
+            trainer_state.save_to_json(str(folder / TRAINER_STATE))
             seal(folder)
     except (OSError, SafetensorError) as error:
         raise write_error(path, error, RESUME_REMEDY) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,60 +12,60 @@ import torch
 from torch.utils.data import Dataset, Sampler
 from transformers import TrainingArguments
 
-from bertsmith.model.batch import TokenBatch
 from bertsmith.model.tokens import Tokens
 
 
+@dataclass(eq=False)
 class TokenDataset(Dataset[Any]):  # type: ignore[misc]  # torch is untyped here
-    """Tokenized texts with labels. A batch has the fields of a `TokenBatch`.
+    """Tokenized texts with labels: a split, a batch or a micro-batch.
 
     Attributes:
         tokens: n texts.
         labels: targets, shape (n,) or (n, labels): class indices, label sets or numbers.
         soft_labels: probabilities of the classes to train on instead, shape (n, classes); ``None`` to train on labels.
-        lengths: number of tokens of each text, shape (n,).
     """
 
-    def __init__(self, tokens: Tokens, labels: np.ndarray) -> None:
-        self.tokens, self.labels, self.lengths = tokens, labels, tokens.truncated_lengths
-        self.soft_labels: np.ndarray | None = None
+    tokens: Tokens
+    labels: np.ndarray
+    soft_labels: np.ndarray | None = None
 
     @classmethod
     def reading(cls, tokens: Tokens, labels: np.ndarray, max_length: int, long: str) -> TokenDataset:
         """Return the texts as training reads them: with ``"head-tail"`` as `Tokens.read`, else the beginnings."""
         return cls(tokens.read(max_length, long if long == "head-tail" else "truncate"), labels)
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """Number of tokens of each text, shape (n,)."""
+        return self.tokens.truncated_lengths
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """The labels to train on: class indices in int64, numbers in fp64, label sets and soft labels in fp32."""
+        labels = self.labels if self.soft_labels is None else self.soft_labels
+        is_class = labels.dtype.kind not in "bf"
+        return torch.from_numpy(labels.astype(np.int64 if is_class else np.float64 if labels.ndim == 1 else np.float32))
+
     def take(self, rows: np.ndarray) -> TokenDataset:
         """Return the texts at some positions, with their labels."""
-        return TokenDataset(self.tokens.take(rows), self.labels[rows])
+        soft = None if self.soft_labels is None else self.soft_labels[rows]
+        return TokenDataset(self.tokens.take(rows), self.labels[rows], soft)
 
     def truncate(self, max_length: int) -> TokenDataset:
         """Return the texts with at most ``max_length`` tokens each."""
-        short = TokenDataset(self.tokens.truncate(max_length), self.labels)
-        short.soft_labels = self.soft_labels
-        return short
+        return replace(self, tokens=self.tokens.truncate(max_length))
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, row: int) -> dict[str, np.ndarray]:
         """Return the columns of one text, for samplers that need its length."""
-        if not 0 <= row < len(self):
-            raise IndexError(row)
-        start = self.tokens.starts[row]
-        return {name: values[start : start + self.lengths[row]] for name, values in self.tokens.columns.items()}
+        return self.tokens.take(np.array([row])).columns
 
-    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        """Return the fields of a batch, int64; numbers are fp64, label sets and soft labels fp32."""
-        batch = TokenBatch.from_tokens(self.tokens.take(np.array(rows)))
-        labels = (self.labels if self.soft_labels is None else self.soft_labels)[rows]
-        is_class = labels.dtype.kind not in "bf"
-        dtype = np.int64 if is_class else np.float64 if labels.ndim == 1 else np.float32
-        return {**vars(batch), "labels": torch.from_numpy(labels.astype(dtype))}
-
-    def as_batch(self) -> TokenBatch:
-        """Return all texts as one batch."""
-        return TokenBatch(**self.__getitems__(list(range(len(self)))))
+    def __getitems__(self, rows: list[int]) -> dict[str, Any]:
+        """Return the texts of a batch, with the token ids that the Trainer counts."""
+        texts = self.take(np.array(rows))
+        return {"input_ids": torch.from_numpy(texts.tokens.columns["input_ids"]), "texts": texts}
 
 
 class EpochSampler(Sampler[int]):  # type: ignore[misc]  # torch is untyped here

@@ -18,14 +18,15 @@ from bertsmith.compute.memory import MIN_TOKEN_BUDGET, retry_on_out_of_memory
 from bertsmith.compute.system import trim_memory
 from bertsmith.events import Compiling, MemoryExceeded
 from bertsmith.model import forward
-from bertsmith.model.batch import PackedBatch, TokenBatch
+from bertsmith.model.batch import PackedBatch
 from bertsmith.model.dropout import Dropout
 from bertsmith.model.gradients import TableGradients, collect_gradients, replicate
 from bertsmith.model.outputs import compute_logits, with_layer_dtype
+from bertsmith.model.tokens import Tokens
 from bertsmith.training import steps
 from bertsmith.training.callback import EventCallback, StepMeter
 from bertsmith.training.checkpoints import ResumableTrainer
-from bertsmith.training.data import EpochSampler
+from bertsmith.training.data import EpochSampler, TokenDataset
 from bertsmith.training.losses import PartLoss, part_losses
 from bertsmith.training.nan_guard import NanGuard, NotFiniteError
 from bertsmith.training.optimizer import halve_learning_rate, set_param_groups
@@ -65,7 +66,7 @@ class Engine(ResumableTrainer):
         self.loss_sum: torch.Tensor | float = 0.0
         self.evaluated_at, self.compiled = 0, False
         self.replicas: list[Any] = []
-        self._max_seqlen, self._steps_seen = int(train.lengths.max()), 0
+        self._max_seqlen, self._steps_seen = train.tokens.longest, 0
         self._position = (-1, 0)  # step, and batch of the step
         self.dtype = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
         super().__init__(
@@ -112,30 +113,29 @@ class Engine(ResumableTrainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """Return the batches of a step, and their number of texts."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return batches, sum(len(batch["labels"]) for batch in batches)
+        return batches, sum(len(batch["texts"]) for batch in batches)
 
     def evaluate(self, **_: Any) -> dict[str, float]:
         """Score the validation texts. Each process computes its share."""
-        batch = self.eval_dataset.as_batch()
-        assert batch.labels is not None
-        share = self.group.share(batch.lengths)
+        texts, targets = self.eval_dataset, self.eval_dataset.targets
+        share = self.group.share(texts.lengths)
         self.model.eval()
         logits, self.token_budget = compute_logits(
             with_layer_dtype(self.loaded, self.dtype) if self.plan.packed else self.loaded,
-            batch.take(share),
+            texts.tokens.take(share),
             self.token_budget,
             dtype=self.dtype,
             on_retry=lambda budget: self.emit(MemoryExceeded(self.state.global_step, budget)),
         )
-        table = torch.zeros(len(batch), logits.shape[1])
+        table = torch.zeros(len(texts), logits.shape[1])
         table[share] = torch.from_numpy(logits).float()
         table = self.group.all_reduce(table)
         if not bool(table.isfinite().all()):
             raise NotFiniteError(f"a logit of the validation texts at step {self.state.global_step:,}", [], [])
-        targets, scores = batch.labels.numpy(), self.task.scores(table.numpy())
+        scores = self.task.scores(table.numpy())
         self.callback.only_label = self.task.only_label(scores, self.model.config.id2label)
-        loss = self.plain_loss(table, self.plain_loss.targets(batch.labels)).mean()
-        values = {"loss": loss, **self.task.validation_metrics(targets, scores)}
+        loss = self.plain_loss(table, self.plain_loss.targets(targets)).mean()
+        values = {"loss": loss, **self.task.validation_metrics(targets.numpy(), scores)}
         self.training.on_scores(scores)
         metrics = {f"eval_{name}": float(value) for name, value in values.items()}
         self.log({**metrics})  # adds the epoch
@@ -160,7 +160,7 @@ class Engine(ResumableTrainer):
         self.table_gradients.restore()
         model.train()  # later replicas, too
         earlier = [p.grad.clone() if self._position[1] and p.grad is not None else None for p in model.parameters()]
-        batch = TokenBatch(**inputs)
+        batch: TokenDataset = inputs["texts"]
         share = batch if self.group.size == 1 else batch.take(self.group.share(batch.lengths))
 
         def reset_gradients(budget: int) -> None:
@@ -174,25 +174,25 @@ class Engine(ResumableTrainer):
         loss, self.token_budget = retry_on_out_of_memory(
             lambda budget: self._add_gradients(model, share, num_items_in_batch, budget),
             self.token_budget,
-            min_budget=max(share.longest, MIN_TOKEN_BUDGET),
+            min_budget=max(share.tokens.longest, MIN_TOKEN_BUDGET),
             on_retry=reset_gradients,
         )
         if self.accelerator.sync_gradients:
             self.group.sum_gradients(model.parameters())
         self.table_gradients.keep()
         loss = self.group.all_reduce(loss)
-        self.guard.add(self._position, batch, loss)
+        self.guard.add(self._position, batch.tokens, loss)
         self.loss_sum = self.loss_sum + loss
         self.meter.texts += len(batch)
         if self.memory_limit is not None:
             self.memory_limit = trim_memory(self.memory_limit)
         return loss
 
-    def _add_gradients(self, model: Any, batch: TokenBatch, n_texts: Any, budget: int) -> torch.Tensor:
+    def _add_gradients(self, model: Any, batch: TokenDataset, n_texts: Any, budget: int) -> torch.Tensor:
         """Add the gradient of a batch, computed in micro-batches on several workers; return its loss."""
         budget, workers = budget // 2 if self.recipe.consistency else budget, self.plan.workers
-        groups = batch.micro_batches(budget, packed=self.plan.packed, workers=workers)
-        parts = [batch.take(torch.from_numpy(rows)) for rows in groups]
+        groups = batch.tokens.micro_batches(budget, packed=self.plan.packed, workers=workers)
+        parts = [batch.take(rows) for rows in groups]
         losses_of = self._contrastive_losses(parts) if self.recipe.contrastive == "only" else [None] * len(parts)
         while len(parts) > 1 and len(self.replicas) < workers - 1:
             self.replicas.append(replicate(self.model))
@@ -214,14 +214,14 @@ class Engine(ResumableTrainer):
         return torch.stack(losses).sum()
 
     def _add_gradient(
-        self, model: Any, part: TokenBatch, index: int, n_texts: Any, n_parts: int, loss_of: PartLoss | None
+        self, model: Any, part: TokenDataset, index: int, n_texts: Any, n_parts: int, loss_of: PartLoss | None
     ) -> torch.Tensor:
         """Add the gradient of a micro-batch, and return its loss."""
         if self.recipe.consistency:
-            part = part.take(torch.arange(len(part)).repeat(2))
+            part = part.take(np.tile(np.arange(len(part)), 2))
         batch, labels, dropout = self._inputs(part, index)
 
-        def step(batch: PackedBatch | TokenBatch, labels: torch.Tensor) -> torch.Tensor:
+        def step(batch: PackedBatch | Tokens, labels: torch.Tensor) -> torch.Tensor:
             outputs = self._outputs(model, batch, dropout)
             loss = loss_of(outputs) if loss_of else self.loss.of_step(outputs, labels, n_texts, self.recipe.consistency)
             self.accelerator.backward(loss)
@@ -231,35 +231,31 @@ class Engine(ResumableTrainer):
             return self.graphs.run(batch, labels, step, self.args.device, self._max_seqlen, key=n_texts)
         return step(batch, labels)
 
-    def _inputs(self, part: TokenBatch, index: int) -> tuple[PackedBatch | TokenBatch, torch.Tensor, Dropout]:
+    def _inputs(self, part: TokenDataset, index: int) -> tuple[PackedBatch | Tokens, torch.Tensor, Dropout]:
         """Return a micro-batch, whose tokens are still on the host, its targets on the device, and its dropout."""
         seed = (self.args.seed, *self._position, index, self.group.rank)
         if not self.plan.packed or self.args.device.type != "cpu":
             torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(1)))
-        labels = to_device(self.loss.targets(part.labels), self.args.device)
-        return forward.pack_for(self.model, part) if self.plan.packed else part, labels, Dropout(*seed)
+        labels = to_device(self.loss.targets(part.targets), self.args.device)
+        texts = forward.pack_for(self.model, part.tokens) if self.plan.packed else part.tokens
+        return texts, labels, Dropout(*seed)
 
-    def _contrastive_losses(self, parts: list[TokenBatch]) -> list[PartLoss]:
+    def _contrastive_losses(self, parts: list[TokenDataset]) -> list[PartLoss]:
         """Return the contrastive loss of each micro-batch, which depends on the texts of all."""
 
         def features(index: int) -> torch.Tensor:
             batch, _, dropout = self._inputs(parts[index], index)
             return self._outputs(self.model, batch, dropout)
 
-        labels = [to_device(part.labels, self.args.device) for part in parts]
+        labels = [to_device(part.targets, self.args.device) for part in parts]
         return part_losses(features, labels, parallel=self.plan.workers > 1)
 
-    def _outputs(self, model: Any, batch: PackedBatch | TokenBatch, dropout: Dropout) -> torch.Tensor:
+    def _outputs(self, model: Any, batch: PackedBatch | Tokens, dropout: Dropout) -> torch.Tensor:
         """Return the logits of a micro-batch; in contrastive training, the input of the last layer of the head."""
+        loaded, features = replace(self.loaded, model=model), self.recipe.contrastive == "only"
         # The Trainer casts only in calls of the model itself, which packed texts do not need.
         with torch.autocast(self.args.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return forward.outputs(
-                replace(self.loaded, model=model),
-                batch.to(self.args.device) if isinstance(batch, PackedBatch) else batch,
-                only_features=self.recipe.contrastive == "only",
-                dropout=dropout,
-                compiled=self.compiled,
-            )
+            return forward.outputs(loaded, batch, only_features=features, dropout=dropout, compiled=self.compiled)
 
     def _compile_if_worthwhile(self) -> None:
         """Compile the layers on a GPU if the estimated remaining time is long enough."""

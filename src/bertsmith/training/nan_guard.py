@@ -16,8 +16,8 @@ from transformers import TrainingArguments
 from bertsmith.errors import TrainingError, listing, number_form
 from bertsmith.events import RolledBack
 from bertsmith.folders.layout import step_of
-from bertsmith.model.batch import TokenBatch
 from bertsmith.model.outputs import compute_logits
+from bertsmith.model.tokens import Tokens
 from bertsmith.training.optimizer import can_skip_step
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class BatchLoss:
     """
 
     position: tuple[int, int]
-    batch: TokenBatch
+    texts: Tokens
     loss: torch.Tensor
 
 
@@ -100,9 +100,9 @@ class NanGuard:
         args = self.engine.args
         return args.device.type == "cuda" and not args.fp16 and can_skip_step(self.engine.optimizer.optimizer)
 
-    def add(self, position: tuple[int, int], batch: TokenBatch, loss: torch.Tensor) -> None:
+    def add(self, position: tuple[int, int], texts: Tokens, loss: torch.Tensor) -> None:
         """Check the loss of a batch; if deferred, finish the check of the last step."""
-        self._losses.append(BatchLoss(position, batch, loss))
+        self._losses.append(BatchLoss(position, texts, loss))
         if self.deferred:
             self.finish()
         elif not bool(torch.isfinite(loss)):
@@ -131,7 +131,7 @@ class NanGuard:
         """Find the texts whose logits are not finite on their own, without dropout."""
         engine, rows = self.engine, self._rows(loss)
         engine.model.eval()
-        logits, _ = compute_logits(engine.loaded, loss.batch, budget=1, dtype=engine.dtype)  # one text at a time
+        logits, _ = compute_logits(engine.loaded, loss.texts, budget=1, dtype=engine.dtype)  # one text at a time
         engine.model.train()
         wrong = np.flatnonzero(~np.isfinite(logits).all(axis=1))
         causes = [] if len(wrong) == len(logits) or not rows else [rows[i] for i in wrong]

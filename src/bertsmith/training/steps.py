@@ -109,22 +109,16 @@ class CudaGraphs:
     ) -> torch.Tensor:
         """Run some work by its graph, and return the loss. The very first call runs without a graph.
 
-        Args:
-            batch: on the CPU.
-            labels: of the texts.
-            work: receives batch and labels on the device.
-            device: device of the model.
-            longest: number of tokens of the longest text of all batches. The fewer lengths, the fewer graphs.
-            key: what the work depends on, except for the batch and the labels.
+        The batch is on the CPU. The work receives batch and labels on the device, and depends on nothing else but
+        ``key``. The longest text of all batches has ``longest`` tokens: the fewer lengths, the fewer graphs.
         """
         max_seqlen = max(longest, batch.max_seqlen, len(batch.input_ids) // SIZES_PER_DOUBLING)
-        inputs = {**batch.tensors(), "labels": labels}
+        inputs = batch.tensors()
         size = (len(labels), len(batch.input_ids), max_seqlen, key, *inputs)
         graph = self.graphs.get(size)
         if graph is None:
-            on_device = {name: to_device(values, device) for name, values in inputs.items()}
-            tensors = {name: on_device[name] for name in batch.tensors()}
-            run = partial(work, replace(batch, max_seqlen=max_seqlen, **tensors), on_device["labels"])
+            batch, labels = replace(batch, max_seqlen=max_seqlen).to(device), to_device(labels, device)
+            run = partial(work, batch, labels)
             if not self.gradients or self.failures[size] == MAX_FAILURES or len(self.graphs) == MAX_GRAPHS:
                 return self._run_eagerly(run)
             self._restore_gradients()
@@ -133,9 +127,9 @@ class CudaGraphs:
             except RuntimeError:  # an operation cannot be captured, or needs a warm-up
                 self.failures[size] += 1
                 return self._run_eagerly(run)
-            graph = self.graphs[size] = _Graph(on_device, replay, loss)
+            graph = self.graphs[size] = _Graph({**batch.tensors(), "labels": labels}, replay, loss)
         else:
-            for name, values in inputs.items():
+            for name, values in {**inputs, "labels": labels}.items():
                 graph.inputs[name].copy_(to_device(values, device))
             self._restore_gradients()
         graph.replay()

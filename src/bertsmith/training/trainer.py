@@ -71,7 +71,7 @@ class Training:
     @property
     def longest(self) -> int:
         """Number of tokens of the longest text."""
-        return max(int(texts.lengths.max()) for texts in (self.train, self.validation) if len(texts))
+        return max(self.train.tokens.longest, self.validation.tokens.longest)
 
 
 def fit(training: Training, resume: Path | None = None) -> Finished:

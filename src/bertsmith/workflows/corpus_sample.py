@@ -11,7 +11,6 @@ from bertsmith.data.template import Text, Texts, flat, flat_texts
 from bertsmith.folders.run import Run
 from bertsmith.inference.classifier import Classifier
 from bertsmith.inference.predictor import Predictor
-from bertsmith.model.batch import TokenBatch
 from bertsmith.model.outputs import compute_embeddings
 
 SIZE = 2000
@@ -66,7 +65,7 @@ class Embedder:
     def embeddings(self, texts: Sequence[Text]) -> np.ndarray:
         """Return the mean of the last hidden states of n texts, cut at the maximum length, shape (n, hidden size)."""
         tokens = self.model.encode(Texts(texts), truncate=False).truncate(self.model.max_length)
-        return compute_embeddings(self.model.loaded, TokenBatch.from_tokens(tokens))
+        return compute_embeddings(self.model.loaded, tokens)
 
     def has_unknown(self, texts: Sequence[Text]) -> np.ndarray:
         """Return whether each text has unknown tokens, shape (n,)."""

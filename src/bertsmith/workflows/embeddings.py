@@ -63,13 +63,10 @@ def load_embedding_model(name: str, config: Config) -> LoadedModel:
 
 def embed_texts(loaded: LoadedModel, texts: Sequence[Text]) -> np.ndarray:
     """Return embeddings of unit length, shape (texts, hidden size)."""
-    from bertsmith.model.batch import TokenBatch
     from bertsmith.model.outputs import compute_embeddings
-    from bertsmith.model.tokenizer import encoder_for
+    from bertsmith.model.tokenizer import encode
 
-    encoder = encoder_for(loaded.tokenizer, by_line=loaded.template.by_line)
-    tokens = encoder.encode([normalise_text(text) for text in texts], loaded.columns, loaded.max_length)
-    return compute_embeddings(loaded, TokenBatch.from_tokens(tokens))
+    return compute_embeddings(loaded, encode([normalise_text(text) for text in texts], loaded))
 
 
 def head_features(embeddings: np.ndarray) -> np.ndarray:

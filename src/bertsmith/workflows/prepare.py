@@ -21,7 +21,6 @@ from bertsmith.errors import ConfigError
 from bertsmith.evaluation.baseline import LinearModel
 from bertsmith.events import Prepared
 from bertsmith.model import pooling
-from bertsmith.model.batch import TokenBatch
 from bertsmith.model.checkpoint import Checkpoint, resolve
 from bertsmith.model.emoji import add_emoji_names
 from bertsmith.model.load import LoadedModel, check_vocabulary, dropout_rates, load_model, load_tokenizer
@@ -250,10 +249,10 @@ def embed(loaded: LoadedModel, tokens: Tokens) -> np.ndarray:
     With mean pooling, an embedding is the input of the last layer; otherwise it comes from the mean hidden state.
     """
     loaded.model.to(loaded.device).eval()
-    batch = TokenBatch.from_tokens(tokens.truncate(loaded.max_length))
+    tokens = tokens.truncate(loaded.max_length)
     if loaded.mean_pooling:
-        return compute_features(loaded, batch)
-    return pooling.pooled_features(compute_embeddings(loaded, batch))
+        return compute_features(loaded, tokens)
+    return pooling.pooled_features(compute_embeddings(loaded, tokens))
 
 
 def initialize_head(loaded: LoadedModel, regression: LinearModel | None) -> None:
