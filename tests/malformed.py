@@ -222,6 +222,11 @@ def _quotes(c: _Corpus) -> None:
     c.repaired("literal-backslashes.csv", _rows(*rows), ['C:\\new "cat"', "a\\b\\", 'dog "', '\\"x\\y'])
     rows = [row.replace("C:\\", "C:\\\\").replace("a\\b", "a\\\\b").replace("x\\", "x\\\\") for row in rows]
     c.repaired("escaped-backslashes.csv", _rows(*rows), ['C:\\new "cat"', "a\\b\\", 'dog "', '\\"x\\y'])
+    rows = ['"it\\\'s \\"C:\\\\new\\""', '"zero\\0 a\\\\b"', "dog\\, red", "\\N"]
+    rows = [f"{row},{label}" for row, label in zip(rows, LABELS, strict=True)]
+    c.repaired("escaped-apostrophes.csv", _rows(*rows), ['it\'s "C:\\new"', "zero0 a\\b", "dog, red", "N"])
+    rows[1] = '"D:\\dir",b'  # a literal backslash, in a file with an escaped comma
+    c.repaired("mixed-backslashes.csv", _rows(*rows), ['it\'s "C:\\new"', "D:\\dir", "dog, red", "N"])
     c.repaired("all-quoted.csv", "\n".join(",".join(f'"{f}"' for f in row.split(",")) for row in GOOD.splitlines()))
     c.repaired("lines-inside.csv", _rows('"cat\n\ncat",a', "dog,b", "red,a", "blue,b"), ["cat\n\ncat", *TEXTS[1:]])
     c.repaired("curly.csv", _rows("“cat”,a", "dog,b", "red,a", "blue,b"), ["“cat”", *TEXTS[1:]])
