@@ -185,6 +185,8 @@ def test_a_test_table_is_the_test_split_of_a_dataset_with_several():
     with pytest.raises(DataError) as caught:
         read_table(frame, DataConfig(validation=source))
     assert "--validation" in caught.value.remedy
+    with pytest.raises(DataError):
+        read_table(frame, DataConfig(test=datasets.DatasetDict({"train": part, "test": part.select([])})))
 
 
 def test_a_dataset_is_read_without_its_format_and_without_decoding():

@@ -124,25 +124,25 @@ def _without_other_splits(raw: RawTable, rows: np.ndarray, role: str | None) -> 
         The dataset, and the numbers of the remaining rows.
 
     Raises:
-        DataError: if the dataset has several splits, but not that of its role.
+        DataError: if the dataset has several splits, but no rows of its role.
     """
     if raw.split is None:
         return raw, rows
-    names = sorted(set(map(str, raw.split)))
+    names = sorted(map(str, raw.split.cat.categories))
     roles = {name: _SPLIT_SYNONYMS.get(canonical(name)) for name in names}
     used = [name for name, found in roles.items() if found and role in (None, found)]
     if len(names) == 1:
         return raw if used or names == ["unsupervised"] else replace(raw, split=None), rows
-    if role is not None and not used:
+    is_used = raw.split.isin(used).to_numpy()
+    if role is not None and not is_used.any():
         raise DataError(
-            f"the dataset has no split {role}; its splits are {listing(names)}",
+            f"the dataset has no rows of the split {role}; its splits are {listing(names)}",
             where=raw.name,
             remedy=f"Pass one of its splits to --{role}.",
         )
-    unused = [name for name in names if name not in used]
-    if not used or not unused:
+    if is_used.all() or not is_used.any():
         return raw, rows
-    is_used = raw.split.map(str).isin(used).to_numpy()
+    unused = [name for name in names if name not in used]
     only = role or "train, validation and test"
     message = f"bertsmith does not use the splits {listing(unused)} of {raw.name}, only {only}"
     kept = replace(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +134,9 @@ def _read_hub(address: str) -> RawTable:
 def _from_datasets(source: Any, name: str) -> RawTable:
     from datasets import Dataset
 
-    parts: Iterable[tuple[str | None, Any]] = source.items() if isinstance(source, dict) else [(None, source)]
+    parts = {str(split): part for split, part in source.items()} if isinstance(source, dict) else {None: source}
     frames, splits, named = [], [], []
-    for split, dataset in parts:
+    for split, dataset in parts.items():
         if not isinstance(dataset, Dataset):
             raise DataError(
                 f"{with_article(dataset)} cannot be read as a table",
@@ -154,7 +154,7 @@ def _from_datasets(source: Any, name: str) -> RawTable:
         for frame, own in zip(frames, named, strict=True):
             if column in own:
                 frame[column] = pd.Series([_class_texts(cell, own[column]) for cell in frame[column]], dtype=object)
-    split_column = pd.Series(splits, dtype=object) if any(splits) else None
+    split_column = None if None in parts else pd.Series(pd.Categorical(splits, list(parts)))  # also of empty splits
     frame = pd.concat(frames or [pd.DataFrame()], ignore_index=True)
     return RawTable(frame, name, class_names=class_names, split=split_column)
 
