@@ -11,7 +11,7 @@ import pandas as pd
 
 from bertsmith.config import DataConfig
 from bertsmith.data.coders import merge_coders
-from bertsmith.data.columns import Columns, canonical, check_one_source, find_columns
+from bertsmith.data.columns import LABEL_TEXT, Columns, canonical, check_one_source, find_columns
 from bertsmith.data.corrections import apply_corrections
 from bertsmith.data.read_labels import read_labels
 from bertsmith.data.sources import read_raw
@@ -93,7 +93,7 @@ def _combine(
             )
         )
         extras.append(raw.frame.drop(columns=list(columns.used)))
-        notes += [*raw.notes, *_note_split_columns(columns, extras[-1])]
+        notes += [*raw.notes, *_note_unused_columns(columns, extras[-1])]
     read = read_labels(labelled, config, known=known)
     frame = pd.concat(frames, ignore_index=True)
     frame.insert(3, "target", read.codes)
@@ -189,12 +189,14 @@ def _parse_groups(raw: RawTable, columns: Columns, name: str) -> pd.Series:
     return pd.Series([group_name(value) or f"row {i} of {name}" for i, value in enumerate(values, 1)], dtype="str")
 
 
-def _note_split_columns(columns: Columns, extra: pd.DataFrame) -> list[Note]:
-    if columns.split is not None:
-        return []
-    return [
-        Note("info", f"column {name!r} looks like a split column: pass --split-column {name!r} to use it")
+def _note_unused_columns(columns: Columns, extra: pd.DataFrame) -> list[Note]:
+    flags = {
+        name: "--split-column"
         for name in extra.columns
-        if canonical(name) in ("split", "fold", "subset")
+        if columns.split is None
+        and canonical(name) in ("split", "fold", "subset")
         and {_SPLIT_SYNONYMS.get(canonical(value)) for value in set(map(str, extra[name]))} <= set(SPLITS)
-    ]
+    }
+    if columns.label_text is None and not columns.labels:
+        flags |= {name: "--label-text-column" for name in extra.columns if canonical(name) in LABEL_TEXT}
+    return [Note("info", f"bertsmith uses column {name!r} only with {flag} {name!r}") for name, flag in flags.items()]
