@@ -196,7 +196,13 @@ def test_a_dataset_is_read_without_its_format_and_without_decoding():
         "b",
         "a",
     ]
-    for other in (source["text"], datasets.IterableDatasetDict({"train": source["text"]}), datasets.DatasetDict()):
+    lazy = datasets.Dataset.from_dict({"text": ["A", "B"], "label": [0, 1]}).with_transform(lambda batch: batch)
+    for other in (
+        lazy,
+        source["text"],
+        datasets.IterableDatasetDict({"train": source["text"]}),
+        datasets.DatasetDict(),
+    ):
         with pytest.raises(DataError):
             read_table(other)
 

@@ -143,6 +143,12 @@ def _from_datasets(source: Any, name: str) -> RawTable:
                 where=name,
                 remedy="Load the dataset without streaming, and pass a datasets.Dataset or a DatasetDict.",
             )
+        if dataset.format["type"] == "custom":
+            raise DataError(
+                f"{with_article(dataset)} with a transform cannot be read as a table",
+                where=name,
+                remedy="Apply the transform with map, or remove it with reset_format.",
+            )
         table = dataset.with_format("arrow")[:]  # does not decode images or audio
         frames.append(pd.DataFrame({c: pd.Series(to_cells(table[c]), dtype=object) for c in table.column_names}))
         splits += [split] * len(frames[-1])
