@@ -100,10 +100,10 @@ def _read_sql(query: str, db: str) -> RawTable:
 
 
 def _parse_address(db: str) -> URL:
-    """Return the address of a database.
+    """Return the address of a database. SQLite does not create a file for it.
 
     Raises:
-        DataError: if the port is not a number, or the file of SQLite, which would create it, does not exist.
+        DataError: if the port is not a number, or the file of SQLite does not exist.
     """
     import sqlalchemy
 
@@ -112,11 +112,13 @@ def _parse_address(db: str) -> URL:
     except ValueError as error:  # quotes a part of a password that contains "@"
         remedy = "Write a number after the host. In a password, write %40 for @."
         raise DataError("the port of the database is not a number", where="--db", remedy=remedy) from error
-    if not url.drivername.startswith("sqlite") or url.database in (None, "", ":memory:"):
+    database = url.database or ":memory:"
+    if not url.drivername.startswith("sqlite") or database == ":memory:":
         return url
-    path = Path(str(url.database))
-    if not path.is_file() and "uri" not in url.query:
-        raise DataError("the database file does not exist", where=str(path), remedy="Check --db.")
+    if database.startswith("file:") and sqlalchemy.util.asbool(url.query.get("uri", False)):
+        return url.update_query_dict({"mode": "rw", **url.query})  # SQLite opens a file, but does not create it
+    if not Path(database).is_file():
+        raise DataError("the database file does not exist", where=database, remedy="Check --db.")
     return url
 
 
