@@ -440,8 +440,8 @@ def test_formulas_without_a_stored_value_are_reported(tmp_path):
     for value, n in ((b"<v/>", 0), (b"<v></v>", 0), (b"", 1)):  # the first two: a stored empty string
         with zipfile.ZipFile(tmp_path / "t.xlsx") as book, zipfile.ZipFile(tmp_path / "saved.xlsx", "w") as saved:
             for name in book.namelist():
-                cell = re.sub(rb'<c r="A3">(<f>.*?</f>)<v ?/?>(</v>)?', rb'<c r="A3" t="str">\1' + value, book.read(name))
-                saved.writestr(name, cell)
+                formula, typed = rb'<c r="A3">(<f>.*?</f>)<v ?/?>(</v>)?', rb'<c r="A3" t="str">\1'
+                saved.writestr(name, re.sub(formula, typed + value, book.read(name)))
         assert len(read_raw(tmp_path / "saved.xlsx", DataConfig()).notes) == n
     with pd.ExcelWriter(tmp_path / "t.xlsx") as book:
         frame.head(1).to_excel(book, sheet_name="Texts & labels", index=False)

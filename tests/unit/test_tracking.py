@@ -239,7 +239,7 @@ def _mlflow(monkeypatch, address, error):
         RuntimeError("API request to http://me:it's-secret@host:5000/api failed"),
         RuntimeError("API request to http://host:5000/?token=secret failed"),
         ValueError("invalid literal for int() with base 10: 'secret@host'"),
-        ValueError("invalid literal for int() with base 10: \"secret's@host\""),
+        ValueError('invalid literal for int() with base 10: "secret\'s@host"'),
         OSError(),
     ],
 )
