@@ -222,6 +222,11 @@ def _quotes(c: _Corpus) -> None:
     c.repaired("literal-backslashes.csv", _rows(*rows), ['C:\\new "cat"', "a\\b\\", 'dog "', '\\"x\\y'])
     rows = [row.replace("C:\\", "C:\\\\").replace("a\\b", "a\\\\b").replace("x\\", "x\\\\") for row in rows]
     c.repaired("escaped-backslashes.csv", _rows(*rows), ['C:\\new "cat"', "a\\b\\", 'dog "', '\\"x\\y'])
+    rows = ['"it\\\'s \\"C:\\\\new\\""', '"zero\\0 a\\\\b"', "dog\\, red", "\\N"]
+    rows = [f"{row},{label}" for row, label in zip(rows, LABELS, strict=True)]
+    c.repaired("escaped-apostrophes.csv", _rows(*rows), ['it\'s "C:\\new"', "zero0 a\\b", "dog, red", "N"])
+    rows[1] = '"D:\\dir",b'  # a literal backslash, in a file with an escaped comma
+    c.repaired("mixed-backslashes.csv", _rows(*rows), ['it\'s "C:\\new"', "D:\\dir", "dog, red", "N"])
     c.repaired("all-quoted.csv", "\n".join(",".join(f'"{f}"' for f in row.split(",")) for row in GOOD.splitlines()))
     c.repaired("lines-inside.csv", _rows('"cat\n\ncat",a', "dog,b", "red,a", "blue,b"), ["cat\n\ncat", *TEXTS[1:]])
     c.repaired("curly.csv", _rows("“cat”,a", "dog,b", "red,a", "blue,b"), ["“cat”", *TEXTS[1:]])
@@ -1018,7 +1023,8 @@ def _queries(c: _Corpus) -> None:
     query("same-names.db", "select text, text, label from t", "same name")
     query("not-a-db.db", "select * from t", "not a database", make=lambda path: path.write_text(GOOD * 50))
     query("missing.db", "select 1", "does not exist.*--db", make=lambda path: None)
+    query("no-number.db", "select 1", "reports: .*'x'", db="sqlite:///{path}?timeout=x")
     query("no-scheme.db", "select 1", "database reports", db="{path}")
     query("unknown.db", "select 1", "database reports", db="nosuchdb://host/name")
     query("no-driver.db", "select 1", "database reports", db="oracle://host/name")
-    query("no-port.db", "select 1", "database reports", db="sqlite://:port/{path}")
+    query("no-port.db", "select 1", "port", db="sqlite://:port/{path}")

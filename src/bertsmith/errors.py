@@ -316,9 +316,10 @@ def is_valid_path(path: str | os.PathLike[str]) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of a message, without users and passwords in addresses; without a message, the type."""
+    """Return the first line of a message, without users and passwords; without a message, the type."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return re.sub(r"(\w+://)?[^\s'\"]*@", r"\1***@", line)
+    line = re.sub(r"""(?<!/)(//)\S*@|(?<![^\s/])(['"]?)[^\s/]*[^\s/'"]@""", r"\1\2***@", line)
+    return re.sub(r"(?i)(password|pwd|secret|token)=[^&\s]+", r"\1=***", line)
 
 
 def write_error(path: Path, error: Exception, remedy: str | None = None) -> OutputError:

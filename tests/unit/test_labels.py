@@ -365,11 +365,12 @@ def test_a_later_table_is_read_with_the_label_column_of_the_training(trained, se
     assert _later(table, ("a", "b"), settings=settings, **trained).columns.label_names == (column,)
 
 
-@pytest.mark.parametrize(("name", "both"), [("stars", False), ("Label", True), ("label_id", True)])
+@pytest.mark.parametrize(("name", "both"), [("stars", False), ("Label", True), ("label_id", True), ("Class", True)])
 def test_label_texts_belong_only_to_a_label_column_of_their_name(name, both):
     frame = pd.DataFrame({"text": list("abcdef"), name: [1, 2] * 3, "Label Text": ["food", "staff"] * 3})
-    found = read_table(frame, DataConfig(label_column=name)).columns.label_names
-    assert found == ((name, "Label Text") if both else (name,))
+    table = read_table(frame, DataConfig(label_column=name))
+    assert table.columns.label_names == ((name, "Label Text") if both else (name,))
+    assert ["--label-text-column 'Label Text'" in note.message for note in table.notes] == ([] if both else [True])
 
 
 def test_an_error_in_the_label_column_of_the_training_is_not_hidden_by_another_column():

@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 
 from bertsmith.config import Config
-from bertsmith.errors import ConfigError, MissingPackageError
+from bertsmith.errors import ConfigError, MissingPackageError, first_line
 from bertsmith.events import (
     Evaluated,
     FinalStarted,
@@ -236,7 +236,10 @@ def _mlflow(monkeypatch, address, error):
     "error",
     [
         RuntimeError("API request to http://me:secret@host:5000/api failed"),
+        RuntimeError("API request to http://me:it's-secret@host:5000/api failed"),
+        RuntimeError("API request to http://host:5000/?token=secret failed"),
         ValueError("invalid literal for int() with base 10: 'secret@host'"),
+        ValueError('invalid literal for int() with base 10: "secret\'s@host"'),
         OSError(),
     ],
 )
@@ -247,6 +250,11 @@ def test_an_error_of_mlflow_names_no_password(error, monkeypatch):
     assert "secret" not in str(caught.value)
     assert caught.value.where == "MLFLOW_TRACKING_URI"
     assert settings.MAX_RETRY_COUNT < 10
+
+
+@pytest.mark.parametrize("line", ["Access denied for user 'root'@'localhost'", "x" * 100_000, "//" * 50_000])
+def test_a_message_without_a_password_stays(line):
+    assert first_line(RuntimeError(f"{line}\nmore")) == line
 
 
 def test_the_driver_of_the_database_of_mlflow_is_named(monkeypatch):

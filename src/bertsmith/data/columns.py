@@ -125,7 +125,8 @@ def find_columns(
         )
     taken = [*texts, pair, label, label_text, *labels]
     if label_text is None and not labels:  # further columns may not be the labels: a model that reads them is no use
-        if label is None or canonical(label).startswith(LABEL):  # otherwise, label texts may be of another question
+        # Beside a label column with another name, label texts may be of another question.
+        if label is None or canonical(label).startswith(LABEL) or canonical(label) in LABEL_SYNONYMS:
             label_text = search(LABEL_TEXT, "--label-text-column", taken)
         if label is None:
             label = search(LABEL, "--label-column", taken)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from bertsmith.config import DataConfig
 from bertsmith.data.coders import merge_coders
-from bertsmith.data.columns import Columns, canonical, check_one_source, find_columns
+from bertsmith.data.columns import LABEL_TEXT, Columns, canonical, check_one_source, find_columns
 from bertsmith.data.corrections import apply_corrections
 from bertsmith.data.read_labels import read_labels
 from bertsmith.data.sources import read_raw
@@ -93,7 +93,7 @@ def _combine(
             )
         )
         extras.append(raw.frame.drop(columns=list(columns.used)))
-        notes += [*raw.notes, *_note_split_columns(columns, extras[-1])]
+        notes += [*raw.notes, *_note_unused_columns(columns, extras[-1])]
     read = read_labels(labelled, config, known=known)
     frame = pd.concat(frames, ignore_index=True)
     frame.insert(3, "target", read.codes)
@@ -124,25 +124,25 @@ def _without_other_splits(raw: RawTable, rows: np.ndarray, role: str | None) -> 
         The dataset, and the numbers of the remaining rows.
 
     Raises:
-        DataError: if the dataset has several splits, but not that of its role.
+        DataError: if the dataset has several splits, but no rows of its role.
     """
     if raw.split is None:
         return raw, rows
-    names = sorted(set(map(str, raw.split)))
+    names = sorted(map(str, raw.split.cat.categories))
     roles = {name: _SPLIT_SYNONYMS.get(canonical(name)) for name in names}
     used = [name for name, found in roles.items() if found and role in (None, found)]
     if len(names) == 1:
         return raw if used or names == ["unsupervised"] else replace(raw, split=None), rows
-    if role is not None and not used:
+    is_used = raw.split.isin(used).to_numpy()
+    if role is not None and not is_used.any():
         raise DataError(
-            f"the dataset has no split {role}; its splits are {listing(names)}",
+            f"the dataset has no rows of the split {role}; its splits are {listing(names)}",
             where=raw.name,
             remedy=f"Pass one of its splits to --{role}.",
         )
-    unused = [name for name in names if name not in used]
-    if not used or not unused:
+    if is_used.all() or not is_used.any():
         return raw, rows
-    is_used = raw.split.map(str).isin(used).to_numpy()
+    unused = [name for name in names if name not in used]
     only = role or "train, validation and test"
     message = f"bertsmith does not use the splits {listing(unused)} of {raw.name}, only {only}"
     kept = replace(
@@ -189,12 +189,14 @@ def _parse_groups(raw: RawTable, columns: Columns, name: str) -> pd.Series:
     return pd.Series([group_name(value) or f"row {i} of {name}" for i, value in enumerate(values, 1)], dtype="str")
 
 
-def _note_split_columns(columns: Columns, extra: pd.DataFrame) -> list[Note]:
-    if columns.split is not None:
-        return []
-    return [
-        Note("info", f"column {name!r} looks like a split column: pass --split-column {name!r} to use it")
+def _note_unused_columns(columns: Columns, extra: pd.DataFrame) -> list[Note]:
+    flags = {
+        name: "--split-column"
         for name in extra.columns
-        if canonical(name) in ("split", "fold", "subset")
+        if columns.split is None
+        and canonical(name) in ("split", "fold", "subset")
         and {_SPLIT_SYNONYMS.get(canonical(value)) for value in set(map(str, extra[name]))} <= set(SPLITS)
-    ]
+    }
+    if columns.label_text is None and not columns.labels:
+        flags |= {name: "--label-text-column" for name in extra.columns if canonical(name) in LABEL_TEXT}
+    return [Note("info", f"bertsmith uses column {name!r} only with {flag} {name!r}") for name, flag in flags.items()]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,9 @@ from bertsmith.data.formats.registry import collect, read_file
 from bertsmith.data.table import RawTable
 from bertsmith.data.texts import is_missing, replace_surrogates
 from bertsmith.errors import DataError, MissingPackageError, first_line, quoted, shorten, with_article
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
 
 
 def read_raw(source: Any, config: DataConfig, role: str | None = None) -> RawTable:
@@ -75,12 +78,9 @@ def _read_sql(query: str, db: str) -> RawTable:
     except ImportError as error:
         raise MissingPackageError("sqlalchemy", "reading from a database") from error
     try:
-        engine = sqlalchemy.create_engine(db, poolclass=sqlalchemy.NullPool)  # closes the connection after use
+        address = _parse_address(db)
+        engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool)  # closes the connection after use
         url = engine.url.render_as_string(hide_password=True)
-        if engine.url.drivername.startswith("sqlite") and engine.url.database not in (None, "", ":memory:"):
-            path = Path(str(engine.url.database))
-            if not path.is_file() and "uri" not in engine.url.query:  # SQLite would create an empty database
-                raise DataError("the database file does not exist", where=str(path), remedy="Check --db.")
         with engine.connect() as connection:
             # As written: `text` takes ":D" in a string for a parameter, and some drivers take "%".
             result = connection.exec_driver_sql(query, execution_options={"no_parameters": True})
@@ -89,17 +89,37 @@ def _read_sql(query: str, db: str) -> RawTable:
             names = list(result.keys())
             rows = result.fetchall()
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:
-        # The message about an invalid port quotes a part of a password that contains "@".
-        is_port = isinstance(error, ValueError)
-        reason = "the port is not a number" if is_port else first_line(getattr(error, "orig", None) or error)
         raise DataError(
-            f"the database reports: {reason}",
+            f"the database reports: {first_line(getattr(error, 'orig', None) or error)}",
             where=f"--sql {quoted(query)}",
-            remedy=f"Check --sql and --db.{' In a password, write %40 for @.' if is_port else ''}",
+            remedy="Check --sql and --db.",
         ) from error
     frame = pd.DataFrame({i: pd.Series([row[i] for row in rows], dtype=object) for i in range(len(names))})
     frame.columns = pd.Index(names)
     return RawTable(frame, "the query")
+
+
+def _parse_address(db: str) -> URL:
+    """Return the address of a database. SQLite does not create a file for it.
+
+    Raises:
+        DataError: if the port is not a number, or the file of SQLite does not exist.
+    """
+    import sqlalchemy
+
+    try:
+        url = sqlalchemy.make_url(db)
+    except ValueError as error:  # quotes a part of a password that contains "@"
+        remedy = "Write a number after the host. In a password, write %40 for @."
+        raise DataError("the port of the database is not a number", where="--db", remedy=remedy) from error
+    database = url.database or ":memory:"
+    if not url.drivername.startswith("sqlite") or database == ":memory:":
+        return url
+    if database.startswith("file:") and sqlalchemy.util.asbool(url.query.get("uri", False)):
+        return url.update_query_dict({"mode": "rw", **url.query})  # SQLite opens a file, but does not create it
+    if not Path(database).is_file():
+        raise DataError("the database file does not exist", where=database, remedy="Check --db.")
+    return url
 
 
 def _read_hub(address: str) -> RawTable:
@@ -134,14 +154,20 @@ def _read_hub(address: str) -> RawTable:
 def _from_datasets(source: Any, name: str) -> RawTable:
     from datasets import Dataset
 
-    parts: Iterable[tuple[str | None, Any]] = source.items() if isinstance(source, dict) else [(None, source)]
+    parts = {str(split): part for split, part in source.items()} if isinstance(source, dict) else {None: source}
     frames, splits, named = [], [], []
-    for split, dataset in parts:
+    for split, dataset in parts.items():
         if not isinstance(dataset, Dataset):
             raise DataError(
                 f"{with_article(dataset)} cannot be read as a table",
                 where=name,
                 remedy="Load the dataset without streaming, and pass a datasets.Dataset or a DatasetDict.",
+            )
+        if dataset.format["type"] == "custom":
+            raise DataError(
+                f"{with_article(dataset)} with a transform cannot be read as a table",
+                where=name,
+                remedy="Apply the transform with map, or remove it with reset_format.",
             )
         table = dataset.with_format("arrow")[:]  # does not decode images or audio
         frames.append(pd.DataFrame({c: pd.Series(to_cells(table[c]), dtype=object) for c in table.column_names}))
@@ -154,7 +180,7 @@ def _from_datasets(source: Any, name: str) -> RawTable:
         for frame, own in zip(frames, named, strict=True):
             if column in own:
                 frame[column] = pd.Series([_class_texts(cell, own[column]) for cell in frame[column]], dtype=object)
-    split_column = pd.Series(splits, dtype=object) if any(splits) else None
+    split_column = None if None in parts else pd.Series(pd.Categorical(splits, list(parts)))  # also of empty splits
     frame = pd.concat(frames or [pd.DataFrame()], ignore_index=True)
     return RawTable(frame, name, class_names=class_names, split=split_column)
 

@@ -228,7 +228,7 @@ class RawTable:
         name: the name of the source, for messages.
         notes: what the reader found or repaired.
         class_names: for each column of ``datasets.ClassLabel`` or lists of it, the label texts by number.
-        split: the split of every row, for a source with splits (a ``DatasetDict``).
+        split: the split of every row, for a source with splits (a ``DatasetDict``); the categories are all splits.
     """
 
     frame: pd.DataFrame

@@ -22,9 +22,12 @@ _MAX_FIELD_CHARS = 2**31 - 1
 _SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
 """First line of a file that declares its delimiter to Excel."""
 _ESCAPED = {"escapechar": "\\", "doublequote": False}
-_LITERAL = r'(?<!\\)(?:\\\\)*\\(?!N\b)[^\\"\r\n\t,;|]'
-"""A backslash that escapes neither a quote nor a backslash or delimiter; ``\\N`` is the NULL of MySQL."""
-_BACKSLASHES = re.compile(r'\\+"?')
+_ESCAPE = r"""\\(?:[N0]\b|[\\"'\r\n\t,;|])"""
+"""An escaped quote, backslash, line break or delimiter; ``\\N`` is the NULL of MySQL, and ``\\0`` a null character."""
+_LITERAL = re.compile(rf"(?:[^\\]++|{_ESCAPE})*+\\")
+"""A line up to a backslash that escapes nothing."""
+_KEPT = (re.compile(r'(?<!\\)\\+"|\\'), re.compile(rf"{_ESCAPE}|\\"))
+"""The escapes of a file with literal backslashes, or a single backslash: only quotes are escaped, or more."""
 
 
 def read_delimited(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRow | None) -> ChunkedTable:
@@ -43,37 +46,37 @@ def read_delimited(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRow
     delimiter = expected if expected and expected in header else _detect_delimiter(sample)
     plain = {"quoting": csv.QUOTE_NONE}
     n_lines = 0  # rows of a tab-separated file in which every line is a row, if it has quotes
-    if delimiter == "\t" and '"' not in header and _contains(file, '"'):
+    if delimiter == "\t" and '"' not in header and _contains(file, re.compile('"').search):
         with contextlib.suppress(DataError):
-            n_lines = _read(file, _Dialect(delimiter, plain, bool(declared), False), 1, None).n_rows
+            n_lines = _read(file, _Dialect(delimiter, plain, bool(declared)), 1, None).n_rows
     first_error: DataError | None = None
     for options, how in (
         ({}, ""),
         (_ESCAPED, 'quotes escaped as \\"'),
         (plain, "quotes as plain characters"),
     ):
-        if options is _ESCAPED and not (first_error and _contains(file, r'\\"')):
+        if options is _ESCAPED and not (first_error and _contains(file, re.compile(r'\\"').search)):
             continue
         if options is plain and delimiter != "\t":
             continue
-        is_literal = options is _ESCAPED and _contains(file, _LITERAL)
-        dialect = _Dialect(delimiter, options, bool(declared), is_literal)
-        try:
-            table = _read(file, dialect, chunk_rows, None if n_lines else on_bad_row)
-        except DataError as error:
-            first_error = first_error or error
-            continue
-        if table.n_rows < n_lines:  # a quote that belongs to a text joined several lines
-            continue
-        notes = (Note("info", f"bertsmith reads {file.path.name} with {how}"),) if how else ()
-        return replace(table, notes=(*file.text.notes, *notes))
+        for kept in _KEPT if options is _ESCAPED and _contains(file, _LITERAL.match) else (None,):
+            dialect = _Dialect(delimiter, options, bool(declared), kept)
+            try:
+                table = _read(file, dialect, chunk_rows, None if n_lines else on_bad_row)
+            except DataError as error:
+                first_error = first_error or error
+                continue
+            if table.n_rows < n_lines:  # a quote that belongs to a text joined several lines
+                continue
+            notes = (Note("info", f"bertsmith reads {file.path.name} with {how}"),) if how else ()
+            return replace(table, notes=(*file.text.notes, *notes))
     assert first_error is not None
     raise first_error
 
 
-def _contains(file: TableFile, pattern: str) -> bool:
+def _contains(file: TableFile, search: Callable[[str], re.Match[str] | None]) -> bool:
     with file.text.open() as text:
-        return any(map(re.compile(pattern).search, text))
+        return any(map(search, text))
 
 
 def _read(file: TableFile, dialect: _Dialect, chunk_rows: int | None, on_bad_row: OnBadRow | None) -> ChunkedTable:
@@ -124,13 +127,13 @@ class _Dialect:
         delimiter: the character between fields.
         options: other options of `csv.reader`.
         has_separator_line: whether the first line declares the delimiter to Excel.
-        is_literal: whether a backslash is a plain character, except before a quote.
+        kept: the escapes, or a single backslash, which is then a plain character; by default, each one escapes.
     """
 
     delimiter: str
     options: Mapping[str, Any]
     has_separator_line: bool
-    is_literal: bool
+    kept: re.Pattern[str] | None = None
 
     def rows(self, text: TextIO, name: str, on_ragged: Callable[[int, int], None]) -> Iterator[list[str]]:
         """Yield the fields of every row, the header first.
@@ -149,8 +152,8 @@ class _Dialect:
         # A blank line replaces the separator line, so that line numbers stay the same.
         first = ["\n"] if self.has_separator_line and next(text, "") else []
         lines: Iterable[str] = itertools.chain(first, text)
-        if self.is_literal:
-            lines = (_BACKSLASHES.sub(lambda run: run[0] * (1 if run[0][-1] == '"' else 2), line) for line in lines)
+        if kept := self.kept:
+            lines = (kept.sub(lambda found: found[0] if len(found[0]) > 1 else r"\\", line) for line in lines)
         reader = csv.reader(lines, delimiter=self.delimiter, strict=True, **self.options)
         start, n_fields, n_empty = 1, 0, 0
         while True:

@@ -98,9 +98,9 @@ def _count_formulas_without_value(content: io.BytesIO, sheet: str) -> int:
             cells = packed.read(posixpath.join("xl", target).lstrip("/"))
         except (KeyError, StopIteration, ElementTree.ParseError):  # another format, such as .ods
             return 0
-    # A stored empty string is a value of type "str".
-    formula = rb"<c\b(?![^>]*\bt=[\"']str[\"'])[^>]*>\s*<f\b[^>]*>[^<]*</f>\s*(?:<v\s*/>|<v></v>|</c>)"
-    return len(re.findall(formula, cells))
+    formulas = re.findall(rb"<c\b([^>]*)>\s*<f\b[^>]*>[^<]*</f>\s*(<v\s*/>|<v></v>|</c>)", cells)
+    # In a cell of type "str", an empty value is a stored empty string.
+    return sum(end == b"</c>" or not re.search(rb"\bt=[\"']str[\"']", cell) for cell, end in formulas)
 
 
 def _cell_value(cell: Any) -> Any:
