@@ -313,9 +313,11 @@ def test_an_invalid_study_configuration_is_an_error(settings, expected):
 def test_the_first_trial_uses_the_defaults_of_dimensions_that_a_file_adds(tiny, tmp_path):
     added = {"adam_beta2": {"low": 0.9, "high": 0.9999}, "optim": ["sgd", "adamw_torch_fused"]}
     added |= {"patience": {"low": 1, "high": 9}, "imbalance": ["weights", "none"]}
-    study = tune(tiny, tmp_path / "s", trials=1, space=added, epochs=1)
+    added |= {"precision": ["bf16", "auto"]}
+    study = tune(tiny, tmp_path / "s", trials=1, space=added, epochs=1, precision="auto")
     chosen = study.result["settings"]
-    assert [chosen[name] for name in ("adam_beta2", "patience", "imbalance")] == [0.999, 3, "none"]
+    expected = {"adam_beta2": 0.999, "patience": 3, "imbalance": "none", "precision": "auto"}
+    assert {name: chosen[name] for name in expected} == expected
     assert study.result["is_default"]
 
 

@@ -152,8 +152,11 @@ def _start_search(
     space, fixed = apply_changes(space, config, changes)
     arguments = training_arguments(recipe, config, Path(gettempdir()), loaded.device, task=data.task, saves=False)
     chosen = {**vars(arguments), **vars(config), **vars(recipe), "max_length": loaded.max_length}
-    for name in space.keys() - defaults.keys():  # dimensions that only the user's space has
-        if (value := chosen.get(name)) is not None:
+    for name, dimension in space.items():
+        setting = getattr(config, name, None)
+        if isinstance(dimension, Categorical) and setting in dimension.values:  # perhaps "auto"
+            defaults[name] = setting
+        elif name not in defaults and (value := chosen.get(name)) is not None:
             defaults[name] = value
     if not space:
         raise ConfigError(
