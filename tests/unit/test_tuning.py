@@ -833,7 +833,7 @@ def test_the_curve_of_a_trial_leaves_out_the_attempt_before_a_rollback(monkeypat
     texts = types.SimpleNamespace(labels=np.arange(3))
     parts = types.SimpleNamespace(device=torch.device("cpu")), texts, texts
     data = types.SimpleNamespace(folds=None, task=get_task("single-label"), prepare=lambda config, fold: parts)
-    data.labels = training_labels.TrainingLabels()
+    data.labels_for = lambda config: training_labels.TrainingLabels()
     config = Config(decision_rule="off")
     result = trying.run_trial(data, config, on_score=lambda at, score: None, stop=lambda: False, recipe=RECIPE)
     assert result.curve == [(1, 0.3), (2, 0.4)]
@@ -1114,21 +1114,23 @@ def test_trials_train_on_the_labels_of_the_final_runs(tiny, tmp_path, monkeypatc
     assert _search(tiny, tmp_path / "cv", monkeypatch, cv=3).data.labels == (None, None)
 
 
-def test_a_trial_leaves_texts_out(tiny, trial_data, monkeypatch):
+@pytest.mark.parametrize("label_noise", ["auto", "off"])
+def test_a_trial_leaves_texts_out(label_noise, tiny, trial_data, monkeypatch):
     def with_labels(*given):
         trained.append(prepare.with_labels(*given))
         raise Interrupted("stopped")
 
     trained, kept, soft = [], np.arange(20) % 4 > 0, np.eye(3)[np.zeros(15, dtype=int)]
+    expected = kept if label_noise == "auto" else kept >= 0
     monkeypatch.setattr(trying, "with_labels", with_labels)
     trial_data.labels = training_labels.TrainingLabels(soft, kept)
-    config = Config(model=str(tiny), device="cpu")
+    config = Config(model=str(tiny), device="cpu", label_noise=label_noise)
     with pytest.raises(Interrupted):
         trying.run_trial(trial_data, config, on_score=lambda at, score: None, stop=lambda: False)
-    assert np.array_equal(trained[0].labels, trial_data.train.targets[kept])
+    assert np.array_equal(trained[0].labels, trial_data.train.targets[expected])
     assert trained[0].soft_labels is soft
     data = TrialData(range(80), range(20), labels=training_labels.TrainingLabels(kept=np.arange(80) < 64))
-    assert with_evaluation_steps(config, data, 8).set["eval_steps"] == 4
+    assert with_evaluation_steps(config, data, 8).set["eval_steps"] == {"auto": 4, "off": 5}[label_noise]
 
 
 def test_a_trial_gets_the_tokens_that_an_earlier_one_truncates(tiny, trial_data):
