@@ -1114,6 +1114,15 @@ def test_trials_train_on_the_labels_of_the_final_runs(tiny, tmp_path, monkeypatc
     assert _search(tiny, tmp_path / "cv", monkeypatch, cv=3).data.labels == (None, None)
 
 
+def test_too_little_memory_for_the_choice_of_labels_is_an_error(tiny, tmp_path, monkeypatch):
+    def embed(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("bertsmith.workflows.tune.choose_training_labels", embed)
+    with pytest.raises(DeviceError):
+        tune(tiny, tmp_path / "s")
+
+
 @pytest.mark.parametrize("label_noise", ["auto", "off"])
 def test_a_trial_leaves_texts_out(label_noise, tiny, trial_data, monkeypatch):
     def with_labels(*given):

@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 
 from bertsmith.compute.device import kept_random_states
 from bertsmith.compute.machine import versions
+from bertsmith.compute.memory import memory_errors
 from bertsmith.config import Config
 from bertsmith.data.clean import clean
 from bertsmith.data.split import assign_folds, split_cleaned
@@ -117,6 +118,7 @@ def run_tuning(
     return study
 
 
+@memory_errors("out of memory: {error}", "Free memory, raise the memory limit, or use a smaller --model.")
 def _start_search(
     data: TrialData,
     config: Config,
