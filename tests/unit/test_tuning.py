@@ -1150,6 +1150,17 @@ def test_a_trial_gets_the_tokens_that_an_earlier_one_truncates(tiny, trial_data)
     assert np.array_equal(found.tokens.columns["input_ids"], expected.tokens.columns["input_ids"])
 
 
+def test_the_labels_of_trials_depend_on_the_beginnings_of_texts(tiny, trial_data):
+    features = []
+    for long in ("truncate", "head-tail"):
+        config = Config(model=str(tiny), device="cpu", max_length=8, long=long)
+        loaded, train, _ = trial_data.prepare(config)
+        assert max(train.lengths) == 8
+        features.append(trial_data.embed(config, loaded).features["train"])
+    assert len(features[0]) == len(trial_data.train)
+    assert np.array_equal(*features)
+
+
 def test_the_latency_of_a_trial_is_that_of_predictions(tiny, trial_data, monkeypatch):
     loaded, _, validation = trial_data.prepare(Config(model=str(tiny), device="cpu", long="truncate"))
     monkeypatch.setattr(loaded.model.base_model, "forward", None)  # predictions use another forward pass

@@ -29,6 +29,7 @@ from bertsmith.training.arguments import training_arguments
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.recipe import Recipe, steps_per_epoch
 from bertsmith.training.trainer import Training
+from bertsmith.workflows.baselines import FrozenEmbeddings
 from bertsmith.workflows.fine_tune import fine_tune
 from bertsmith.workflows.prepare import (
     MAX_EMBEDDED_TEXTS,
@@ -118,6 +119,13 @@ class TrialData:
             )
 
         return loaded, subset(train), subset(~train)
+
+    def embed(self, config: Config, loaded: LoadedModel) -> FrozenEmbeddings:
+        """Embed the training texts with the model of `prepare`, from their beginnings, as `train` does."""
+        rows = np.arange(len(self.train))
+        tokens = self._tokens[config.model, config.long == "truncate"].take(rows)
+        tables = {"train": self.train, "test": self.train.take(rows[:0])}
+        return FrozenEmbeddings.embed(self.task, loaded, tables, {"train": tokens}, config.seed)
 
 
 @dataclass(frozen=True)

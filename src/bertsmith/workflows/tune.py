@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -31,7 +32,6 @@ from bertsmith.training.arguments import argument_problems, training_arguments
 from bertsmith.tuning.config import StudyConfig
 from bertsmith.tuning.space import Categorical, Dimension, apply_changes, default_space, read_space
 from bertsmith.tuning.store import is_done
-from bertsmith.workflows.baselines import FrozenEmbeddings
 from bertsmith.workflows.cross_validation import choose_folds
 from bertsmith.workflows.inspect import as_table, with_checkpoint
 from bertsmith.workflows.prepare import Splits, choose_recipe
@@ -177,12 +177,7 @@ def _start_search(
     begin_or_resume(study, searched, fingerprints=fingerprints, overwrite=overwrite)
     study.update(versions=versions(), result=None)
     if not study_config.cv:
-
-        def embed() -> FrozenEmbeddings:
-            tables = {"train": data.train, "test": data.train.take(np.array([], dtype=np.int64))}
-            return FrozenEmbeddings.embed(data.task, loaded, tables, {"train": train.tokens}, config.seed)
-
-        data.labels = choose_training_labels(study, splits, embed, config)
+        data.labels = choose_training_labels(study, splits, partial(data.embed, config, loaded), config)
     search = Search(
         data,
         fixed,
