@@ -904,21 +904,31 @@ def test_a_temporarily_unavailable_storage_loses_no_trials(tiny, tmp_path, monke
 
 
 def test_a_storage_that_fails_after_the_commit(tmp_path, monkeypatch):
+    def failing_once(action):
+        left = [1]
+
+        def unanswered(*arguments, **named):
+            action(*arguments, **named)
+            if left:
+                left.pop()
+                raise OperationalError("COMMIT", {}, Exception("server closed the connection"))
+
+        return unanswered
+
     monkeypatch.setattr(stores, "time", WITHOUT_SLEEP)
     store = _store(tmp_path, url=f"sqlite:///{tmp_path / 'study.db'}")
-    tell, left = optuna.Study.tell, [1]
-
-    def unanswered(*arguments, **named):
-        tell(*arguments, **named)
-        if left:
-            left.pop()
-            raise OperationalError("COMMIT", {}, Exception("server closed the connection"))
-
-    monkeypatch.setattr(optuna.Study, "tell", unanswered)
     trial = store.claim(SPACE, None)
-    store.tell(trial, TrialState.COMPLETE, [0.5])
-    assert left == []
-    assert [(t.state, t.value) for t in store.trials] == [(TrialState.COMPLETE, 0.5)]
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "tell", failing_once(optuna.Study.tell))
+        store.tell(trial, TrialState.COMPLETE, [0.5])
+    stopped = store.claim(SPACE, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(store.storage, "set_trial_state_values", failing_once(store.storage.set_trial_state_values))
+        store.requeue(stopped.number, killed=False)
+    store.requeue(stopped.number, killed=False)  # as another worker would
+    assert [t.value for t in store.trials] == [0.5, None, None]
+    assert [t.state for t in store.trials] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.WAITING]
+    assert store.claim(SPACE, None).params == stopped.params
 
 
 def test_a_trial_that_another_worker_ended_is_not_reported(tmp_path, monkeypatch):
