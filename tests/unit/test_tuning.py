@@ -23,7 +23,7 @@ from sqlalchemy.exc import OperationalError
 import bertsmith as bs
 from bertsmith.config import Config
 from bertsmith.data.template import texts_of
-from bertsmith.errors import ConfigError, DeviceError, Interrupted, RunFolderError
+from bertsmith.errors import ConfigError, DeviceError, Interrupted, OutputError, RunFolderError
 from bertsmith.events import (
     Evaluated,
     FinalStarted,
@@ -684,6 +684,24 @@ def test_a_stopped_search_does_not_wait_for_an_unavailable_storage(tmp_path):
     assert store.retry(lambda: 3) == 3
     with pytest.raises(Interrupted):
         store.retry(unavailable)
+
+
+def test_the_end_of_a_search_does_not_wait_again_for_an_unavailable_storage(tmp_path, monkeypatch):
+    def unavailable():
+        raise OperationalError("SELECT 1", {}, Exception("server closed the connection"))
+
+    def time_of_failure():
+        start = sum(slept)
+        with pytest.raises(OutputError):
+            store.retry(unavailable)
+        return sum(slept) - start
+
+    store, slept = _store(tmp_path), []
+    monkeypatch.setattr(stores, "time", types.SimpleNamespace(monotonic=lambda: sum(slept), sleep=slept.append))
+    assert time_of_failure() > stores.RETRY_SECONDS
+    assert time_of_failure() == 0
+    assert store.trials == []
+    assert time_of_failure() > stores.RETRY_SECONDS
 
 
 @pytest.mark.parametrize("terminates", [False, True])  # at once, as on Windows

@@ -67,6 +67,7 @@ class Store:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.folder, self.url, self.seed, self.on_unavailable, self.stop = folder, url, seed, on_unavailable, stop
         self.worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self.is_unavailable = False  # since a call of `retry` gave up
         self.lock = FileLock(folder / CLAIM_LOCK)
         self.alive_lock = FileLock(self._alive_file(self.worker))  # the system releases it when the process dies
         with self.lock:
@@ -97,21 +98,24 @@ class Store:
         With ``ends_trial``, a retry may find the trial ended: the storage became unavailable before it answered.
 
         Raises:
-            OutputError: after `RETRY_SECONDS`.
+            OutputError: after `RETRY_SECONDS`; at once if an earlier call gave up, and none succeeded since.
             Interrupted: if ``stop`` returned true meanwhile.
             TakenOverError: if the function changes a trial that another worker ended.
         """
         start, pause, is_retry = time.monotonic(), 0.5, False
         while True:
             try:
-                return action()
+                result = action()
+                self.is_unavailable = False
+                return result
             except optuna.exceptions.UpdateFinishedTrialError as error:
                 if ends_trial and is_retry:
                     return None
                 raise TakenOverError from error
             except _unavailable_errors() as error:
                 reason, where = _root_cause(error), redact(self.url) if self.url else str(self.folder / JOURNAL)
-                if time.monotonic() - start > RETRY_SECONDS:
+                if self.is_unavailable or time.monotonic() - start > RETRY_SECONDS:
+                    self.is_unavailable = True
                     raise OutputError(
                         f"the storage of the study is unavailable: {reason}",
                         where=where,
