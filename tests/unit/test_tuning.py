@@ -719,9 +719,10 @@ def test_workers_that_do_not_end_are_killed(terminates, tmp_path, monkeypatch):
         def is_alive(self):
             return not (terminates and "terminate" in self.calls)
 
-    workers = []
+    workers, emptied = [], []
     monkeypatch.setattr("multiprocessing.get_context", lambda method: types.SimpleNamespace(Process=Busy))
     monkeypatch.setattr(trial_workers, "POLL_SECONDS", 0)
+    monkeypatch.setattr(trial_workers, "empty_device_cache", lambda: emptied.extend(w.calls.copy() for w in workers))
     search = types.SimpleNamespace(study_config=types.SimpleNamespace(jobs=2, cv=None))
     store = _store(tmp_path)
     store.claim(SPACE, 1)
@@ -731,6 +732,7 @@ def test_workers_that_do_not_end_are_killed(terminates, tmp_path, monkeypatch):
     assert store.trials[1].user_attrs["retry"] == 0  # the worker did not crash
     killed = [] if terminates else ["kill", "join"]
     assert [worker.calls for worker in workers] == [["start", "terminate", "join", *killed]] * 2
+    assert emptied == [[], []]  # before the workers start
 
 
 def test_a_finished_trial_does_not_wait_for_other_workers(tmp_path, monkeypatch):
