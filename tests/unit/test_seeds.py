@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.metrics import f1_score
 from transformers import set_seed
 
 import bertsmith as bs
+from bertsmith.compute.device import kept_random_states
 from bertsmith.config import Config
 from bertsmith.errors import DataError, Interrupted, RunFolderError
 from bertsmith.events import Prepared
@@ -210,3 +212,16 @@ def test_training_keeps_the_random_states_of_the_caller(first_step, train, monke
     with pytest.raises(Interrupted):
         train()
     assert states() == before
+
+
+def test_training_keeps_the_random_states_of_gpus(monkeypatch):
+    drawn = {"cuda": 0, "xpu": 0, "mps": 0}
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    for name, all_devices in {"cuda": "_all", "xpu": "_all", "mps": ""}.items():
+        module = getattr(torch, name)
+        monkeypatch.setattr(module, "is_initialized", lambda: True, raising=False)
+        monkeypatch.setattr(module, f"get_rng_state{all_devices}", partial(drawn.get, name))
+        monkeypatch.setattr(module, f"set_rng_state{all_devices}", partial(drawn.__setitem__, name))
+    with kept_random_states():
+        drawn.update(cuda=1, xpu=2, mps=3)
+    assert drawn == {"cuda": 0, "xpu": 0, "mps": 0}

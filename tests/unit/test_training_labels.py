@@ -1,5 +1,6 @@
 """Training with labels of which some are wrong."""
 
+import json
 import re
 from dataclasses import replace
 from math import ceil
@@ -8,11 +9,15 @@ import numpy as np
 import pytest
 
 import bertsmith as bs
+from bertsmith.config import Config
+from bertsmith.data.clean import clean
+from bertsmith.data.split import split_cleaned
 from bertsmith.events import Started
 from bertsmith.tasks.registry import get_task
 from bertsmith.testing import tiny_table
 from bertsmith.workflows import training_labels
-from bertsmith.workflows.training_labels import compare_without_suspects, find_suspects
+from bertsmith.workflows.prepare import Splits
+from bertsmith.workflows.training_labels import choose_training_labels, compare_without_suspects, find_suspects
 
 TASK = get_task("single-label")
 
@@ -87,3 +92,25 @@ def test_label_noise_off_cross_validation_and_few_or_many_texts_keep_all_texts(t
             monkeypatch.setattr(training_labels, "MAX_EMBEDDED_TEXTS", 60)
         settings |= {"model": str(pooled), "device": "cpu", "effort": "quick"}
         assert "label_noise" not in bs.train(tiny_table(120), output=tmp_path / name, **settings).info
+
+
+@pytest.mark.parametrize(
+    ("saved", "file"),
+    [
+        ({"label_noise": None}, "journal.log"),
+        ({"label_noise": {"used": False}}, "journal.log"),
+        ({}, "journal.log"),  # of an older version
+        ({"trials": []}, "best.toml"),  # likewise, with a database
+    ],
+)
+def test_a_resumed_study_keeps_all_texts_without_embeddings(saved, file, tmp_path, monkeypatch):
+    monkeypatch.setattr(training_labels, "MIN_TEXTS", 50)
+    config, study, cleaned = Config(), bs.Study(tmp_path), clean(bs.read_table(tiny_table(120)))
+    study.file.write_text(json.dumps({"searched": {"settings": config.dump()}, **saved}), encoding="utf-8")
+    (tmp_path / file).touch()
+    splits, not_called = Splits(cleaned, split_cleaned(cleaned, config, 0), None), None
+    assert choose_training_labels(study, splits, not_called, config) == (None, None)
+    study.file.write_text(json.dumps({"searched": {"settings": config.dump()}}), encoding="utf-8")
+    (tmp_path / file).unlink()
+    with pytest.raises(TypeError):  # a new study needs embeddings
+        choose_training_labels(study, splits, not_called, config)

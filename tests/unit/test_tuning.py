@@ -23,7 +23,7 @@ from sqlalchemy.exc import OperationalError
 import bertsmith as bs
 from bertsmith.config import Config
 from bertsmith.data.template import texts_of
-from bertsmith.errors import ConfigError, DeviceError, Interrupted, RunFolderError
+from bertsmith.errors import ConfigError, DeviceError, Interrupted, OutputError, RunFolderError
 from bertsmith.events import (
     Evaluated,
     FinalStarted,
@@ -313,9 +313,11 @@ def test_an_invalid_study_configuration_is_an_error(settings, expected):
 def test_the_first_trial_uses_the_defaults_of_dimensions_that_a_file_adds(tiny, tmp_path):
     added = {"adam_beta2": {"low": 0.9, "high": 0.9999}, "optim": ["sgd", "adamw_torch_fused"]}
     added |= {"patience": {"low": 1, "high": 9}, "imbalance": ["weights", "none"]}
-    study = tune(tiny, tmp_path / "s", trials=1, space=added, epochs=1)
+    added |= {"precision": ["bf16", "auto"]}
+    study = tune(tiny, tmp_path / "s", trials=1, space=added, epochs=1, precision="auto")
     chosen = study.result["settings"]
-    assert [chosen[name] for name in ("adam_beta2", "patience", "imbalance")] == [0.999, 3, "none"]
+    expected = {"adam_beta2": 0.999, "patience": 3, "imbalance": "none", "precision": "auto"}
+    assert {name: chosen[name] for name in expected} == expected
     assert study.result["is_default"]
 
 
@@ -684,6 +686,24 @@ def test_a_stopped_search_does_not_wait_for_an_unavailable_storage(tmp_path):
         store.retry(unavailable)
 
 
+def test_the_end_of_a_search_does_not_wait_again_for_an_unavailable_storage(tmp_path, monkeypatch):
+    def unavailable():
+        raise OperationalError("SELECT 1", {}, Exception("server closed the connection"))
+
+    def time_of_failure():
+        start = sum(slept)
+        with pytest.raises(OutputError):
+            store.retry(unavailable)
+        return sum(slept) - start
+
+    store, slept = _store(tmp_path), []
+    monkeypatch.setattr(stores, "time", types.SimpleNamespace(monotonic=lambda: sum(slept), sleep=slept.append))
+    assert time_of_failure() > stores.RETRY_SECONDS
+    assert time_of_failure() == 0
+    assert store.trials == []
+    assert time_of_failure() > stores.RETRY_SECONDS
+
+
 @pytest.mark.parametrize("terminates", [False, True])  # at once, as on Windows
 def test_workers_that_do_not_end_are_killed(terminates, tmp_path, monkeypatch):
     class Busy:
@@ -699,9 +719,10 @@ def test_workers_that_do_not_end_are_killed(terminates, tmp_path, monkeypatch):
         def is_alive(self):
             return not (terminates and "terminate" in self.calls)
 
-    workers = []
+    workers, emptied = [], []
     monkeypatch.setattr("multiprocessing.get_context", lambda method: types.SimpleNamespace(Process=Busy))
     monkeypatch.setattr(trial_workers, "POLL_SECONDS", 0)
+    monkeypatch.setattr(trial_workers, "empty_device_cache", lambda: emptied.extend(w.calls.copy() for w in workers))
     search = types.SimpleNamespace(study_config=types.SimpleNamespace(jobs=2, cv=None))
     store = _store(tmp_path)
     store.claim(SPACE, 1)
@@ -711,6 +732,7 @@ def test_workers_that_do_not_end_are_killed(terminates, tmp_path, monkeypatch):
     assert store.trials[1].user_attrs["retry"] == 0  # the worker did not crash
     killed = [] if terminates else ["kill", "join"]
     assert [worker.calls for worker in workers] == [["start", "terminate", "join", *killed]] * 2
+    assert emptied == [[], []]  # before the workers start
 
 
 def test_a_finished_trial_does_not_wait_for_other_workers(tmp_path, monkeypatch):
@@ -831,7 +853,7 @@ def test_the_curve_of_a_trial_leaves_out_the_attempt_before_a_rollback(monkeypat
     texts = types.SimpleNamespace(labels=np.arange(3))
     parts = types.SimpleNamespace(device=torch.device("cpu")), texts, texts
     data = types.SimpleNamespace(folds=None, task=get_task("single-label"), prepare=lambda config, fold: parts)
-    data.labels = training_labels.TrainingLabels()
+    data.labels_for = lambda config: training_labels.TrainingLabels()
     config = Config(decision_rule="off")
     result = trying.run_trial(data, config, on_score=lambda at, score: None, stop=lambda: False, recipe=RECIPE)
     assert result.curve == [(1, 0.3), (2, 0.4)]
@@ -902,21 +924,31 @@ def test_a_temporarily_unavailable_storage_loses_no_trials(tiny, tmp_path, monke
 
 
 def test_a_storage_that_fails_after_the_commit(tmp_path, monkeypatch):
+    def failing_once(action):
+        left = [1]
+
+        def unanswered(*arguments, **named):
+            action(*arguments, **named)
+            if left:
+                left.pop()
+                raise OperationalError("COMMIT", {}, Exception("server closed the connection"))
+
+        return unanswered
+
     monkeypatch.setattr(stores, "time", WITHOUT_SLEEP)
     store = _store(tmp_path, url=f"sqlite:///{tmp_path / 'study.db'}")
-    tell, left = optuna.Study.tell, [1]
-
-    def unanswered(*arguments, **named):
-        tell(*arguments, **named)
-        if left:
-            left.pop()
-            raise OperationalError("COMMIT", {}, Exception("server closed the connection"))
-
-    monkeypatch.setattr(optuna.Study, "tell", unanswered)
     trial = store.claim(SPACE, None)
-    store.tell(trial, TrialState.COMPLETE, [0.5])
-    assert left == []
-    assert [(t.state, t.value) for t in store.trials] == [(TrialState.COMPLETE, 0.5)]
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "tell", failing_once(optuna.Study.tell))
+        store.tell(trial, TrialState.COMPLETE, [0.5])
+    stopped = store.claim(SPACE, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(store.storage, "set_trial_state_values", failing_once(store.storage.set_trial_state_values))
+        store.requeue(stopped.number, killed=False)
+    store.requeue(stopped.number, killed=False)  # as another worker would
+    assert [t.value for t in store.trials] == [0.5, None, None]
+    assert [t.state for t in store.trials] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.WAITING]
+    assert store.claim(SPACE, None).params == stopped.params
 
 
 def test_a_trial_that_another_worker_ended_is_not_reported(tmp_path, monkeypatch):
@@ -1112,21 +1144,32 @@ def test_trials_train_on_the_labels_of_the_final_runs(tiny, tmp_path, monkeypatc
     assert _search(tiny, tmp_path / "cv", monkeypatch, cv=3).data.labels == (None, None)
 
 
-def test_a_trial_leaves_texts_out(tiny, trial_data, monkeypatch):
+def test_too_little_memory_for_the_choice_of_labels_is_an_error(tiny, tmp_path, monkeypatch):
+    def embed(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("bertsmith.workflows.tune.choose_training_labels", embed)
+    with pytest.raises(DeviceError):
+        tune(tiny, tmp_path / "s")
+
+
+@pytest.mark.parametrize("label_noise", ["auto", "off"])
+def test_a_trial_leaves_texts_out(label_noise, tiny, trial_data, monkeypatch):
     def with_labels(*given):
         trained.append(prepare.with_labels(*given))
         raise Interrupted("stopped")
 
     trained, kept, soft = [], np.arange(20) % 4 > 0, np.eye(3)[np.zeros(15, dtype=int)]
+    expected = kept if label_noise == "auto" else kept >= 0
     monkeypatch.setattr(trying, "with_labels", with_labels)
     trial_data.labels = training_labels.TrainingLabels(soft, kept)
-    config = Config(model=str(tiny), device="cpu")
+    config = Config(model=str(tiny), device="cpu", label_noise=label_noise)
     with pytest.raises(Interrupted):
         trying.run_trial(trial_data, config, on_score=lambda at, score: None, stop=lambda: False)
-    assert np.array_equal(trained[0].labels, trial_data.train.targets[kept])
+    assert np.array_equal(trained[0].labels, trial_data.train.targets[expected])
     assert trained[0].soft_labels is soft
     data = TrialData(range(80), range(20), labels=training_labels.TrainingLabels(kept=np.arange(80) < 64))
-    assert with_evaluation_steps(config, data, 8).set["eval_steps"] == 4
+    assert with_evaluation_steps(config, data, 8).set["eval_steps"] == {"auto": 4, "off": 5}[label_noise]
 
 
 def test_a_trial_gets_the_tokens_that_an_earlier_one_truncates(tiny, trial_data):
@@ -1135,6 +1178,17 @@ def test_a_trial_gets_the_tokens_that_an_earlier_one_truncates(tiny, trial_data)
     _, found, _ = trial_data.prepare(Config(long="head-tail", **settings))
     _, expected, _ = dataclasses.replace(trial_data, _tokens={}).prepare(Config(long="head-tail", **settings))
     assert np.array_equal(found.tokens.columns["input_ids"], expected.tokens.columns["input_ids"])
+
+
+def test_the_labels_of_trials_depend_on_the_beginnings_of_texts(tiny, trial_data):
+    features = []
+    for long in ("truncate", "head-tail"):
+        config = Config(model=str(tiny), device="cpu", max_length=8, long=long)
+        loaded, train, _ = trial_data.prepare(config)
+        assert max(train.lengths) == 8
+        features.append(trial_data.embed(config, loaded).features["train"])
+    assert len(features[0]) == len(trial_data.train)
+    assert np.array_equal(*features)
 
 
 def test_the_latency_of_a_trial_is_that_of_predictions(tiny, trial_data, monkeypatch):

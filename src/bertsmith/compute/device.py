@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -59,18 +59,27 @@ def _limit_threads() -> None:
 def kept_random_states() -> Iterator[None]:
     """At the end of this context, restore the global random generators of Python, NumPy and torch.
 
-    Training seeds these generators. Without this context, a caller that resamples would draw the same sample again.
+    This includes the generators of GPUs that the caller uses already. Training seeds these generators. Without this
+    context, a caller that resamples would draw the same sample again.
     """
     import torch
 
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    python, numpy = random.getstate(), np.random.get_state()
+    generators: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
+        (random.getstate, random.setstate),
+        (np.random.get_state, np.random.set_state),
+        (torch.get_rng_state, torch.set_rng_state),
+    ]
+    for gpus in (torch.cuda, torch.xpu):
+        if gpus.is_initialized():
+            generators.append((gpus.get_rng_state_all, gpus.set_rng_state_all))
+    if torch.backends.mps.is_available():
+        generators.append((torch.mps.get_rng_state, torch.mps.set_rng_state))
+    states = [(restore, get()) for get, restore in generators]
     try:
-        with torch.random.fork_rng(devices, device_type="cuda"):
-            yield
+        yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+        for restore, state in states:
+            restore(state)
 
 
 def available_devices() -> dict[str, bool]:

@@ -62,7 +62,7 @@ def retry_on_out_of_memory(
                 raise
         # Outside of the handler: its traceback would keep the tensors of the failed attempt alive.
         budget = max(budget // 2, min_budget)
-        _empty_device_cache()
+        empty_device_cache()
         on_retry(budget)
 
 
@@ -78,7 +78,8 @@ def memory_errors(what: str, remedy: str) -> Iterator[None]:
         raise DeviceError(what.replace("{error}", first_line), remedy=remedy) from error
 
 
-def _empty_device_cache() -> None:
+def empty_device_cache() -> None:
+    """Return the memory that PyTorch caches to the device, for retries and for other processes."""
     import torch
 
     if torch.cuda.is_available():

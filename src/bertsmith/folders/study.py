@@ -108,6 +108,11 @@ class Study(Output):
         return content
 
     @property
+    def is_begun(self) -> bool:
+        """Whether trials may have run."""
+        return (self.path / "journal.log").is_file() or "trials" in self.info
+
+    @property
     def result(self) -> dict[str, Any] | None:
         """The result of the search; ``None`` before it ends."""
         return self.info.get("result") if self.file.is_file() else None

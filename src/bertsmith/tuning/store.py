@@ -67,6 +67,7 @@ class Store:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.folder, self.url, self.seed, self.on_unavailable, self.stop = folder, url, seed, on_unavailable, stop
         self.worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self.is_unavailable = False  # since a call of `retry` gave up
         self.lock = FileLock(folder / CLAIM_LOCK)
         self.alive_lock = FileLock(self._alive_file(self.worker))  # the system releases it when the process dies
         with self.lock:
@@ -91,23 +92,30 @@ class Store:
         with contextlib.suppress(OSError):  # Windows removes no file that is open, here or in another worker
             self._alive_file(worker).unlink()
 
-    def retry(self, action: Callable[[], Any]) -> Any:
+    def retry(self, action: Callable[[], Any], *, ends_trial: bool = False) -> Any:
         """Call a function that uses the storage; retry while the storage is unavailable.
 
+        With ``ends_trial``, a retry may find the trial ended: the storage became unavailable before it answered.
+
         Raises:
-            OutputError: after `RETRY_SECONDS`.
+            OutputError: after `RETRY_SECONDS`; at once if an earlier call gave up, and none succeeded since.
             Interrupted: if ``stop`` returned true meanwhile.
             TakenOverError: if the function changes a trial that another worker ended.
         """
-        start, pause = time.monotonic(), 0.5
+        start, pause, is_retry = time.monotonic(), 0.5, False
         while True:
             try:
-                return action()
+                result = action()
+                self.is_unavailable = False
+                return result
             except optuna.exceptions.UpdateFinishedTrialError as error:
+                if ends_trial and is_retry:
+                    return None
                 raise TakenOverError from error
             except _unavailable_errors() as error:
                 reason, where = _root_cause(error), redact(self.url) if self.url else str(self.folder / JOURNAL)
-                if time.monotonic() - start > RETRY_SECONDS:
+                if self.is_unavailable or time.monotonic() - start > RETRY_SECONDS:
+                    self.is_unavailable = True
                     raise OutputError(
                         f"the storage of the study is unavailable: {reason}",
                         where=where,
@@ -117,7 +125,7 @@ class Store:
                     raise Interrupted("stopped; finished trials are saved") from error
                 self.on_unavailable(f"{where}: {reason}")
             time.sleep(pause)
-            pause = min(2 * pause, 15.0)
+            pause, is_retry = min(2 * pause, 15.0), True
 
     @property
     def n_other_studies(self) -> int:
@@ -221,15 +229,11 @@ class Store:
             if retry > MAX_RETRIES:
                 self.fail(number, f"its worker crashed or was killed {retry} times")
                 return
-            self.retry(partial(self.storage.set_trial_state_values, trial._trial_id, TrialState.FAIL))
+            self.retry(partial(self.storage.set_trial_state_values, trial._trial_id, TrialState.FAIL), ends_trial=True)
             self.retry(lambda: self.study.enqueue_trial(trial.params, user_attrs={RETRY: retry}))
 
     def fail(self, number: int, reason: str) -> None:
-        """End a trial as failed.
-
-        Raises:
-            TakenOverError: if another worker ended it.
-        """
+        """End a trial as failed; raises `TakenOverError` if another worker ended it."""
         trial = self.trials[number]
         if trial.state.is_finished():
             raise TakenOverError
@@ -252,13 +256,8 @@ class Store:
             raise TakenOverError
 
     def _end(self, number: int, state: TrialState, values: Sequence[float] | None = None) -> None:
-        """End a trial. A retry may find it ended, if the storage became unavailable before it answered."""
-
-        def attempt() -> None:
-            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-                self.study.tell(number, values, state, skip_if_finished=True)
-
-        self.retry(attempt)
+        """End a trial; raises `TakenOverError` as `fail` does."""
+        self.retry(partial(self.study.tell, number, values, state, skip_if_finished=True), ends_trial=True)
 
     @contextlib.contextmanager
     def heartbeats(self, trial: optuna.Trial) -> Iterator[None]:

@@ -60,8 +60,9 @@ def choose_training_labels(
 ) -> TrainingLabels:
     """Choose the labels to train on, and record the choice in ``run.json`` or ``study.json``.
 
-    A resumed run or study uses its first choice. With cross-validation, bertsmith does not search for suspects, because
-    the labels of a held-out fold would have an influence on the others.
+    A resumed run or study uses its first choice. In a study that an older version began without a choice, trials
+    continue with the given labels. With cross-validation, bertsmith does not search for suspects, because the labels of
+    a held-out fold would have an influence on the others.
 
     Args:
         run: the run or study.
@@ -72,22 +73,25 @@ def choose_training_labels(
     train = splits.scored_tables["train"]
     if train.task != SINGLE_LABEL:
         return TrainingLabels()
+    is_begun = isinstance(run, Study) and run.is_begun  # first: another process may choose and begin meanwhile
+    info, n_classes = run.info, len(train.labels)
+    if is_begun and not {"soft_labels", "label_noise"} & info.keys():
+        return TrainingLabels()
     units = inseparable_groups(splits.cleaned, config)[splits.rows["train"]]
     if train.vote_shares is not None:
         if config.effort == "quick":
             return TrainingLabels()
         return TrainingLabels(_choose_soft_labels(run, train, train.vote_shares, units, embed, config.seed))
-    info, n_classes = run.info, len(train.labels)
     settings = info["config"] if isinstance(run, Run) else info["searched"]["settings"]
     is_off = settings.get("label_noise", "off") == "off"  # also for a resumed run of an older version
     if is_off or splits.n_folds or not MIN_TEXTS <= len(train) <= MAX_EMBEDDED_TEXTS:
         return TrainingLabels()
-    found = info.get("label_noise")
-    if found is None and len(train) < MIN_TEXTS_PER_CLASS * n_classes:
+    found, is_chosen = info.get("label_noise"), "label_noise" in info
+    if not ((found and found["used"]) if is_chosen else len(train) >= MIN_TEXTS_PER_CLASS * n_classes):
         return TrainingLabels()
     frozen = embed()
     x, y = frozen.features["train"], train.codes
-    if found is None:
+    if not is_chosen:
         compared = compare_without_suspects(x, y, units, n_classes, frozen.task, config.seed)
         found = None if compared is None else asdict(compared)
         run.update(label_noise=found)
@@ -149,7 +153,7 @@ def _choose_soft_labels(
 ) -> np.ndarray | None:
     """Choose between the votes of coders and their majority; ``None`` for the labels of the majority."""
     found = run.info.get("soft_labels")
-    if found is None:
+    if "soft_labels" not in run.info:
         frozen = embed()
         rows = frozen.rows["train"]
         compared = compare_labels(

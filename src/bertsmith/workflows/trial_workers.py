@@ -16,7 +16,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from bertsmith.compute.machine import cores, use_cores
-from bertsmith.compute.memory import memory_errors
+from bertsmith.compute.memory import empty_device_cache, memory_errors
 from bertsmith.config import Config
 from bertsmith.errors import ConfigError, Interrupted, RunFolderError, UserError
 from bertsmith.events import StorageUnavailable, StudyListener, TrialEnded, TrialScored, TrialStarted
@@ -208,6 +208,7 @@ def run_workers(store: Store, search: Search, observe: StudyListener, stop: Call
         context.Process(target=run_worker, args=(search,), daemon=True) for _ in range(search.study_config.jobs)
     ]
     reported = {t.number: (t.state.name, len(t.intermediate_values)) for t in store.trials if t.state.is_finished()}
+    empty_device_cache()  # of the model that prepared the search
     for worker in workers:
         worker.start()
     try:

@@ -29,6 +29,7 @@ from bertsmith.training.arguments import training_arguments
 from bertsmith.training.data import TokenDataset
 from bertsmith.training.recipe import Recipe, steps_per_epoch
 from bertsmith.training.trainer import Training
+from bertsmith.workflows.baselines import FrozenEmbeddings
 from bertsmith.workflows.fine_tune import fine_tune
 from bertsmith.workflows.prepare import (
     MAX_EMBEDDED_TEXTS,
@@ -55,7 +56,7 @@ class TrialData:
     Attributes:
         train, validation: the texts.
         folds: with cross-validation, the fold of every text of both tables, shape (texts,); else ``None``.
-        labels: without folds, the labels to train on.
+        labels: without folds, the labels to train on, unless ``label_noise`` is off in a trial.
     """
 
     train: Table
@@ -76,6 +77,10 @@ class TrialData:
             return self.validation.groups
         both = pd.concat([self.train.frame["group"], self.validation.frame["group"]])
         return both.factorize()[0][self.folds == fold] if both.notna().all() else None
+
+    def labels_for(self, config: Config) -> TrainingLabels:
+        """Return the labels that a trial trains on."""
+        return TrainingLabels(self.labels.soft) if config.label_noise == "off" else self.labels
 
     def prepare(self, config: Config, fold: int | None = None) -> tuple[LoadedModel, TokenDataset, TokenDataset]:
         """Return a model with a new head, and the tokenized texts to train and to validate on.
@@ -102,7 +107,7 @@ class TrialData:
                 rows = sample_texts(codes, MAX_EMBEDDED_TEXTS, task=task, seed=config.seed)
                 self._embeddings[key] = (rows, embed(loaded, tokens.take(rows)))
             rows, embeddings = self._embeddings[key]
-            fitted, kept = train.copy(), self.labels.kept
+            fitted, kept = train.copy(), self.labels_for(config).kept
             if kept is not None:
                 fitted[: len(kept)] = kept
             inside, classes = fitted[rows], len(self.train.labels)
@@ -114,6 +119,13 @@ class TrialData:
             )
 
         return loaded, subset(train), subset(~train)
+
+    def embed(self, config: Config, loaded: LoadedModel) -> FrozenEmbeddings:
+        """Embed the training texts with the model of `prepare`, from their beginnings, as `train` does."""
+        rows = np.arange(len(self.train))
+        tokens = self._tokens[config.model, config.long == "truncate"].take(rows)
+        tables = {"train": self.train, "test": self.train.take(rows[:0])}
+        return FrozenEmbeddings.embed(self.task, loaded, tables, {"train": tokens}, config.seed)
 
 
 @dataclass(frozen=True)
@@ -184,7 +196,7 @@ def _fit(
     loaded, train, validation = data.prepare(config, fold)
     task = data.task
     recipe = recipe or choose_recipe(config, task, loaded, train)
-    train = with_labels(train, *data.labels)  # after the recipe, as `train` does
+    train = with_labels(train, *data.labels_for(config))  # after the recipe, as `train` does
     arguments = training_arguments(recipe, config, Path(gettempdir()), loaded.device, task=task, saves=False)
     curve: list[tuple[float, float]] = []
     last_scores = np.empty(0)
@@ -237,7 +249,8 @@ def with_evaluation_steps(config: Config, data: TrialData, batch_size: int) -> C
     """Return settings that evaluate within epochs, unless this is slow or the user set how often."""
     if len(data.validation) > MAX_VALIDATION_SHARE * len(data.train):
         return config
-    n_train = len(data.train) if data.labels.kept is None else int(data.labels.kept.sum())
+    kept = data.labels_for(config).kept
+    n_train = len(data.train) if kept is None else int(kept.sum())
     steps = evaluation_steps(steps_per_epoch(n_train, batch_size, config.set))
     whole_epochs = config.epochs is None or float(config.epochs).is_integer()
     if steps is None or not whole_epochs or "eval_strategy" in config.set or "eval_steps" in config.set:

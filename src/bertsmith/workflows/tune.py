@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -16,6 +17,7 @@ from optuna.trial import TrialState
 
 from bertsmith.compute.device import kept_random_states
 from bertsmith.compute.machine import versions
+from bertsmith.compute.memory import memory_errors
 from bertsmith.config import Config
 from bertsmith.data.clean import clean
 from bertsmith.data.split import assign_folds, split_cleaned
@@ -30,7 +32,6 @@ from bertsmith.training.arguments import argument_problems, training_arguments
 from bertsmith.tuning.config import StudyConfig
 from bertsmith.tuning.space import Categorical, Dimension, apply_changes, default_space, read_space
 from bertsmith.tuning.store import is_done
-from bertsmith.workflows.baselines import FrozenEmbeddings
 from bertsmith.workflows.cross_validation import choose_folds
 from bertsmith.workflows.inspect import as_table, with_checkpoint
 from bertsmith.workflows.prepare import Splits, choose_recipe
@@ -117,6 +118,7 @@ def run_tuning(
     return study
 
 
+@memory_errors("out of memory: {error}", "Free memory, raise the memory limit, or use a smaller --model.")
 def _start_search(
     data: TrialData,
     config: Config,
@@ -152,8 +154,11 @@ def _start_search(
     space, fixed = apply_changes(space, config, changes)
     arguments = training_arguments(recipe, config, Path(gettempdir()), loaded.device, task=data.task, saves=False)
     chosen = {**vars(arguments), **vars(config), **vars(recipe), "max_length": loaded.max_length}
-    for name in space.keys() - defaults.keys():  # dimensions that only the user's space has
-        if (value := chosen.get(name)) is not None:
+    for name, dimension in space.items():
+        setting = getattr(config, name, None)
+        if isinstance(dimension, Categorical) and setting in dimension.values:  # perhaps "auto"
+            defaults[name] = setting
+        elif name not in defaults and (value := chosen.get(name)) is not None:
             defaults[name] = value
     if not space:
         raise ConfigError(
@@ -172,12 +177,7 @@ def _start_search(
     begin_or_resume(study, searched, fingerprints=fingerprints, overwrite=overwrite)
     study.update(versions=versions(), result=None)
     if not study_config.cv:
-
-        def embed() -> FrozenEmbeddings:
-            tables = {"train": data.train, "test": data.train.take(np.array([], dtype=np.int64))}
-            return FrozenEmbeddings.embed(data.task, loaded, tables, {"train": train.tokens}, config.seed)
-
-        data.labels = choose_training_labels(study, splits, embed, config)
+        data.labels = choose_training_labels(study, splits, partial(data.embed, config, loaded), config)
     search = Search(
         data,
         fixed,
