@@ -51,7 +51,7 @@ class LabelledSample:
         groups: group of each text if known, from the sample or from the corpus.
         left_out: number of rows left out by reason.
         notes: what to know about the rows that are left out.
-        trained: hashes of the training and validation texts, without those that the sample lists only as not drawn.
+        trained: hashes of the training and validation texts, without those that the sample lists as not drawn.
         drawn_from: number of texts that all drawn rows represent by their inclusion probabilities, also those without a
             label; ``None`` without probabilities.
         found: whether each text occurs in the corpus, shape (n,).
@@ -184,10 +184,12 @@ def read_sample(
     n_blank = int((design.usable & ~labelled).sum())
     drawn_from = None if design.inclusion is None else float((1 / design.inclusion[design.usable]).sum())
     design = Design(design.usable[labelled], None if design.inclusion is None else design.inclusion[labelled])
-    trained = run.training_hashes
+    trained: frozenset[str] = frozenset(run.training_hashes)
     plain = Texts(map(unguarded, texts))
     texts = Texts(b if known else a for a, b, known in zip(texts, plain, hash_texts(plain).isin(trained), strict=True))
     hashes = hash_texts(texts)
+    # Of a text that occurs several times, some copies can be drawn and others not. The drawn copies represent them all.
+    trained = trained.difference(hashes[~design.usable])
     seen = hashes.isin(trained).to_numpy()
     usable = np.flatnonzero(design.usable & ~seen)
     _check_labels(texts, table.targets, rows, usable, table.name)
@@ -234,8 +236,7 @@ def read_sample(
         [group_name(cells[int(i)], unite_numbers=False) or NO_GROUP if known else None for i in usable],
         left_out,
         tuple(notes),
-        # The sample has lost the drawn copies of trained texts, so it no longer represents the other copies either.
-        frozenset(trained.difference({*hashes[~design.usable]}.difference(hashes[design.usable]))),
+        trained,
         drawn_from,
     )
 
