@@ -448,6 +448,7 @@ def test_only_texts_with_a_known_chance_are_used():
         {"inclusion_probability": [0, 0.5]},
         {"inclusion_probability": ["often", 0.5]},
         {"random": ["true", "true"], "inclusion_probability": [None, 0.5]},
+        {"random": ["true", "false"], "inclusion_probability": [None, None]},
     ],
 )
 def test_a_design_that_is_not_valid_is_refused(columns):
