@@ -259,6 +259,9 @@ def test_rounds_of_a_project(pool, tmp_path, tiny, cli):
     chosen = pd.read_csv(out)
     assert (chosen["row"][chosen["random"]] > 120).all()
     assert chosen["inclusion_probability"].isna().all()  # the random texts of this round do not represent the old rows
+    with pytest.raises(DataError) as caught:
+        read_design(chosen.to_dict("list"), chosen["row"].tolist(), "next.csv")
+    assert "labels.csv" in caught.value.remedy
     table.loc[3, "Text"] = "changed"
     table.to_csv(pool, index=False)
     code, _, err = cli("next", project.path, pool, "--model", tiny)

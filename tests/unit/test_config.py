@@ -151,6 +151,10 @@ def test_tune_reads_a_file_in_the_shell_as_in_python(tmp_path, monkeypatch, cli)
     code, _, err = cli("tune", "t.csv", "-o", tmp_path / "study", "--config", file)
     assert code == 2
     assert "--final-seeds" in err
+    monkeypatch.setenv("BERTSMITH_SEEDS", "2")
+    code, _, err = cli("tune", "t.csv", "-o", tmp_path / "study")
+    assert code == 2
+    assert "BERTSMITH_SEEDS" in err
 
 
 def test_no_message_prints_a_whole_table():

@@ -27,7 +27,7 @@ from sklearn.metrics import cohen_kappa_score
 from bertsmith.cli import label as command
 from bertsmith.cli.label import _train_flags
 from bertsmith.config import Config, DataConfig
-from bertsmith.data.columns import with_own_names
+from bertsmith.data.columns import canonical, with_own_names
 from bertsmith.data.read import read_table
 from bertsmith.data.template import Template
 from bertsmith.errors import ConfigError, DataError, RunFolderError, UserError
@@ -35,7 +35,7 @@ from bertsmith.evaluation.agreement import alpha, kappa, measure_agreement
 from bertsmith.labelling.app import MAX_BODY, create_app
 from bertsmith.labelling.pool import EmptyPoolError, PoolFile
 from bertsmith.labelling.project import FILE, SETTLER, Decision, Project, Queued
-from bertsmith.labelling.table import Snapshot, export
+from bertsmith.labelling.table import OWN_COLUMNS, Snapshot, export
 from bertsmith.load_config import resolve
 from bertsmith.measuring.design import read_design
 from bertsmith.serving import signals
@@ -530,9 +530,15 @@ def test_columns_of_the_pool_keep_their_cells_under_another_name(project):
         ("text", "text", ("text",)),  # the labelled texts, not those of "pool text"
         (None, "text", None),
     ):
-        assert _named_as_in_sample(Config(text_column=named), Template((trained,)), record).text_column == read
-    pair = _named_as_in_sample(Config(pair_column="row"), Template(pair_column="other"), record)
-    assert pair.pair_column == "pool row"
+        assert _named_as_in_sample(Config(text_column=named), None, Template((trained,)), record)[0].text_column == read
+    config = Config(pair_column="row", group_column="Reason")
+    found, by = _named_as_in_sample(config, "random", Template(pair_column="other"), record)
+    assert (found.pair_column, found.group_column, by) == ("pool row", "pool reason", "pool Random")
+    assert _named_as_in_sample(Config(), "date", Template(), [*record, "pool date"])[1] == "date"  # not renamed
+    pool = with_own_names({"note": 1, "pool note": 2}, ["note"], "pool")
+    assert _named_as_in_sample(Config(), "note", Template(), ["note", *pool])[1] == "pool pool note"
+    own = {canonical(name) for name in record if name != "Text" and name.removeprefix("pool ") not in columns}
+    assert own <= set(map(canonical, OWN_COLUMNS))
     cells = ChosenTexts(project.texts[-1:], {}, 40).cells()
     assert (cells["row"], cells["pool row"], cells["pool Random"]) == ([50], ["id 7"], ["never"])
 

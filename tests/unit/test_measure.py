@@ -448,6 +448,7 @@ def test_only_texts_with_a_known_chance_are_used():
         {"inclusion_probability": [0, 0.5]},
         {"inclusion_probability": ["often", 0.5]},
         {"random": ["true", "true"], "inclusion_probability": [None, 0.5]},
+        {"random": ["true", "false"], "inclusion_probability": [None, None]},
     ],
 )
 def test_a_design_that_is_not_valid_is_refused(columns):
@@ -674,13 +675,23 @@ def test_numbers_that_vary_in_one_cluster_or_in_no_labelled_text_have_no_coeffic
         ("hate", "infinite", "linear", DataError),
         ("words", "late", "linear", DataError),
         ("missing", "late", "linear", DataError),
+        ("infinite", "late", "linear", DataError),
     ],
 )
 def test_a_regression_that_cannot_be_is_refused(label, on, model, error):
-    frame = _outcomes(0, n=40).assign(infinite=np.inf)
+    frame = _outcomes(0, n=40).assign(infinite=np.inf, **{"outcome infinite": [np.inf] + [0.0] * 39})
     frame[["outcome words", "outcome missing"]] = "word", np.nan
     with pytest.raises(error):
         fit_regression(frame, label, on, model=model)
+
+
+@pytest.mark.parametrize("probability", [0, -0.5, 1.5])
+def test_a_regression_refuses_values_that_are_not_inclusion_probabilities(probability):
+    frame = _outcomes(0, n=40).assign(inclusion_probability=0.5)
+    fit_regression(frame, "hate", ["late"])
+    frame.loc[0, "inclusion_probability"] = probability
+    with pytest.raises(DataError):
+        fit_regression(frame, "hate", ["late"])
 
 
 @pytest.mark.parametrize("name", ["none.csv", ".", "empty.csv", "rows.csv", "bytes.csv", "twice.csv", "words.csv"])
@@ -950,7 +961,7 @@ def test_shares_are_for_the_texts_that_the_sample_represents(finished, corpus, t
     copied = drawn["Text"][seen].iloc[0]
     some = drawn[~seen | (drawn["Text"] == copied)]
     listed = pd.concat([some.assign(random=True), known.assign(random=False)])
-    assert measured(listed) == (len(table) - (table["Text"] == copied).sum(), (~seen).sum(), None)
+    assert measured(listed) == (len(table), len(some), None)
 
 
 def test_drawn_texts_without_a_label_are_named_or_refused(finished, corpus, tmp_path):

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import zipfile
+from dataclasses import asdict
 
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from bertsmith.config import Config
 from bertsmith.data.clean import AVERAGED, UNITED
+from bertsmith.data.findings import CHOSEN_VALIDATION, Finding
 from bertsmith.data.read import read_table
 from bertsmith.data.template import stored_groups
 from bertsmith.errors import ConfigError
@@ -472,9 +474,12 @@ def test_an_archive_without_texts_has_no_other_cells(copy, tmp_path):
         frame = pd.read_parquet(file)
         frame.assign(group=[f"Jane Doe {i % 20}" for i in range(len(frame))]).to_parquet(file)
     _edit(copy / "metrics.json", lambda metrics: metrics.update(slices=[{"column": "author", "value": "Jane Doe"}]))
+    found = Finding(CHOSEN_VALIDATION, "warning", 1, "Jane Doe", "Jane Doe", (1,))
+    _edit(copy / "run.json", lambda run: run["data"]["findings"].update(findings=[asdict(found)]))
     pack_run(copy, tmp_path / "run.zip", texts=False)
     with zipfile.ZipFile(tmp_path / "run.zip") as archive:
         archive.extractall(tmp_path / "out")
+    assert Run(tmp_path / "out" / "run").has_chosen_validation  # the methods paragraph depends on it
     assert not any(b"Jane Doe" in file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file())
     packed = stored_groups(Run(tmp_path / "out" / "run").predictions)
     assert packed.tolist() == stored_groups(Run(copy).predictions).tolist()  # for the intervals

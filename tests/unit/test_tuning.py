@@ -825,6 +825,17 @@ def test_a_study_is_resumed_with_a_fingerprint_of_its_table(tmp_path):
         begin_or_resume(study, {**searched, "data": "new"}, fingerprints=("new", "other"), overwrite=False)
 
 
+def test_a_study_whose_settings_file_older_versions_ignored_says_how_to_resume(tmp_path):
+    study, settings = bs.Study(tmp_path), Config().dump()
+    searched = {"settings": settings, "objectives": [], "cv": None, "space": {}, "data": "x"}
+    begin_or_resume(study, searched, fingerprints=("x",), overwrite=False)
+    for changes, advised in (({"cv": 3, "effort": "quick"}, True), ({"epochs": 3}, False)):
+        with pytest.raises(RunFolderError) as caught:
+            changed = {**searched, "settings": {**settings, **changes}}
+            begin_or_resume(study, changed, fingerprints=("x",), overwrite=False)
+        assert ("cv, effort" in caught.value.remedy) == advised
+
+
 def test_an_interrupted_overwrite_leaves_a_study(tmp_path, monkeypatch):
     def interrupt(folder):
         raise KeyboardInterrupt

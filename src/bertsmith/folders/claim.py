@@ -157,13 +157,14 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     ]
 
 
-def refuse_changes(what: str, path: Path, changed: list[str]) -> None:
+def refuse_changes(what: str, path: Path, changed: list[str], *, otherwise: str = "") -> None:
     """Refuse to resume if anything has changed.
 
     Args:
         what: ``"run"``, ``"study"`` or ``"predictions"``.
         path: its folder.
         changed: descriptions of what differs.
+        otherwise: what else the user can do.
 
     Raises:
         RunFolderError: naming what differs.
@@ -172,5 +173,6 @@ def refuse_changes(what: str, path: Path, changed: list[str]) -> None:
         raise RunFolderError(
             f"the {what} cannot be resumed, because these differ: {'; '.join(changed)}",
             where=str(path),
-            remedy="Repeat the original command with the same version of bertsmith, or begin again with --overwrite.",
+            remedy="Repeat the original command with the same version of bertsmith, or begin again with --overwrite."
+            + otherwise,
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from filelock import FileLock, Timeout
 
+from bertsmith.config import Config
 from bertsmith.errors import RunFolderError, needing, rendered_by, to_path
 from bertsmith.folders.atomic import foreign_names, write_json
 from bertsmith.folders.claim import Output, check_contents, check_empty, differences, known_settings, refuse_changes
@@ -21,6 +22,8 @@ CLAIM_LOCK = ".claim.lock"
 """Locked while a process opens the study, or starts a trial."""
 DEFAULTS = "defaults"
 """Folder of the run with default settings, unless the defaults win."""
+IGNORED = ("cv", "effort", "keep_checkpoints")
+"""Settings that ``bertsmith tune`` of older versions ignored in a settings file."""
 
 
 class Study(Output):
@@ -158,7 +161,9 @@ def begin_or_resume(study: Study, searched: dict[str, Any], *, fingerprints: tup
         write_json(study.file, {"created": now(), "searched": searched})
         return
     before = study.info.get("searched") or {}
-    changed = differences(known_settings(before.get("settings") or {}), searched["settings"])
+    defaults, old, new = Config().dump(), known_settings(before.get("settings") or {}), searched["settings"]
+    ignored = [name for name in IGNORED if old[name] == defaults[name] != new[name]]
+    changed = differences(old, new)
     changed += differences(
         {"objectives": before.get("objectives"), "--cv": before.get("cv")},
         {"objectives": searched["objectives"], "--cv": searched["cv"]},
@@ -167,4 +172,5 @@ def begin_or_resume(study: Study, searched: dict[str, Any], *, fingerprints: tup
         changed.append("the texts, labels, groups or splits")
     if not changed and before.get("space") != searched["space"]:  # different settings also change the space
         changed.append("the search space")
-    refuse_changes("study", study.path, changed)
+    advice = f" Or remove {', '.join(ignored)} from the settings file: older versions ignored such lines."
+    refuse_changes("study", study.path, changed, otherwise=advice if ignored else "")

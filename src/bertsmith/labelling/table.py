@@ -30,8 +30,9 @@ from bertsmith.measuring.design import INCLUSION, RANDOM
 AGREED, MAJORITY, TIE, SETTLED, SINGLE = "agreed", "majority", "tie", "settled", "one coder"
 PAIR = "Pair"
 """The column with the second text of a pair."""
-_ROLES = {*LABEL, *LABEL_TEXT, *TEXT, "split"}
-"""Columns that `train` would read; those of the pool get another name."""
+_FACTS = {RANDOM, INCLUSION, "reason", "decided_by", "share_of_coders", "row", "note"}
+OWN_COLUMNS = {*LABEL, *LABEL_TEXT, "split", *_FACTS}
+"""Columns of the project besides its texts. A column of the pool with such a name gets another name."""
 _REMEDY = (
     "Every decision is saved. Close programs that have this file open, or check disk and permissions. Then run "
     "bertsmith label again, which writes the file when it ends."
@@ -241,7 +242,7 @@ class Snapshot:
                 "row": text.row,
                 "note": " | ".join(each.notes),
             }
-            records.append(record | with_own_names(text.columns, [*record, *_ROLES], "pool"))
+            records.append(record | with_own_names(text.columns, [*record, *TEXT, *OWN_COLUMNS], "pool"))
         return records
 
 

@@ -78,11 +78,20 @@ def read_design(
         usable = drawn & ~np.isnan(probabilities)
         without = drawn & ~usable & ~np.isin(rows, [*unlabelled])
         if random is not None and without.any():
+            if not usable.any():
+                raise DataError(
+                    "the rows that were drawn at random have no inclusion probability: they may not represent the "
+                    "whole pool",
+                    where=place,
+                    remedy="Pass labels.csv of the project, which has the random texts of all rounds. If you drew only "
+                    "from new rows of the pool, remove this column, and pass these rows as the corpus. Otherwise write "
+                    "the probabilities.",
+                )
             row = rows[int(np.flatnonzero(without)[0])]
             raise DataError(
                 f"row {row:,} was drawn at random, but has no inclusion probability, while other rows have one",
                 where=place,
-                remedy="Write the probability of every row that was drawn at random, or remove the column.",
+                remedy="Write the probability of every row that was drawn at random.",
             )
     return Design(usable, probabilities)
 

@@ -115,6 +115,9 @@ def fit_regression(
     weights, units = np.ones(len(frame)), "texts" if clusters is None else "clusters"
     if INCLUSION in frame.columns:
         inclusion = _numbers(frame, INCLUSION, where)
+        if ((inclusion <= 0) | (inclusion > 1)).any():
+            what = f"column {quoted(INCLUSION)} has values that are not probabilities above 0 and at most 1"
+            raise DataError(what, where=where, remedy=_REMEDY)
         weights = np.where(np.isnan(inclusion), 0.0, 1 / inclusion)  # 0 without a label
         units = "labelled texts" if clusters is None else "clusters with a labelled text"
     known = weights > 0
@@ -126,8 +129,8 @@ def fit_regression(
     spread[spread == 0] = 1
     x = np.column_stack([np.ones(len(frame)), (values - center) / spread])
     y = _numbers(frame, outcome, where)
-    if np.isnan(y).any():
-        raise DataError(f"column {quoted(outcome)} has missing values", where=where, remedy=_REMEDY)
+    if not np.isfinite(y).all():
+        raise DataError(f"column {quoted(outcome)} has missing or infinite values", where=where, remedy=_REMEDY)
     for rows, among in ((slice(None), ""), (known, "among the labelled texts, ")):
         if np.linalg.matrix_rank(x[rows]) < x.shape[1]:
             what = f"{among}the columns {listing(on)} are constant or linearly dependent"

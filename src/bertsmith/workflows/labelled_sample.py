@@ -12,13 +12,14 @@ import numpy as np
 
 from bertsmith.config import Config
 from bertsmith.data.clean import NO_LABEL, UNITED, clean
-from bertsmith.data.columns import TEXT, canonical
+from bertsmith.data.columns import canonical
 from bertsmith.data.sources import read_raw
 from bertsmith.data.table import REGRESSION, Table
 from bertsmith.data.template import Template, Texts, flat, texts_of, unguarded
 from bertsmith.data.texts import group_name
 from bertsmith.errors import DataError, counted, listing, number_form, quoted
 from bertsmith.folders.run import Run
+from bertsmith.labelling.table import OWN_COLUMNS
 from bertsmith.measuring.design import NOT_RANDOM, Design, read_design
 from bertsmith.measuring.estimate import Sample, order_z_score
 from bertsmith.measuring.quantities import Quantities
@@ -51,7 +52,7 @@ class LabelledSample:
         groups: group of each text if known, from the sample or from the corpus.
         left_out: number of rows left out by reason.
         notes: what to know about the rows that are left out.
-        trained: hashes of the training and validation texts, without those that the sample lists only as not drawn.
+        trained: hashes of the training and validation texts, without those that the sample lists as not drawn.
         drawn_from: number of texts that all drawn rows represent by their inclusion probabilities, also those without a
             label; ``None`` without probabilities.
         found: whether each text occurs in the corpus, shape (n,).
@@ -166,7 +167,8 @@ def read_sample(
     unused = dict.fromkeys(("sql", "db", "sheet", "encoding", "validation", "test"))
     config = config.model_copy(update={**unused, "task": run.task})
     raw = read_raw(source, config)
-    whole = read_labelled(raw, _named_as_in_sample(config, run.template, raw.frame.columns), run)
+    config, by = _named_as_in_sample(config, by, run.template, raw.frame.columns)
+    whole = read_labelled(raw, config, run)
     cleaned = clean(dataclasses.replace(whole, frame=whole.frame.assign(split="test")))
     table = cleaned.table
     rows, texts = table.frame["row"].tolist(), texts_of(table.frame)
@@ -184,10 +186,12 @@ def read_sample(
     n_blank = int((design.usable & ~labelled).sum())
     drawn_from = None if design.inclusion is None else float((1 / design.inclusion[design.usable]).sum())
     design = Design(design.usable[labelled], None if design.inclusion is None else design.inclusion[labelled])
-    trained = run.training_hashes
+    trained: frozenset[str] = frozenset(run.training_hashes)
     plain = Texts(map(unguarded, texts))
     texts = Texts(b if known else a for a, b, known in zip(texts, plain, hash_texts(plain).isin(trained), strict=True))
     hashes = hash_texts(texts)
+    # Of a text that occurs several times, some copies can be drawn and others not. The drawn copies represent them all.
+    trained = trained.difference(hashes[~design.usable])
     seen = hashes.isin(trained).to_numpy()
     usable = np.flatnonzero(design.usable & ~seen)
     _check_labels(texts, table.targets, rows, usable, table.name)
@@ -234,32 +238,36 @@ def read_sample(
         [group_name(cells[int(i)], unite_numbers=False) or NO_GROUP if known else None for i in usable],
         left_out,
         tuple(notes),
-        # The sample has lost the drawn copies of trained texts, so it no longer represents the other copies either.
-        frozenset(trained.difference({*hashes[~design.usable]}.difference(hashes[design.usable]))),
+        trained,
         drawn_from,
     )
 
 
-def _named_as_in_sample(config: Config, template: Template, columns: Iterable[str]) -> Config:
-    """Return settings with the names that the columns of a corpus have in a sample.
+def _named_as_in_sample(
+    config: Config, by: str | None, template: Template, columns: Iterable[str]
+) -> tuple[Config, str | None]:
+    """Return settings, and the column of the groups, with the names that the columns of a corpus have in a sample.
 
     The table of a labelling project names a column of the pool ``pool NAME`` if the project has a column NAME.
     """
-    named = {canonical(name): name for name in columns}
+    named, own = {canonical(name): name for name in columns}, set(map(canonical, OWN_COLUMNS))
 
     def rename(name: str) -> str:
-        return name if canonical(name) in TEXT else named.get(canonical(f"pool {name}"), name)
+        found = name
+        while canonical(name) in own and (other := named.get(canonical(f"pool {found}"))):
+            found = other
+        return found
 
     given = template.settings(config)
     texts = (given.text_column,) if isinstance(given.text_column, str) else given.text_column
     renamed = tuple(map(rename, texts or template.text_column))
-    return config.model_copy(
-        update={
-            "text_column": renamed if texts or renamed != template.text_column else None,
-            "pair_column": given.pair_column and rename(given.pair_column),
-            "with_columns": tuple(map(rename, given.with_columns)),
-        }
-    )
+    update = {
+        "text_column": renamed if texts or renamed != template.text_column else None,
+        "pair_column": given.pair_column and rename(given.pair_column),
+        "with_columns": tuple(map(rename, given.with_columns)),
+        "group_column": config.group_column and rename(config.group_column),
+    }
+    return config.model_copy(update=update), by and rename(by)
 
 
 def _check_blanks(

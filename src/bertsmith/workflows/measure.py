@@ -190,8 +190,9 @@ class Tally:
             known += f": the estimates are for the other {counted(sum_totals(self.totals.values()).texts, 'text')}"
         else:
             known += (
-                ", but not in the sample. The estimates are for the whole corpus if you drew from all its texts. If "
-                "you drew only from the other texts, remove the training and validation texts from the corpus"
+                ", but not in the sample. If you drew only from the other texts, remove these texts from the corpus. "
+                "If you drew from all texts, the estimates are for the whole corpus. But the model may predict its "
+                "training texts better than the others, so compare the estimates with those of the labelled texts alone"
             )
         return [known, *empty_rows(self.empty)]
 

@@ -111,8 +111,10 @@ def _hashed(file: Path) -> bytes:
 
 
 def _to_share(run: Run, *, texts: bool) -> bytes:
-    """Return ``run.json`` without a database URL; without texts, also without findings, whose messages quote them."""
+    """Return ``run.json`` without a database URL; without texts, also without the sentences that quote them."""
     info = run.info
     if not texts:
-        info["data"]["findings"] = {**info["data"]["findings"], "findings": []}
+        findings = info["data"]["findings"]
+        kept = [{**finding, "message": "", "action": ""} for finding in findings.get("findings", ())]
+        info["data"]["findings"] = {**findings, "findings": kept}
     return to_json(info).encode()

@@ -60,7 +60,10 @@ def run_tuning(
 ) -> Study:
     """Search, then train and test the winner; see `bertsmith.tune` for the arguments."""
     if config.seeds > 1:
-        raise ConfigError("tune does not use the setting seeds", remedy="Leave it out, and pass --final-seeds instead.")
+        raise ConfigError(
+            "tune does not use the setting seeds",
+            remedy="Leave it out, also as environment variable BERTSMITH_SEEDS. Pass --final-seeds instead.",
+        )
     if not config.test_size:
         raise ConfigError(
             "test_size must be greater than 0: a study needs test texts that no trial uses",
