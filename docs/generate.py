@@ -228,8 +228,8 @@ _STUDY = """## A study
 `labels.csv` has a row for each labelled text. The label is empty for texts on which coders are tied, and for random
 texts that coders left without a label. With several labels per text, the list `[]` means none of the labels. The first
 columns of `labels.csv` are those of the next table. The columns of the pool follow. If a column of the pool has one of
-these names, it becomes `pool NAME`. If you name this column of the corpus, `bertsmith measure` reads `pool NAME` in
-this table.
+these names, it becomes `pool NAME`. If a flag such as `--text-column` or
+`--by` names this column, `bertsmith measure` reads `pool NAME` from this table.
 
 | column | content |
 | --- | --- |

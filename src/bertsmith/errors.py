@@ -271,8 +271,8 @@ def to_path(value: Any, name: str, error_type: type[UserError] = ConfigError, *,
     """Convert an argument to a path.
 
     Raises:
-        UserError: of class ``error_type``, if the value is not a path or no file system accepts it; unless
-            ``any_encoding``, also if it is not UTF-8, as pyarrow and tokenizers require.
+        UserError: of class ``error_type``, if the value is not a path, or if no file system accepts it. Without
+            ``any_encoding``, also if the path is not UTF-8: pyarrow and tokenizers require UTF-8.
     """
     if not isinstance(value, str | os.PathLike):
         raise error_type(f"{name} should be a path, not {with_article(value)}", remedy="Pass a str or a pathlib.Path.")
@@ -283,7 +283,7 @@ def to_path(value: Any, name: str, error_type: type[UserError] = ConfigError, *,
             remedy="Pass the path of a file or folder, not its content.",
         )
     if not any_encoding and re.search("[\ud800-\udfff]", str(value)):
-        raise error_type(f"{name} is not a path in UTF-8", where=str(value), remedy="Rename its files and folders.")
+        raise error_type(f"{name} is not valid UTF-8", where=str(value), remedy="Rename the file and its folders.")
     if is_url(value):
         raise error_type(
             f"{name} is a URL, but bertsmith reads and writes only files and folders",

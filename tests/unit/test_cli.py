@@ -637,7 +637,7 @@ def test_inputs_are_never_replaced(cli, finished, csv, tmp_path):
             assert "--overwrite to replace" not in err
 
 
-def test_a_url_is_no_path(cli, finished, tmp_path, monkeypatch):
+def test_a_url_is_not_a_path(cli, finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for command in (("pack", finished, "-o"), ("compare", finished), ("inspect", "--config"), ("methods",)):
         code, _, err = cli(*command, "s3://bucket/x.zip")

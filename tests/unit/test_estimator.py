@@ -268,7 +268,7 @@ def test_the_environment_may_have_settings_without_effect(estimator, monkeypatch
 
 
 @pytest.mark.parametrize("random_state", [np.random.RandomState(0), -1, 2**32, 1.5, "1"])
-def test_a_random_state_that_is_no_seed_is_an_error(estimator, random_state):
+def test_a_random_state_that_is_not_a_seed_is_an_error(estimator, random_state):
     with pytest.raises(ConfigError) as error:
         clone(estimator).set_params(random_state=random_state)._config()
     assert "random_state" in error.value.what

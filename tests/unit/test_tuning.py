@@ -595,7 +595,7 @@ def test_workers_claim_exactly_the_number_of_trials(tmp_path):
 
 
 @pytest.mark.parametrize("in_database", [False, True])
-def test_the_trial_of_a_killed_worker_is_repeated_at_most_three_times(in_database, tmp_path, monkeypatch):
+def test_the_trial_of_a_killed_worker_runs_at_most_three_times(in_database, tmp_path, monkeypatch):
     url, dead = f"sqlite:///{tmp_path / 'study.db'}" if in_database else None, []
     monkeypatch.setattr(stores.RDBStorage, "_get_stale_trial_ids", lambda *_: dead)  # without a heartbeat
     survivor = _store(tmp_path, url=url)

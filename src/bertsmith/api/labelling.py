@@ -42,9 +42,10 @@ def next_texts(
     Returns:
         The chosen rows of the pool with their columns, and ``row`` (from 1), ``reason`` (``"uncertain"``,
         ``"diverse"``, ``"rare"`` or ``"random"``), ``random``, and ``inclusion_probability``. That is the probability
-        that these rows contain a text of the pool at random. It is missing for texts that were not drawn at random. If
-        too few texts of the pool differ, there are fewer than ``n`` rows. Over all calls, the random sample contains at
-        most a fifth of the pool, and at most 1,000 texts. If too few of these are left, more rows have another reason.
+        that the random draw puts a text of the pool into these rows. It is missing for texts that were not drawn at
+        random. If too few texts of the pool differ, there are fewer than ``n`` rows. Over all calls, the random sample
+        contains at most a fifth of the pool, and at most 1,000 texts. If too few of these are left, more rows have
+        another reason.
         With ``random_share=1``, this limit holds only if other texts of the pool are in the project or in the table of
         the run.
 

@@ -118,7 +118,7 @@ class Command(_WithHelp, TyperCommand):
 
 
 def with_checked_paths(command: Callable[..., None]) -> Callable[..., None]:
-    """Make a command refuse paths that no file system accepts, and URLs."""
+    """Make a command refuse URLs, and paths that no file system accepts."""
 
     @functools.wraps(command)
     def wrapper(**arguments: Any) -> None:

@@ -200,8 +200,8 @@ def check_design(inspected: Inspected) -> Iterator[Finding]:
             "warning",
             given == "train",
             "of the train split that were not drawn at random",
-            "used, also for validation: thresholds, confidence and decision rule may not suit the other texts of the "
-            "pool; predict shows an expected accuracy only if there are 100 test texts",
+            "used, also for validation. Thresholds, confidence and decision rule may not suit the other texts of the "
+            "pool. predict shows an expected accuracy only with 100 or more test texts",
         )
 
 

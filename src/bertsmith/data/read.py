@@ -113,7 +113,7 @@ def _combine(
 def _without_other_splits(raw: RawTable, rows: np.ndarray, role: str | None) -> tuple[RawTable, np.ndarray]:
     """Return a dataset without the splits that are not for its role, such as ``unsupervised``.
 
-    A dataset with a single split is used whole. Unless the split is known, the dataset is then one without splits.
+    A dataset with a single split is used as a whole. If the name of this split is unknown, the split does not count.
 
     Args:
         raw: the dataset.

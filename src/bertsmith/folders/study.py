@@ -154,7 +154,7 @@ def begin_or_resume(study: Study, searched: dict[str, Any], *, fingerprints: tup
         with FileLock(study.path / CLAIM_LOCK):  # no process opens the study meanwhile
             study.check(overwrite=True)  # again: another process may have opened it
             entries = [entry for entry in study.path.iterdir() if entry.name != CLAIM_LOCK]
-            for entry in sorted(entries, key=lambda entry: entry == study.file):  # until the end, a study
+            for entry in sorted(entries, key=lambda entry: entry == study.file):  # study.json last: it marks a study
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     if not study.file.is_file():
         study.path.mkdir(parents=True, exist_ok=True)

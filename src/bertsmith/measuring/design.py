@@ -83,7 +83,7 @@ def read_design(
                     "the rows that were drawn at random have no inclusion probability: they may not represent the "
                     "whole pool",
                     where=place,
-                    remedy="Pass labels.csv of the project, which has the random texts of all rounds. If you drew only "
+                    remedy="Pass labels.csv of the project, which has the random texts of all calls. If you drew only "
                     "from new rows of the pool, remove this column, and pass these rows as the corpus. Otherwise write "
                     "the probabilities.",
                 )

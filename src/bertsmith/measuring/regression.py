@@ -88,7 +88,7 @@ def fit_regression(
         raise ConfigError("a logistic regression needs a class, not a mean", remedy="Use a linear regression.")
     on = list(on) if isinstance(on, Iterable) and not isinstance(on, str) else [on]
     if not on:
-        raise ConfigError("on names no column", remedy="Name a column of an explanatory variable.")
+        raise ConfigError("on does not name a column", remedy="Name a column with an explanatory variable.")
     table = to_data_frame(table)
     where = "the data frame" if isinstance(table, pd.DataFrame) else str(table)
     frame = table if isinstance(table, pd.DataFrame) else _read(to_path(table, "table"))

@@ -74,7 +74,7 @@ class FiniteCheck:
     def result(self) -> int | None:
         """Wait for the device; return the index of the first loss that is not finite, or the number of losses.
 
-        The latter means the gradient; ``None`` that all numbers are finite.
+        The number of losses means that the gradient is not finite; ``None`` means that all numbers are finite.
         """
         if self._copied is not None:
             self._copied.synchronize()

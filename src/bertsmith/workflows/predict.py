@@ -162,7 +162,7 @@ def run_prediction(
 
 
 def _unseen(classifier: Predictor, run: Path) -> HeldOutPredictions | None:
-    """Return the predictions for the test texts of a run. An export, or a run with few of them, gives held-out ones.
+    """Return predictions for test texts; for an export, or a run with few test texts, those for validation texts.
 
     Return ``None`` if these were chosen to be labelled: uncertain texts are more difficult than others.
     """

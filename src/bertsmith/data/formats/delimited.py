@@ -27,7 +27,7 @@ _ESCAPE = r"""\\(?:[N0]\b|[\\"'\r\n\t,;|])"""
 _LITERAL = re.compile(rf"(?:[^\\]++|{_ESCAPE})*+\\")
 """A line up to a backslash that escapes nothing."""
 _KEPT = (re.compile(r'(?<!\\)\\+"|\\'), re.compile(rf"{_ESCAPE}|\\"))
-"""The escapes of a file with literal backslashes, or a single backslash: only quotes are escaped, or more."""
+"""Patterns for files with literal backslashes: an escape, else a literal backslash. The first escapes only quotes."""
 
 
 def read_delimited(file: TableFile, chunk_rows: int | None, on_bad_row: OnBadRow | None) -> ChunkedTable:
