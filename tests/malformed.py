@@ -224,7 +224,7 @@ def _quotes(c: _Corpus) -> None:
     c.repaired("escaped-backslashes.csv", _rows(*rows), ['C:\\new "cat"', "a\\b\\", 'dog "', '\\"x\\y'])
     rows = ['"it\\\'s \\"C:\\\\new\\""', '"zero\\0 a\\\\b"', "dog\\, red", "\\N"]
     rows = [f"{row},{label}" for row, label in zip(rows, LABELS, strict=True)]
-    c.repaired("escaped-apostrophes.csv", _rows(*rows), ['it\'s "C:\\new"', "zero0 a\\b", "dog, red", "N"])
+    c.repaired("escaped-apostrophes.csv", _rows(*rows), ['it\'s "C:\\new"', "zero\\0 a\\b", "dog, red", "N"])
     rows[1] = '"D:\\dir",b'  # a literal backslash, in a file with an escaped comma
     c.repaired("mixed-backslashes.csv", _rows(*rows), ['it\'s "C:\\new"', "D:\\dir", "dog, red", "N"])
     c.repaired("all-quoted.csv", "\n".join(",".join(f'"{f}"' for f in row.split(",")) for row in GOOD.splitlines()))

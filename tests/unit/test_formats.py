@@ -187,6 +187,8 @@ def test_a_test_table_is_the_test_split_of_a_dataset_with_several():
     assert "--validation" in caught.value.remedy
     with pytest.raises(DataError):
         read_table(frame, DataConfig(test=datasets.DatasetDict({"train": part, "test": part.select([])})))
+    one = datasets.DatasetDict({"corpus": datasets.Dataset.from_pandas(frame), "test": part.select([])})
+    assert "split" not in read_table(one).frame or read_table(one).frame["split"].isna().all()
 
 
 def test_a_dataset_is_read_without_its_format_and_without_decoding():

@@ -365,7 +365,7 @@ def test_a_later_table_is_read_with_the_label_column_of_the_training(trained, se
     assert _later(table, ("a", "b"), settings=settings, **trained).columns.label_names == (column,)
 
 
-@pytest.mark.parametrize(("name", "both"), [("stars", False), ("Label", True), ("label_id", True), ("Class", True)])
+@pytest.mark.parametrize(("name", "both"), [("stars", False), ("Label", True), ("label_id", True), ("Class", False)])
 def test_label_texts_belong_only_to_a_label_column_of_their_name(name, both):
     frame = pd.DataFrame({"text": list("abcdef"), name: [1, 2] * 3, "Label Text": ["food", "staff"] * 3})
     table = read_table(frame, DataConfig(label_column=name))

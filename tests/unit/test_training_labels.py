@@ -101,16 +101,18 @@ def test_label_noise_off_cross_validation_and_few_or_many_texts_keep_all_texts(t
         ({"label_noise": {"used": False}}, "journal.log"),
         ({}, "journal.log"),  # of an older version
         ({"trials": []}, "best.toml"),  # likewise, with a database
+        ({}, ".workers"),  # likewise, killed
     ],
 )
 def test_a_resumed_study_keeps_all_texts_without_embeddings(saved, file, tmp_path, monkeypatch):
     monkeypatch.setattr(training_labels, "MIN_TEXTS", 50)
     config, study, cleaned = Config(), bs.Study(tmp_path), clean(bs.read_table(tiny_table(120)))
     study.file.write_text(json.dumps({"searched": {"settings": config.dump()}, **saved}), encoding="utf-8")
-    (tmp_path / file).touch()
+    started = tmp_path / file
+    started.mkdir() if file == ".workers" else started.touch()
     splits, not_called = Splits(cleaned, split_cleaned(cleaned, config, 0), None), None
     assert choose_training_labels(study, splits, not_called, config) == (None, None)
     study.file.write_text(json.dumps({"searched": {"settings": config.dump()}}), encoding="utf-8")
-    (tmp_path / file).unlink()
+    started.rmdir() if file == ".workers" else started.unlink()
     with pytest.raises(TypeError):  # a new study needs embeddings
         choose_training_labels(study, splits, not_called, config)

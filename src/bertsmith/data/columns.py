@@ -126,7 +126,7 @@ def find_columns(
     taken = [*texts, pair, label, label_text, *labels]
     if label_text is None and not labels:  # further columns may not be the labels: a model that reads them is no use
         # If the label column has another name, a column of label texts may answer another question.
-        if label is None or canonical(label).startswith(LABEL) or canonical(label) in LABEL_SYNONYMS:
+        if label is None or canonical(label).startswith(LABEL):
             label_text = search(LABEL_TEXT, "--label-text-column", taken)
         if label is None:
             label = search(LABEL, "--label-column", taken)

@@ -128,9 +128,11 @@ def _without_other_splits(raw: RawTable, rows: np.ndarray, role: str | None) -> 
     """
     if raw.split is None:
         return raw, rows
-    names = sorted(map(str, raw.split.cat.categories))
-    roles = {name: _SPLIT_SYNONYMS.get(canonical(name)) for name in names}
-    used = [name for name, found in roles.items() if found and role in (None, found)]
+    splits, present = raw.split.cat.categories, set(raw.split)
+    roles = {name: _SPLIT_SYNONYMS.get(canonical(name)) for name in sorted(map(str, splits))}
+    # An empty split counts only if it is the one of the role.
+    names = [name for name, found in roles.items() if name in present or (role and found == role)]
+    used = [name for name in names if roles[name] and role in (None, roles[name])]
     if len(names) == 1:
         return raw if used or names == ["unsupervised"] else replace(raw, split=None), rows
     is_used = raw.split.isin(used).to_numpy()

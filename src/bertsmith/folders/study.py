@@ -113,7 +113,8 @@ class Study(Output):
     @property
     def is_begun(self) -> bool:
         """Whether trials may have run."""
-        return (self.path / "journal.log").is_file() or "trials" in self.info
+        has_storage = (self.path / "journal.log").is_file() or (self.path / ".workers").is_dir()
+        return has_storage or "trials" in self.info
 
     @property
     def result(self) -> dict[str, Any] | None:

@@ -22,8 +22,8 @@ _MAX_FIELD_CHARS = 2**31 - 1
 _SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
 """First line of a file that declares its delimiter to Excel."""
 _ESCAPED = {"escapechar": "\\", "doublequote": False}
-_ESCAPE = r"""\\(?:[N0]\b|[\\"'\r\n\t,;|])"""
-"""An escaped quote, backslash, line break or delimiter; ``\\N`` is the NULL of MySQL, and ``\\0`` a null character."""
+_ESCAPE = r"""\\(?:N\b|[\\"'\r\n\t,;|])"""
+"""An escaped quote, backslash, line break or delimiter; ``\\N`` is the NULL of MySQL."""
 _LITERAL = re.compile(rf"(?:[^\\]++|{_ESCAPE})*+\\")
 """A line up to a backslash that escapes nothing."""
 _KEPT = (re.compile(r'(?<!\\)\\+"|\\'), re.compile(rf"{_ESCAPE}|\\"))
