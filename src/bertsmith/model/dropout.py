@@ -10,8 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 
 LEVELS = 2**16
 """Resolution of the dropout rate: rates are accurate to 1 in 131,072."""
-_INTEGER_TYPES = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""By size in bytes."""
+_INTEGER_TYPES = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size in bytes
 
 
 class Dropout:
